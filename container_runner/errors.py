@@ -1,0 +1,280 @@
+"""Every way a run can go wrong, as a tree.
+
+    ContainerRunnerError
+    ├── ConfigError                   a value we refuse, before anything is started
+    ├── UnsupportedRuntimeError       a runtime that can not say which command it runs
+    ├── EngineError                   the box failed; the agent is not to blame
+    │   ├── EngineNotFoundError       no docker, no podman
+    │   ├── EngineUnreachableError    the engine's daemon does not answer
+    │   ├── EnginePermissionError     we may not speak to it
+    │   ├── EngineTimeoutError        it answered too late
+    │   ├── EngineArgumentError       it refused a flag
+    │   ├── ImageNotFoundError        the image is not on this machine
+    │   ├── ImageUnsuitableError      the image lacks a tool that every run needs
+    │   ├── PullFailedError           the image could not be fetched
+    │   ├── NameTakenError            another container has the name
+    │   ├── MountError                a bind source is missing
+    │   ├── NetworkNotFoundError      the network does not exist
+    │   ├── ContainerGoneError        the container ended while the agent ran
+    │   └── CleanupError              something of ours could not be removed
+    └── AgentError                    the box worked; the agent did not
+        ├── CommandNotFoundError      the image has no such program
+        ├── CommandNotExecutableError it is there and can not be run
+        ├── AgentFailedError          it exited with a code that is not 0, or said that it failed
+        ├── AgentKilledError          a signal ended it
+        ├── OutOfMemoryError          the kernel ended it for its memory
+        ├── IncompleteOutputError     its output ended without a result
+        ├── PromptRefusedError        it did not take the prompt
+        ├── TotalTimeoutError         it ran too long
+        ├── IdleTimeoutError          it was silent too long
+        └── ResultTimeoutError        it gave its result and did not leave
+
+`ContainerRunner.execute` raises the first two and yields the others as one last `ErrorMessage`.
+Everything else in the package raises them.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ContainerRunnerError(Exception):
+    """The base of all errors of this package.
+
+    Args:
+        message: what happened, in one sentence. Never an argv, never a secret.
+        next_step: what to do about it; by default the class's own advice.
+        exit_code: the exit code of the process that failed, or None.
+        stderr: the last of what it wrote to stderr, already bounded and scrubbed.
+    """
+
+    kind: ClassVar[str] = "error"
+    """A stable name for programs, the same as `ErrorMessage.kind`."""
+
+    cli_exit_code: ClassVar[int] = 1
+    """What `container-runner` exits with when this ends it; docs/reference/errors.md has the table."""
+
+    advice: ClassVar[str] = "Run it again with --verbose, and report it if the message does not help."
+
+    def __init__(
+        self, message: str, *, next_step: str | None = None, exit_code: int | None = None, stderr: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.next_step = self.advice if next_step is None else next_step
+        self.exit_code = exit_code
+        self.stderr = stderr
+
+    def __str__(self) -> str:
+        tail = f"\n{self.stderr.rstrip()}" if self.stderr.strip() else ""
+        return f"{self.message}{tail}\n{self.next_step}"
+
+
+class ConfigError(ContainerRunnerError):
+    """A configuration value that we refuse.
+
+    Args:
+        field: the field's name, as the configuration spells it ("volumes[0]", "memory").
+        value: the value as it was given. It is shown, so never pass a secret.
+        allowed: what would have been accepted, in words, as the end of "... allowed: ".
+        source: the file or the flag that the value came from, or None for Python.
+    """
+
+    kind = "config"
+    cli_exit_code = 2
+
+    def __init__(self, field: str, value: object, allowed: str, *, source: str | None = None) -> None:
+        where = f"{source}: " if source else ""
+        shown = repr(value)
+        if len(shown) > 200:
+            shown = f"{shown[:200]}… ({len(shown)} characters)"
+        super().__init__(f"{where}{field} = {shown} is refused.", next_step=f"Allowed: {allowed}.")
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+        self.source = source
+
+    def with_source(self, source: str) -> ConfigError:
+        """The same error, naming the file or flag that the value came from."""
+        return ConfigError(self.field, self.value, self.allowed, source=source)
+
+
+class UnsupportedRuntimeError(ContainerRunnerError):
+    """The runtime can not be run in a container, because it can not describe its command."""
+
+    kind = "unsupported_runtime"
+    cli_exit_code = 2
+    advice = "Give it a method command(options) -> Command, as ClaudeRuntime and CommandRuntime have."
+
+
+class EngineError(ContainerRunnerError):
+    """The engine, not the agent, failed, in a way that has no class of its own."""
+
+    kind = "engine"
+    cli_exit_code = 5
+    advice = "Run the command that `container-runner argv` prints by hand to see the engine's own words."
+
+
+class EngineNotFoundError(EngineError):
+    kind = "engine_not_found"
+    cli_exit_code = 3
+    advice = "Install docker or podman, or name the program with --engine or CONTAINER_RUNNER_ENGINE."
+
+
+class EngineUnreachableError(EngineError):
+    kind = "engine_unreachable"
+    cli_exit_code = 3
+    advice = "Start the engine (`systemctl start docker`, or open Docker Desktop) and check DOCKER_HOST."
+
+
+class EnginePermissionError(EngineError):
+    kind = "engine_permission"
+    cli_exit_code = 3
+    advice = "Add yourself to the group that owns the engine's socket, or use rootless podman."
+
+
+class EngineTimeoutError(EngineError):
+    kind = "engine_timeout"
+    cli_exit_code = 3
+    advice = "The engine is stuck or overloaded: see whether `docker ps` answers, then try again."
+
+
+class EngineArgumentError(EngineError):
+    kind = "engine_argument"
+    cli_exit_code = 5
+    advice = "The engine refused a flag: look at extra_args, and at the version of the engine."
+
+
+class ImageNotFoundError(EngineError):
+    kind = "image_not_found"
+    cli_exit_code = 4
+    advice = "Build or pull the image first, or allow pulling with --pull=missing."
+
+
+class ImageUnsuitableError(EngineError):
+    kind = "image_unsuitable"
+    cli_exit_code = 4
+    advice = "The image needs sh, cat, head, mkfifo, rm and sleep (any coreutils or busybox has them)."
+
+
+class PullFailedError(EngineError):
+    kind = "pull_failed"
+    cli_exit_code = 4
+    advice = "Check the image's name, the network and your login with `docker pull`."
+
+
+class NameTakenError(EngineError):
+    kind = "name_taken"
+    cli_exit_code = 5
+    advice = "Run it again: names are random, so this is a coincidence."
+
+
+class MountError(EngineError):
+    kind = "mount"
+    cli_exit_code = 5
+    advice = "Make sure that the folder exists on the machine where the engine runs."
+
+
+class NetworkNotFoundError(EngineError):
+    kind = "network_not_found"
+    cli_exit_code = 5
+    advice = "Create it with `docker network create NAME`, or use bridge or none."
+
+
+class ContainerGoneError(EngineError):
+    kind = "container_gone"
+    cli_exit_code = 6
+    advice = "Somebody or something removed the container: look at the engine's log, and run it again."
+
+
+class CleanupError(EngineError):
+    """Something of ours is still there.
+
+    Args:
+        left: the names of the containers that could not be removed.
+    """
+
+    kind = "cleanup"
+    cli_exit_code = 6
+    advice = "Run `container-runner prune`."
+
+    def __init__(self, message: str, *, left: tuple[str, ...] = (), stderr: str = "") -> None:
+        super().__init__(message, stderr=stderr)
+        self.left = left
+
+
+class AgentError(ContainerRunnerError):
+    """The agent, not the engine, failed."""
+
+    kind = "agent"
+    cli_exit_code = 1
+    advice = "Read the agent's messages above."
+
+
+class CommandNotFoundError(AgentError):
+    kind = "command_not_found"
+    cli_exit_code = 127
+    advice = "Install the agent in the image, or name another image with --image."
+
+
+class CommandNotExecutableError(AgentError):
+    kind = "command_not_executable"
+    cli_exit_code = 126
+    advice = "Make the program executable in the image, for the user that the agent runs as."
+
+
+class AgentFailedError(AgentError):
+    kind = "agent_failed"
+    cli_exit_code = 1
+
+
+class AgentKilledError(AgentError):
+    """A signal ended the agent that we did not send.
+
+    Args:
+        signal: the signal's number.
+    """
+
+    kind = "agent_killed"
+    cli_exit_code = 8
+    advice = "Something in the container killed it; if it was the memory limit, raise --memory."
+
+    def __init__(self, message: str, *, signal: int, exit_code: int | None = None, stderr: str = "") -> None:
+        super().__init__(message, exit_code=exit_code, stderr=stderr)
+        self.signal = signal
+
+
+class OutOfMemoryError(AgentError):
+    kind = "out_of_memory"
+    cli_exit_code = 9
+    advice = "Raise the limit with --memory, or give the agent a smaller task."
+
+
+class IncompleteOutputError(AgentError):
+    kind = "incomplete"
+    cli_exit_code = 7
+    advice = "Resume the session to let the agent finish."
+
+
+class PromptRefusedError(AgentError):
+    kind = "prompt_refused"
+    cli_exit_code = 1
+    advice = "Shorten the prompt, or put the long part into a file in the workspace."
+
+
+class TotalTimeoutError(AgentError):
+    kind = "total_timeout"
+    cli_exit_code = 124
+    advice = "Allow more time with --timeout, or resume the session."
+
+
+class IdleTimeoutError(AgentError):
+    kind = "idle_timeout"
+    cli_exit_code = 124
+    advice = "Allow a longer silence with --idle-timeout, or resume the session."
+
+
+class ResultTimeoutError(AgentError):
+    kind = "result_timeout"
+    cli_exit_code = 124
+    advice = "The result is complete: the agent was stopped because it did not leave by itself."
