@@ -278,3 +278,13 @@ class ResultTimeoutError(AgentError):
     kind = "result_timeout"
     cli_exit_code = 124
     advice = "The result is complete: the agent was stopped because it did not leave by itself."
+
+
+def cli_exit_code(kind: str) -> int:
+    """The exit code of `container-runner` for an error of this `kind`; 1 for one that we do not know."""
+    kinds = [ContainerRunnerError]
+    for known in kinds:
+        if known.kind == kind:
+            return known.cli_exit_code
+        kinds += known.__subclasses__()
+    return 1

@@ -1,0 +1,39 @@
+"""The `container-runner` command."""
+
+from __future__ import annotations
+
+import sys
+
+from container_runner.errors import ContainerRunnerError
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run the command and exit with its code: 0 for success, or the `cli_exit_code` of the error.
+
+    Args:
+        words: the command line without the program's name. None: that of this process.
+    """
+    words = sys.argv[1:] if words is None else words
+    if words == ["--version"]:  # the one thing that scripts ask before anything else
+        from container_runner import __version__
+
+        print(__version__)
+        sys.exit(0)
+    from container_runner.cli.app import app
+
+    try:
+        result = app(words, exit_on_error=False, print_error=True, result_action="return_value")
+    except ContainerRunnerError as error:
+        print(f"container-runner: {error}", file=sys.stderr)
+        sys.exit(error.cli_exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has left. Python would complain once more when it flushes at its end.
+        sys.stdout = None
+        sys.exit(141)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if type(error).__module__.startswith("cyclopts"):  # it has printed what is wrong with the command line
+            sys.exit(2)
+        raise
+    sys.exit(result or 0)

@@ -1,0 +1,252 @@
+"""What runs inside the container beside the agent: two small POSIX shell scripts.
+
+They ask for nothing but `sh` and the six programs in `TOOLS`, and were tried with dash, bash and busybox.
+No script is built from data: everything that varies arrives as an argument.
+
+Why there are any:
+
+- Ending `docker exec` on the host leaves the agent at work, so the end has to come from inside.
+- PID 1 has to reap orphans, to obey TERM at once, and to leave when nobody needs it any more; `sleep infinity`
+  does none of this, and `--init` is not there on every podman.
+- PID 1 has another uid than the agent, so the agent can neither signal it nor write to its output.
+
+The host holds the exec's stdin open for as long as it wants the agent to live. That is the *lease*: whatever
+happens to the host's side (cancelled, killed, the whole process tree at once), the kernel closes the pipe, the
+watchdog in here sees the end, and stops the agent. In an ephemeral container the wrapper holds a FIFO open in
+turn, and PID 1 leaves when that one closes, which removes the container.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import attrs
+
+ROOT: Final = "/container-runner"
+"""Everything of ours in the container lies below this path, which no image has."""
+
+RUN_DIR: Final = f"{ROOT}/run"
+"""A tmpfs for the lease and the prompt."""
+
+HOME: Final = f"{ROOT}/home"
+"""The agent's HOME, a tmpfs. A mount point that the image does not have is writable for every uid (mode 1777);
+over a folder of the image the folder's own owner and mode would win."""
+
+SESSIONS: Final = f"{ROOT}/sessions"
+"""Where the agent's sessions folder is mounted."""
+
+WORKSPACE: Final = "/workspace"
+"""Where the workspace is mounted, and where the agent starts."""
+
+MARK: Final = "CONTAINER_RUNNER_RUN"
+"""The variable that the agent and all its children carry. It finds what left the agent's process group."""
+
+TOOLS: Final = ("cat", "head", "mkfifo", "rm", "sleep", "wc")
+"""The programs that the scripts use; the rest is built into every sh."""
+
+CLAIM_SECONDS: Final = 4
+"""How long a new ephemeral container waits for its first exec before it leaves."""
+
+PROMPT_LIMIT: Final = 48 * 1024 * 1024
+"""The longest prompt in bytes: it is kept in RUN_DIR until the agent has opened it."""
+
+EXIT_MISSING_TOOL: Final = 69
+EXIT_PROMPT_LOST: Final = 74
+
+PID1: Final = f"""\
+umask 0
+trap 'exit 143' TERM INT HUP
+for tool in {" ".join(TOOLS)}; do
+  command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
+done
+if [ -n "$missing" ]; then
+  printf '%s\\n' "$missing" >{RUN_DIR}/missing
+  sleep {CLAIM_SECONDS}
+  exit {EXIT_MISSING_TOOL}
+fi
+mkfifo {RUN_DIR}/lease
+(sleep "$2"; kill -TERM 1) >/dev/null 2>&1 &
+if [ "$1" = keep ]; then
+  wait "$!"
+else
+  (sleep {CLAIM_SECONDS}; [ -e {RUN_DIR}/claimed ] || kill -TERM 1) >/dev/null 2>&1 &
+  cat <{RUN_DIR}/lease >/dev/null &
+  wait "$!"
+fi
+exit 0
+"""
+"""PID 1: `sh -c PID1 sh MODE LIMIT`.
+
+MODE is "lease" (leave when the wrapper lets go of the FIFO, or when nobody came) or "keep" (persistent).
+LIMIT is the container's time limit in seconds. `wait` is interrupted by TERM and reaps whatever is orphaned.
+"""
+
+EXEC: Final = f"""\
+run=$1 mode=$2 size=$3 grace=$4
+shift 4
+cr_say() {{ printf 'container-runner: %s\\n' "$*" >&2; }}
+
+until [ -p {RUN_DIR}/lease ]; do
+  [ ! -e {RUN_DIR}/missing ] || {{ cr_say "missing$(cat {RUN_DIR}/missing)"; exit {EXIT_MISSING_TOOL}; }}
+  sleep 0.05 2>/dev/null || sleep 1
+done
+: >{RUN_DIR}/claimed
+if [ "$mode" = lease ]; then exec 4>{RUN_DIR}/lease; fi
+
+program=$(command -v "$1") || {{ cr_say "no-command"; exit 127; }}
+case $program in
+  /*) if [ -d "$program" ] || [ ! -x "$program" ]; then cr_say "not-executable"; exit 126; fi ;;
+esac
+
+exec 3<&0
+prompt={RUN_DIR}/prompt-$run
+(umask 077; head -c "$size" <&3 >"$prompt")
+[ "$(wc -c <"$prompt")" -eq "$size" ] || {{ rm -f "$prompt"; cr_say "prompt-lost"; exit {EXIT_PROMPT_LOST}; }}
+exec 5<"$prompt"
+rm -f "$prompt"
+
+cr_mark() {{
+  mark=
+  while IFS= read -r line || [ -n "$line" ]; do
+    case $line in
+      *{MARK}="$run"*) mark=ours ;;
+      *{MARK}=*) mark=theirs ;;
+    esac
+  done </proc/"$1"/environ
+}}
+
+cr_sweep() {{
+  read -r me rest </proc/self/stat
+  for pass in 1 2 3 4 5; do
+    ours= unknown= others=
+    for process in /proc/[0-9]*; do
+      process=${{process#/proc/}}
+      case $process in 1 | "$$" | "$me" | "$watchdog") continue ;; esac
+      cr_mark "$process"
+      case $mark in
+        ours) ours="$ours $process" ;;
+        theirs) others=yes ;;
+        *) unknown="$unknown $process" ;;
+      esac
+    done
+    [ -n "$others" ] || ours="$ours$unknown"
+    [ -n "$ours" ] || return 0
+    killed=
+    for process in $ours; do kill -KILL "$process" && killed=yes; done
+    [ -n "$killed" ] || return 0
+  done
+}}
+
+cr_watchdog() {{
+  trap '' TERM INT HUP
+  trap 'kill -KILL -$$' EXIT
+  exec >/dev/null 4>&- 5<&-
+  until cat <&3 >/dev/null 2>&1; do :; done
+  cr_say "stop term"
+  kill -TERM -$$
+  sleep "$grace"
+  cr_say "stop kill"
+  watchdog=
+  cr_sweep 2>/dev/null
+  sleep 1
+}}
+
+cr_oom() {{
+  oom=0
+  for file in /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control; do
+    [ -r "$file" ] || continue
+    while read -r key value; do [ "$key" != oom_kill ] || oom=$value; done <"$file"
+  done
+}}
+
+trap : TERM INT HUP
+cr_oom
+before=$oom
+cr_say "started $run $$"
+cr_watchdog 3<&3 &
+watchdog=$!
+({MARK}=$run; export {MARK}; exec "$@" <&5 3<&- 4>&- 5<&-)
+code=$?
+exec 5<&-
+kill -KILL "$watchdog"
+cr_sweep 2>/dev/null
+cr_oom
+[ "$oom" -le "$before" ] || cr_say "oom $((oom - before))"
+cr_say "ended $run $code"
+exit "$code"
+"""
+"""The wrapper around every agent: `sh -c EXEC sh RUN MODE SIZE GRACE COMMAND...`.
+
+RUN is the run's id, MODE as for PID 1, SIZE the prompt's length in bytes, GRACE the seconds between TERM and KILL.
+
+Before the line "started" nothing of the agent has run, so a failure is the engine's or the image's; after it, the
+exit code is the agent's own. The prompt is read to its end first: an agent must not begin with half of it because
+the host died in the middle. An exec'd process leads its own process group, so `-$$` is that group, and
+`kill -TERM -$$` is the one spelling that every shell takes. The sweep uses no program at all, because there may be
+no process left to spawn one; when no other run is alive in the container it ends everything but PID 1. The
+watchdog's EXIT trap ends the group also when the watchdog can not fork its `sleep`.
+"""
+
+KILL: Final = f"""\
+for process in /proc/[0-9]*; do
+  process=${{process#/proc/}}
+  case $process in 1 | "$$") continue ;; esac
+  while IFS= read -r line || [ -n "$line" ]; do
+    case $line in *{MARK}="$1"*) kill -KILL "$process" ;; esac
+  done </proc/"$process"/environ
+done 2>/dev/null
+kill -KILL -"$2" 2>/dev/null
+exit 0
+"""
+"""The way out when a watchdog was stopped or killed by the agent: `sh -c KILL sh RUN PGID`, as the agent's user.
+
+(uid 0 without CAP_KILL could not signal another user's process, and would not be told.)
+"""
+
+_LINE = re.compile(rb"container-runner: ([^\n]*)\n?")
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """What the wrapper said on stderr. The agent could say the same, so this informs and decides no permission."""
+
+    refusal: str | None = None
+    """Why the agent was not started: "missing", "no-command", "not-executable", "prompt-lost", or None."""
+
+    missing: tuple[str, ...] = ()
+    """The tools that the image lacks."""
+
+    stop: str | None = None
+    """The last rung that the watchdog took: "term", "kill", or None."""
+
+    oom_kills: int = 0
+    """How many processes the kernel killed for their memory during the run."""
+
+    ended: bool = False
+    """Whether the wrapper lived to see the agent's end."""
+
+    @classmethod
+    def parse(cls, stderr: bytes) -> tuple[Report, bytes]:
+        """Split *stderr* into the report and what the agent wrote."""
+        said: dict[str, list[str]] = {}
+        for match in _LINE.finditer(stderr):
+            word, *rest = match[1].decode("utf-8", "replace").split() or [""]
+            said[word] = rest
+        oom = "".join(said.get("oom", ()))
+        report = cls(
+            refusal=next(
+                (word for word in ("missing", "no-command", "not-executable", "prompt-lost") if word in said),
+                None,
+            ),
+            missing=tuple(said.get("missing", ())),
+            stop="".join(said.get("stop", ())) or None,
+            oom_kills=int(oom) if re.fullmatch("[0-9]{1,9}", oom) else 0,
+            ended="ended" in said,
+        )
+        return report, _LINE.sub(b"", stderr)
+
+
+def started_line(run: str) -> bytes:
+    """How the line begins that divides the engine's failures from the agent's."""
+    return f"container-runner: started {run} ".encode()

@@ -1,0 +1,99 @@
+"""Bytes in, bounded lines out. No I/O, so every way a stream can be cut is a plain test."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, ClassVar
+
+import attrs
+import orjson
+
+from container_runner.errors import ConfigError
+
+HEAD_SIZE = 4096
+"""How many bytes of a line that is too long are kept, at most."""
+
+
+@attrs.frozen(repr=False)
+class OversizedLine:
+    """A line that was longer than the limit. It was counted to its end, and only its beginning was kept."""
+
+    size: int
+    """The length of the whole line in bytes, without its newline."""
+
+    head: bytes
+    """Its first bytes: 4096, or as many as the limit if that is less."""
+
+    type: ClassVar[str] = "oversized"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The line as JSON-ready values; bytes of `head` that are not UTF-8 become U+FFFD."""
+        return {"type": self.type, "size": self.size, "head": self.head.decode(errors="replace")}
+
+    def to_json(self) -> bytes:
+        """The line as one line of JSON, without a newline."""
+        return orjson.dumps(self.to_dict())
+
+    def __repr__(self) -> str:
+        return f"OversizedLine({self.size} bytes, {self.head[:40].decode(errors='replace')!r}…)"
+
+
+class LineSplitter:
+    r"""Cuts a stream of chunks into lines. How the stream was cut into chunks makes no difference.
+
+    A line ends with `b"\n"` and with nothing else; one `b"\r"` at its end is taken off too.
+
+    Args:
+        limit: the longest line in bytes, without its newline. A longer one becomes an `OversizedLine`,
+            and no more than this and one chunk is ever held. None, the default, takes any length.
+
+    Raises:
+        ConfigError: the limit is less than 1.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        if limit is not None and limit < 1:
+            allowed = "a number of bytes from 1, or None for lines of any length"
+            raise ConfigError(field="limit", value=limit, allowed=allowed)
+        self._limit = sys.maxsize if limit is None else limit
+        self._head_size = min(self._limit, HEAD_SIZE)
+        # The line that has not ended yet: all of it, or its head once it is over the limit.
+        # A bytearray grows in place, so a long line in many chunks costs linear time.
+        self._held = bytearray()
+        self._size = 0
+
+    def push(self, chunk: bytes) -> list[bytes | OversizedLine]:
+        """The lines that end in this chunk, without their newlines."""
+        first, *rest = chunk.split(b"\n")
+        self._hold(first)
+        if not rest:
+            return []
+        *whole, last = rest
+        lines = [self._take()]
+        if b"\r" in chunk or len(chunk) > self._limit:
+            for line in whole:
+                self._hold(line)
+                lines.append(self._take())
+        else:  # nearly every chunk: short lines, ready as they are
+            lines += whole
+        self._hold(last)
+        return lines
+
+    def flush(self) -> list[bytes | OversizedLine]:
+        """The last line, if the stream ended without a newline; afterwards the splitter is as new."""
+        return [self._take()] if self._size else []
+
+    def _hold(self, part: bytes) -> None:
+        self._size += len(part)
+        self._held += part
+        if self._size > self._limit:
+            del self._held[self._head_size :]
+
+    def _take(self) -> bytes | OversizedLine:
+        held, size = self._held, self._size
+        self._held, self._size = bytearray(), 0
+        if size > self._limit:
+            return OversizedLine(size, bytes(held))
+        if held.endswith(b"\r"):
+            del held[-1]
+        return bytes(held)

@@ -1,0 +1,63 @@
+"""Locks between processes, as files in the state folder. The kernel lets go of them when their holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+POLL: Final = 0.05
+"""Seconds between two tries for a lock that another process holds."""
+
+
+class LockFile:
+    """An advisory lock on one file: held by one (`exclusive`), or by several at once (`shared`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd: int | None = None
+
+    def try_acquire(self, *, shared: bool = False) -> bool:
+        """Take the lock if it is free, without waiting."""
+        self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        while True:
+            # O_NOFOLLOW: a symlink in the state folder leads nowhere else.
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                if os.fstat(fd).st_nlink:
+                    self._fd, fd = fd, -1
+                    return True
+            except BlockingIOError:
+                return False
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+            # Its last holder removed the file between our two calls: lock the new one.
+
+    async def acquire(self, *, shared: bool = False) -> None:
+        """Take the lock, waiting for it."""
+        while not self.try_acquire(shared=shared):
+            await anyio.sleep(POLL)
+
+    def release(self, *, remove: bool = False) -> None:
+        """Let go of the lock if we hold it, and *remove* its file with it."""
+        if self._fd is not None:
+            if remove:
+                self.path.unlink(missing_ok=True)
+            os.close(self._fd)
+            self._fd = None
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """The lock, for the length of a block."""
+        await self.acquire()
+        try:
+            yield
+        finally:
+            self.release()

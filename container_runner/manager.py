@@ -1,0 +1,211 @@
+"""Containers and their lives: made, found again, cleaned up.
+
+Ours are found by exact labels, never by their names. Two kinds of locks in the state folder keep processes out of
+each other's way: one for an agent, held while its containers are looked for, made or removed; and one for each
+persistent container, shared by all who run something in it, so that clean-up can tell whether anybody does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Final
+
+import anyio
+import attrs
+
+from container_runner.argv import LABEL
+from container_runner.engine import ContainerInfo, Engine
+from container_runner.errors import ContainerGoneError, EngineError
+from container_runner.locks import LockFile
+from container_runner.owner import Owner
+from container_runner.plan import Plan
+
+RUN_LABEL: Final = f"{LABEL}run"
+"""The id of the run that a container was made for. All of ours carry it."""
+
+AGENT_LABEL: Final = f"{LABEL}agent"
+STATE_LABEL: Final = f"{LABEL}state"
+"""A digest of the state folder's path: agents of the same name in two folders are two agents."""
+
+CONFIG_LABEL: Final = f"{LABEL}config"
+"""A digest of how the container was made. Another configuration means another container."""
+
+KIND_LABEL: Final = f"{LABEL}kind"
+""""ephemeral" or "persistent"."""
+
+CLEANUP_TIMEOUT: Final = 60.0
+"""Seconds that clean-up may take in all, whatever is cancelled meanwhile."""
+
+_log = logging.getLogger(__name__)
+
+
+@attrs.frozen(kw_only=True)
+class Container:
+    """A container that one run may use."""
+
+    name: str
+
+    created: bool
+    """Whether it was made for this run; otherwise it was found."""
+
+    lock: LockFile | None = attrs.field(default=None, repr=False, eq=False)
+    """Held while the run uses a persistent container."""
+
+
+class ContainerManager:
+    """The containers of one engine and one state folder.
+
+    Args:
+        engine: see `Engine.probe`.
+        state_dir: the state folder, with the locks.
+    """
+
+    def __init__(self, engine: Engine, state_dir: Path) -> None:
+        self.engine = engine
+        self.state_dir = state_dir.resolve()
+
+    async def get_or_create(self, plan: Plan) -> Container:
+        """A container for *plan*: a new one, or in persistent mode the agent's own if it still runs as configured.
+
+        The caller gives it back with `release`.
+
+        Raises:
+            EngineError: it could not be made. Nothing is left of it.
+        """
+        if plan.ephemeral:
+            await self._create(plan)
+            return Container(name=plan.container, created=True)
+        async with self._agent_lock(plan.agent).held():
+            for info in await self.containers(plan.reuse_labels):
+                if info.is_running:
+                    lock = self._use_lock(info.name)
+                    await lock.acquire(shared=True)
+                    return Container(name=info.name, created=False, lock=lock)
+                await self.remove(info.name)
+            lock = self._use_lock(plan.container)
+            await lock.acquire(shared=True)
+            try:
+                await self._create(plan)
+            except BaseException:
+                lock.release(remove=True)
+                raise
+            return Container(name=plan.container, created=True, lock=lock)
+
+    async def release(self, container: Container) -> None:
+        """Give a container back: an ephemeral one is removed, a persistent one waits for its next run.
+
+        Raises:
+            EngineError: it could not be removed.
+        """
+        if container.lock is not None:
+            container.lock.release()
+        else:
+            await self.engine.remove(container.name)
+
+    async def containers(self, labels: dict[str, str] | None = None) -> list[ContainerInfo]:
+        """Our containers with *labels*, oldest first; of all state folders, unless the labels name one."""
+        found = await self.engine.inspect(await self.engine.find({RUN_LABEL: "", **(labels or {})}))
+        # The engines' filters have bugs; what is removed depends on these labels, so look again.
+        wanted = (labels or {}).items()
+        return sorted(
+            (info for info in found if RUN_LABEL in info.labels and wanted <= info.labels.items()),
+            key=lambda info: info.created,
+        )
+
+    async def clean_up(self, agent: str, max_containers: int) -> list[str]:
+        """Remove *agent*'s persistent containers beyond *max_containers*, oldest first, and none that is in use.
+
+        Returns:
+            The names of those that were removed.
+        """
+        async with self._agent_lock(agent).held():
+            labels = {AGENT_LABEL: agent, STATE_LABEL: state_digest(self.state_dir), KIND_LABEL: "persistent"}
+            kept = await self.containers(labels)
+            removed: list[str] = []
+            for info in kept:
+                if len(kept) - len(removed) <= max_containers:
+                    break
+                if await self._remove_if_idle(info.name):
+                    removed.append(info.name)
+            return removed
+
+    async def stop(self, name: str) -> None:
+        """End and remove a container of ours, in use or not.
+
+        Raises:
+            ContainerGoneError: there is none of ours with this name.
+        """
+        infos = await self.engine.inspect([name])
+        if not infos or RUN_LABEL not in infos[0].labels:
+            raise ContainerGoneError(f"There is no container of ours named {name!r}.")
+        await self.remove(name)
+
+    async def remove(self, name: str) -> None:
+        """End and remove a container, and make sure that it is gone.
+
+        Raises:
+            EngineError: it is still there.
+        """
+        await self.engine.remove(name)
+        self._use_lock(name).path.unlink(missing_ok=True)
+
+    async def prune(self, *, dry_run: bool = False) -> list[ContainerInfo]:
+        """Remove what nobody needs: containers of runs whose owner is dead, and persistent ones that have ended.
+
+        A persistent container that runs stays, whoever made it: its next run will find it.
+
+        Returns:
+            What was removed, or would be if *dry_run*.
+        """
+        pruned: list[ContainerInfo] = []
+        for info in await self.containers():
+            owner = Owner.from_labels(info.labels)
+            if info.labels.get(KIND_LABEL) == "persistent":
+                needed = info.is_running or info.status in ("paused", "restarting")
+            else:
+                needed = owner is None or owner.is_alive
+            if needed:
+                continue
+            if not dry_run:
+                try:
+                    await self.remove(info.name)
+                except EngineError as error:
+                    _log.warning("%s could not be removed: %s", info.name, error.message)
+                    continue
+            pruned.append(info)
+        return pruned
+
+    async def _create(self, plan: Plan) -> None:
+        try:
+            await self.engine.create(plan.run, may_pull=plan.may_pull)
+        except BaseException:
+            # However it failed, there may be a container.
+            with anyio.CancelScope(shield=True), anyio.move_on_after(CLEANUP_TIMEOUT):
+                try:
+                    await self.engine.remove(plan.container)
+                except EngineError as error:
+                    _log.debug("%s: %s", plan.container, error.message)
+            raise
+
+    async def _remove_if_idle(self, name: str) -> bool:
+        lock = self._use_lock(name)
+        if not lock.try_acquire():
+            return False
+        try:
+            await self.engine.remove(name)
+        finally:
+            lock.release(remove=True)
+        return True
+
+    def _agent_lock(self, agent: str) -> LockFile:
+        return LockFile(self.state_dir / "locks" / f"agent.{agent}.lock")
+
+    def _use_lock(self, container: str) -> LockFile:
+        return LockFile(self.state_dir / "locks" / f"container.{container}.lock")
+
+
+def state_digest(state_dir: Path) -> str:
+    """What `STATE_LABEL` says for a state folder."""
+    return hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16]

@@ -1,0 +1,567 @@
+"""What an agent says, as typed messages.
+
+A message of the agent is a view of its line: `raw` is the decoded line, kept whole, so that nothing
+unknown is lost, and the attributes read from it. They never raise, whatever the line held: a value
+that is missing or of another type gives the attribute's default. Each default is "", 0, () or {},
+unless the attribute says otherwise.
+
+The agent's own messages are called what claude-agent-sdk calls them. Ours stand beside them:
+`OutputLine`, `UnknownMessage`, `OversizedLine` and `ErrorMessage`.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, overload
+
+import attrs
+import orjson
+
+from container_runner.errors import ContainerRunnerError
+from container_runner.lines import OversizedLine
+
+T = TypeVar("T")
+
+_WRITABLE_DEPTH = 254
+"""How many levels of nesting orjson writes; it reads 1024."""
+
+_short = reprlib.Repr()
+_short.maxstring = 60
+_short.maxother = 120
+_short.maxlevel = 3
+
+
+class _Read(Generic[T]):
+    """An attribute that reads `raw` at a path of keys, and makes of what it finds a value of one type."""
+
+    def __init__(self, convert: Callable[[Any], T], *path: str) -> None:
+        self._convert = convert
+        self._path = path
+
+    @overload
+    def __get__(self, message: None, owner: type) -> _Read[T]: ...
+    @overload
+    def __get__(self, message: AgentMessage, owner: type) -> T: ...
+    def __get__(self, message: AgentMessage | None, owner: type) -> T | _Read[T]:
+        if message is None:
+            return self
+        value: Any = message.raw
+        for key in self._path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return self._convert(value)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number_or_none(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and 0 <= value < 2**63 else None
+
+
+def _number(value: Any) -> float:
+    return _number_or_none(value) or 0
+
+
+def _count(value: Any) -> int:
+    return int(_number(value))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _objects(value: Any) -> tuple[dict[str, Any], ...]:
+    return tuple(item for item in value if isinstance(item, dict)) if isinstance(value, list) else ()
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+
+
+def _anything(value: Any) -> Any:
+    return value
+
+
+@attrs.frozen(repr=False)
+class TextBlock:
+    """What the agent wrote."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return f"TextBlock({_short.repr(self.text)})"
+
+
+@attrs.frozen(repr=False)
+class ThinkingBlock:
+    """What the agent thought; both are "" where the thought is redacted."""
+
+    thinking: str
+    signature: str
+
+    def __repr__(self) -> str:
+        return f"ThinkingBlock({_short.repr(self.thinking)})"
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class ToolUseBlock:
+    """A call of a tool, the agent's own or the server's."""
+
+    id: str
+    """What the tool's result refers to."""
+
+    name: str
+    input: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"{_short.repr(self.name)[1:-1]}({_short.repr(self.input)})"
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class ToolResultBlock:
+    """What a tool gave back."""
+
+    tool_use_id: str
+    content: Any
+    """A str, or a list of the API's content blocks, as it was on the line."""
+
+    is_error: bool
+
+    @property
+    def text(self) -> str:
+        """The text of the content, joined."""
+        return "".join(block.text for block in _blocks(self.content) if isinstance(block, TextBlock))
+
+    def __repr__(self) -> str:
+        return f"ToolResultBlock({_short.repr(self.text)}{', is_error=True' if self.is_error else ''})"
+
+
+@attrs.frozen(repr=False)
+class UnknownBlock:
+    """A block of a type that we do not know."""
+
+    type: str
+    """Its type as it says, or ""."""
+
+    raw: Any
+    """The block, kept whole."""
+
+    def __repr__(self) -> str:
+        return f"UnknownBlock({_short.repr(self.type)})"
+
+
+ContentBlock: TypeAlias = TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock | UnknownBlock
+
+
+def _block(raw: Any) -> ContentBlock:
+    fields = _object(raw)
+    kind = _text(fields.get("type"))
+    if kind == "text":
+        return TextBlock(_text(fields.get("text")))
+    if kind in ("thinking", "redacted_thinking"):
+        return ThinkingBlock(_text(fields.get("thinking")), _text(fields.get("signature")))
+    if kind in ("tool_use", "server_tool_use", "mcp_tool_use"):
+        return ToolUseBlock(
+            id=_text(fields.get("id")), name=_text(fields.get("name")), input=_object(fields.get("input"))
+        )
+    if kind.endswith("tool_result"):
+        return ToolResultBlock(
+            tool_use_id=_text(fields.get("tool_use_id")),
+            content=fields.get("content"),
+            is_error=fields.get("is_error") is True,
+        )
+    return UnknownBlock(kind, raw)
+
+
+def _blocks(content: Any) -> tuple[ContentBlock, ...]:
+    """Content as blocks: the API writes a single text as a str."""
+    if isinstance(content, str):
+        return (TextBlock(content),)
+    return tuple(_block(item) for item in content) if isinstance(content, list) else ()
+
+
+@attrs.frozen(kw_only=True)
+class Usage:
+    """Tokens that were used. Every count is 0 or more."""
+
+    input_tokens: int = 0
+    """Tokens of input that no cache had a part in."""
+
+    output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+
+    @property
+    def total(self) -> int:
+        """All four together."""
+        return sum(attrs.astuple(self))
+
+
+def _usage(value: Any) -> Usage:
+    counts = _object(value)
+    return Usage(**{field.name: _count(counts.get(field.name)) for field in attrs.fields(Usage)})
+
+
+@attrs.frozen(repr=False)
+class AgentMessage:
+    """A message that the agent wrote as one line of JSON; the base of all of them."""
+
+    raw: dict[str, Any]
+    """The line, decoded and otherwise untouched."""
+
+    session_id = _Read(_text, "session_id")
+    """The session that the line belongs to: what to resume."""
+
+    @property
+    def type(self) -> str:
+        """The line's own `type`, or ""."""
+        return _text(self.raw.get("type"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """`raw` itself, not a copy."""
+        return self.raw
+
+    def to_json(self) -> bytes:
+        """The message as one line of JSON, without a newline."""
+        return orjson.dumps(self.raw)
+
+    def _shown(self) -> tuple[object, ...]:
+        return (self.type,)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(_short.repr(value) for value in self._shown() if value != "")
+        return f"{type(self).__name__}({shown if len(shown) <= 500 else f'{shown[:500]}…'})"
+
+
+@attrs.frozen(repr=False)
+class SystemMessage(AgentMessage):
+    """News about the agent itself; `subtype` says which. The first of a run is "init"."""
+
+    type: ClassVar[str] = "system"
+    subtype = _Read(_text, "subtype")
+    model = _Read(_text, "model")
+    """On "init": the model's name."""
+
+    cwd = _Read(_text, "cwd")
+    """On "init": the agent's working directory, a path in the container."""
+
+    tools = _Read(_texts, "tools")
+    """On "init": the names of the tools that the agent has."""
+
+    @property
+    def is_init(self) -> bool:
+        """Whether this opens the run."""
+        return self.subtype == "init"
+
+    def _shown(self) -> tuple[object, ...]:
+        return (self.subtype, self.model)
+
+
+@attrs.frozen(repr=False)
+class AssistantMessage(AgentMessage):
+    """A part of the agent's answer. The agent writes a line a block, all with the same `message_id`."""
+
+    type: ClassVar[str] = "assistant"
+    content = _Read(_blocks, "message", "content")
+    """Its blocks, as a tuple."""
+
+    model = _Read(_text, "message", "model")
+    message_id = _Read(_text, "message", "id")
+    """The API's id; a sum of `usage` counts each id once."""
+
+    stop_reason = _Read(_text_or_none, "message", "stop_reason")
+    """Why the API stopped; None while it has not, or if the line does not say."""
+
+    usage = _Read(_usage, "message", "usage")
+    """What this request used so far."""
+
+    parent_tool_use_id = _Read(_text_or_none, "parent_tool_use_id")
+    """The tool call that a subagent works for; None for the agent itself."""
+
+    error = _Read(_text_or_none, "error")
+    """Why the API gave no answer ("rate_limit", "authentication_failed", ...); None if it did."""
+
+    @property
+    def text(self) -> str:
+        """Its text blocks, joined."""
+        return "".join(block.text for block in self.content if isinstance(block, TextBlock))
+
+    def _shown(self) -> tuple[object, ...]:
+        return tuple(block.text if isinstance(block, TextBlock) else block for block in self.content)
+
+
+@attrs.frozen(repr=False)
+class UserMessage(AgentMessage):
+    """What the agent was told: mostly the results of its tools."""
+
+    type: ClassVar[str] = "user"
+    content = _Read(_blocks, "message", "content")
+    """Its blocks, as a tuple; a plain text is one `TextBlock`."""
+
+    parent_tool_use_id = _Read(_text_or_none, "parent_tool_use_id")
+    """The tool call that a subagent works for; None for the agent itself."""
+
+    tool_use_result = _Read(_anything, "tool_use_result")
+    """The tool's result as the tool itself describes it: a dict, a str, or None if the line has none."""
+
+    def _shown(self) -> tuple[object, ...]:
+        return self.content
+
+
+@attrs.frozen(repr=False)
+class ResultMessage(AgentMessage):
+    """The end of a run. If a run has several, cost and usage are cumulative: the last one's hold for all."""
+
+    type: ClassVar[str] = "result"
+    subtype = _Read(_text, "subtype")
+    """What it is: "success", or what ended the run: "error_max_turns", "error_during_execution", ..."""
+
+    result = _Read(_text, "result")
+    """The agent's last words."""
+
+    errors = _Read(_texts, "errors")
+    """What went wrong, in the agent's words."""
+
+    num_turns = _Read(_count, "num_turns")
+    duration_ms = _Read(_count, "duration_ms")
+    duration_api_ms = _Read(_count, "duration_api_ms")
+    total_cost_usd = _Read(_number_or_none, "total_cost_usd")
+    """US dollars, by the agent's own reckoning; None if it does not say."""
+
+    usage = _Read(_usage, "usage")
+    model_usage = _Read(_object, "modelUsage")
+    """What each model used, by the model's name, as it was on the line (camelCase, with `costUSD`)."""
+
+    permission_denials = _Read(_objects, "permission_denials")
+    """The tool calls that were refused, each with `tool_name`, `tool_use_id` and `tool_input`."""
+
+    stop_reason = _Read(_text_or_none, "stop_reason")
+    """Why the API stopped last; None if the line does not say."""
+
+    terminal_reason = _Read(_text_or_none, "terminal_reason")
+    """Why the run ended ("completed", "max_turns", "api_error", ...); None if the line does not say."""
+
+    structured_output = _Read(_anything, "structured_output")
+    """The answer in the shape that was asked for; None if none was."""
+
+    @property
+    def is_error(self) -> bool:
+        """False only if the line says both "success" and `is_error: false`: either may lie alone."""
+        return self.raw.get("is_error") is not False or self.subtype != "success"
+
+    def _shown(self) -> tuple[object, ...]:
+        return (self.subtype, *self.errors, self.result) if self.is_error else (self.result,)
+
+
+@attrs.frozen(repr=False)
+class StreamEvent(AgentMessage):
+    """An event of the API's own stream, while an answer is being written."""
+
+    type: ClassVar[str] = "stream_event"
+    event = _Read(_object, "event")
+    """The event as the API sent it."""
+
+    event_type = _Read(_text, "event", "type")
+    text = _Read(_text, "event", "delta", "text")
+    """The piece of text that it adds, if it adds one."""
+
+    parent_tool_use_id = _Read(_text_or_none, "parent_tool_use_id")
+    """The tool call that a subagent works for; None for the agent itself."""
+
+    def _shown(self) -> tuple[object, ...]:
+        return (self.event_type, self.text)
+
+
+@attrs.frozen(repr=False)
+class RateLimitEvent(AgentMessage):
+    """Where the account stands with its rate limit."""
+
+    type: ClassVar[str] = "rate_limit_event"
+    status = _Read(_text, "rate_limit_info", "status")
+    """One of "allowed", "allowed_warning" and "rejected"."""
+
+    resets_at = _Read(_number_or_none, "rate_limit_info", "resetsAt")
+    """When the limit starts anew, in seconds since 1970; None if the line does not say."""
+
+    def _shown(self) -> tuple[object, ...]:
+        return (self.status,)
+
+
+@attrs.frozen(repr=False)
+class ToolProgressMessage(AgentMessage):
+    """A tool is still at work."""
+
+    type: ClassVar[str] = "tool_progress"
+    tool_use_id = _Read(_text, "tool_use_id")
+    tool_name = _Read(_text, "tool_name")
+    elapsed_time_seconds = _Read(_number, "elapsed_time_seconds")
+
+    def _shown(self) -> tuple[object, ...]:
+        return (self.tool_name, self.elapsed_time_seconds)
+
+
+@attrs.frozen(repr=False)
+class NoticeMessage(AgentMessage):
+    """A line beside the conversation that a reader may skip: `type` says which, `raw` has the rest."""
+
+
+@attrs.frozen(repr=False)
+class UnknownMessage(AgentMessage):
+    """A JSON object whose `type` we do not know, or that has none."""
+
+
+@attrs.frozen(repr=False)
+class OutputLine:
+    """A line of stdout that is not a message."""
+
+    data: bytes
+    """The line as it came, without its newline."""
+
+    type: ClassVar[str] = "output"
+
+    @property
+    def text(self) -> str:
+        """The line as text; bytes that are not UTF-8 become U+FFFD."""
+        return self.data.decode(errors="replace")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its type and text."""
+        return {"type": self.type, "text": self.text}
+
+    def to_json(self) -> bytes:
+        """The message as one line of JSON, without a newline."""
+        return orjson.dumps(self.to_dict())
+
+    def __repr__(self) -> str:
+        return f"OutputLine({_short.repr(self.text)})"
+
+
+@attrs.frozen(kw_only=True)
+class ErrorMessage:
+    """Why a run failed: the last message of a run that did."""
+
+    kind: str
+    """A stable name for programs, as `ContainerRunnerError.kind`: "total_timeout", "out_of_memory", ..."""
+
+    message: str
+    """What happened, in one sentence."""
+
+    next_step: str
+    """What to do about it."""
+
+    exit_code: int | None = None
+    """The exit code of the process that failed; None if it has none."""
+
+    signal: int | None = None
+    """The signal that ended the agent; None if none did."""
+
+    stderr: str = ""
+    """The last of what it wrote to stderr."""
+
+    stop: str | None = None
+    """The rung of the stop ladder that ended the agent; None if it was not stopped."""
+
+    type: ClassVar[str] = "error"
+    is_error: ClassVar[bool] = True
+
+    @classmethod
+    def from_error(cls, error: ContainerRunnerError, *, stop: str | None = None) -> ErrorMessage:
+        """The message that tells of an error."""
+        return cls(
+            kind=error.kind,
+            message=error.message,
+            next_step=error.next_step,
+            exit_code=error.exit_code,
+            signal=getattr(error, "signal", None),
+            stderr=error.stderr,
+            stop=stop,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its type and all its fields."""
+        return {"type": self.type, **attrs.asdict(self)}
+
+    def to_json(self) -> bytes:
+        """The message as one line of JSON, without a newline."""
+        return orjson.dumps(self.to_dict())
+
+
+Message: TypeAlias = AgentMessage | OutputLine | OversizedLine | ErrorMessage
+"""Whatever a run yields."""
+
+_VIEWS: tuple[type[AgentMessage], ...] = (
+    SystemMessage,
+    AssistantMessage,
+    UserMessage,
+    ResultMessage,
+    StreamEvent,
+    RateLimitEvent,
+    ToolProgressMessage,
+)
+_NOTICES = (
+    "active_goal auth_status control_cancel_request control_request control_response conversation_reset "
+    "keep_alive prompt_suggestion tool_use_summary transcript_mirror"
+)
+_CLASSES: Mapping[Any, type[AgentMessage]] = {
+    **dict.fromkeys(_NOTICES.split(), NoticeMessage),
+    **{str(view.type): view for view in _VIEWS},
+}
+
+
+def parse_message(raw: dict[str, Any]) -> AgentMessage:
+    """The message that a decoded line holds. Never raises."""
+    try:
+        view = _CLASSES.get(raw.get("type"), UnknownMessage)
+    except TypeError:  # a type that is a list or an object
+        view = UnknownMessage
+    return view(raw)
+
+
+def parse_line(line: bytes) -> AgentMessage | OutputLine | None:
+    """The message on a line of the agent's stdout; None if the line is blank.
+
+    Never raises: what is not a JSON object, or is nested too deep to be written again, is an `OutputLine`.
+    """
+    try:
+        raw = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        if not line.strip():
+            return None
+        raw = _loads_leniently(line)
+    if isinstance(raw, dict) and (len(line) < 2 * _WRITABLE_DEPTH or _is_writable(line, raw)):
+        return parse_message(raw)
+    return OutputLine(line)
+
+
+def _loads_leniently(line: bytes) -> Any:
+    r"""What orjson refuses and agents write: bytes that are not UTF-8, and half of a surrogate pair.
+
+    JavaScript writes the latter (`"\ud83d"`) wherever it cut a text inside an emoji. Both become U+FFFD.
+    None if the line still is no JSON.
+    """
+    if not line.lstrip().startswith(b"{"):
+        return None
+    try:
+        text = json.dumps(json.loads(line.decode(errors="replace")), ensure_ascii=False)
+        return orjson.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_writable(line: bytes, raw: dict[str, Any]) -> bool:
+    """Whether `to_json` will work; few brackets answer it without an attempt."""
+    if line.count(b"{") + line.count(b"[") <= _WRITABLE_DEPTH:
+        return True
+    try:
+        orjson.dumps(raw)
+    except orjson.JSONEncodeError:
+        return False
+    return True

@@ -1,0 +1,199 @@
+"""What of the host is in the container, and where.
+
+Every source is resolved to the path that it really is, because the engines follow symlinks, and is then held against
+the places that are never mounted: a source may neither lie inside one of them nor contain one.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from container_runner import guest
+from container_runner.config import ContainerConfig
+from container_runner.errors import ConfigError
+from container_runner.options import Agent
+from container_runner.runtimes.runtime import Credentials
+from container_runner.user import User, check_workspace_access
+from container_runner.values import ENGINE_SOCKETS, Mount
+
+SYSTEM: Final = (
+    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/run",
+    "/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/Library", "/System",
+)  # fmt: skip
+"""Folders of the system. Nothing inside them is mounted, nor anything that contains them."""
+
+PRIVATE: Final = (
+    ".aws",
+    ".azure",
+    ".config",
+    ".docker",
+    ".gnupg",
+    ".kube",
+    ".local/share/containers",
+    ".netrc",
+    ".ssh",
+)
+"""Files and folders of a home that hold keys, or the engine's own state."""
+
+AGENT_STATE: Final = (".claude", ".claude.json", ".codex", ".gemini")
+"""Folders and files of a home that hold an agent's credentials, and its memory of all your projects."""
+
+
+@attrs.frozen(kw_only=True)
+class ContainerMounts:
+    """The mounts of one container, with their sources resolved."""
+
+    mounts: tuple[Mount, ...]
+    """The binds, in their order: workspace, sessions, credentials, custom volumes."""
+
+    masks: tuple[str, ...]
+    """Paths in the container that an empty read-only tmpfs hides."""
+
+    credentials_by_name: bool
+    """Whether the agent gets its credentials as variables."""
+
+
+def build_container_mounts(
+    agent: Agent,
+    config: ContainerConfig,
+    state_dir: Path,
+    *,
+    user: User,
+    credentials: Credentials,
+    environ: Iterable[str] = (),
+) -> ContainerMounts:
+    """The mounts for *agent*: its workspace, its sessions folder, its credentials file, the configured volumes.
+
+    Nothing is created: see `prepare_sessions`.
+
+    Args:
+        state_dir: where the sessions folders are, one for each agent and never shared.
+        user: who the agent is in the container.
+        credentials: what the runtime can use; `config.credentials` says which of it is given.
+        environ: the names of the variables that are set on the host.
+
+    Raises:
+        ConfigError: a source is missing, or is one of the places that are never mounted.
+    """
+    mounts: list[Mount] = []
+    masks: list[str] = []
+    state = state_dir.resolve()
+    if agent.workspace is not None:
+        workspace = resolve_workspace(agent)
+        check_workspace_access(user, workspace, config)
+        if _contains(state, workspace):
+            allowed = f"a folder that is not inside our state folder {state}"
+            raise ConfigError("agent.workspace", str(agent.workspace), allowed)
+        mounts.append(Mount(str(workspace), guest.WORKSPACE, config.workspace_mode == "ro"))
+        if _contains(workspace, state):
+            # Other agents' sessions and our locks are none of its business.
+            masks.append(f"{guest.WORKSPACE}/{state.relative_to(workspace)}")
+    mounts.append(Mount(str(sessions_folder(state, agent)), guest.SESSIONS))
+    by_name = config.credentials in ("auto", "env") and any(name in environ for name in credentials.names)
+    if not by_name:
+        mounts.extend(_credentials_file(config, credentials, user))
+    for index, volume in enumerate(config.volumes):
+        source = resolve_source(volume.source, f"volumes[{index}]")
+        if _contains(state, source) or _contains(source, state):
+            raise ConfigError(f"volumes[{index}]", volume.source, f"a path apart from our state folder {state}")
+        mounts.append(attrs.evolve(volume, source=str(source)))
+    return ContainerMounts(mounts=tuple(mounts), masks=tuple(masks), credentials_by_name=by_name)
+
+
+def resolve_workspace(agent: Agent) -> Path:
+    """The workspace's real path.
+
+    Raises:
+        ConfigError: it is no folder, or is one of the places that are never mounted.
+    """
+    path = resolve_source(agent.workspace or "", "agent.workspace")
+    if not path.is_dir():
+        raise ConfigError("agent.workspace", str(agent.workspace), "a folder")
+    return path
+
+
+def resolve_source(source: str | Path, field: str) -> Path:
+    """The real path of a bind source.
+
+    Raises:
+        ConfigError: it is missing, is a socket of an engine, or is one of the places that are never mounted.
+    """
+    try:
+        path = Path(source).expanduser().resolve(strict=True)
+    except (OSError, RuntimeError, ValueError):
+        raise ConfigError(field, str(source), "a path that exists on this machine") from None
+    if path.name in ENGINE_SOCKETS:
+        allowed = "anything but an engine's socket: whoever holds it is root on this machine"
+        raise ConfigError(field, str(source), allowed)
+    home = Path.home().resolve()
+    if _contains(path, home):
+        raise ConfigError(field, str(source), f"a folder that is not, and does not contain, the home folder {home}")
+    for place in _never_mounted(home):
+        if _contains(place, path) or _contains(path, place):
+            allowed = f"a path apart from {place}, which holds what no agent should see or change"
+            raise ConfigError(field, str(source), allowed)
+    return path
+
+
+def sessions_folder(state: Path, agent: Agent) -> Path:
+    """Where *agent*'s sessions are kept on the host."""
+    return state / "sessions" / agent.name
+
+
+def prepare_sessions(state: Path, agent: Agent, user: User) -> None:
+    """Make the agent's sessions folder, private to *user*.
+
+    Raises:
+        ConfigError: something that is no folder of ours stands in its place, such as a symlink elsewhere.
+    """
+    folder = sessions_folder(state, agent)
+    state.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for path, mode in ((folder.parent, 0o755), (folder, 0o700)):
+        try:
+            path.mkdir(mode=mode)
+        except FileExistsError:
+            if not stat.S_ISDIR(path.lstat().st_mode):
+                raise ConfigError("state_dir", str(path), "a folder; a symlink could lead anywhere") from None
+        else:
+            if path == folder and os.getuid() == 0:
+                os.chown(folder, user.uid, user.gid)
+
+
+def recheck(mounts: Iterable[Mount]) -> None:
+    """Make sure, just before the run, that no source has become a symlink since it was resolved.
+
+    Raises:
+        ConfigError: one has; an agent that ran before may have swapped a folder for a link.
+    """
+    for mount in mounts:
+        if os.path.realpath(mount.source) != mount.source:
+            raise ConfigError("mounts", mount.source, "a path that stays what it is; it has just become a symlink")
+
+
+def _credentials_file(config: ContainerConfig, credentials: Credentials, user: User) -> list[Mount]:
+    if config.credentials not in ("auto", "file") or credentials.file is None or credentials.target is None:
+        return []
+    path = Path(credentials.file).expanduser()
+    if path.is_file() and user.can_read(path):
+        return [Mount(str(path.resolve()), credentials.target, read_only=True)]
+    if config.credentials == "auto":
+        return []
+    names = " or ".join(credentials.names)
+    allowed = f'"env" with {names} set, because {path} is not there or user {user} can not read it'
+    raise ConfigError("credentials", "file", allowed)
+
+
+def _never_mounted(home: Path) -> list[Path]:
+    places = [Path(place) for place in SYSTEM] + [home / name for name in (*PRIVATE, *AGENT_STATE)]
+    # Both as they are spelled and as what they are: /etc is /private/etc on macOS.
+    return sorted({*places, *(place.resolve() for place in places)} - {Path("/")})
+
+
+def _contains(folder: Path, path: Path) -> bool:
+    return path == folder or folder in path.parents

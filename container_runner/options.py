@@ -1,0 +1,215 @@
+"""What to run: an agent and one request to it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import attrs
+
+from container_runner.errors import ConfigError
+
+PermissionMode = Literal["acceptEdits", "auto", "bypassPermissions", "default", "dontAsk", "manual", "plan"]
+
+ARGUMENT_LIMIT: Final = 128 * 1024 - 1
+"""The most bytes that Linux takes in one argument (MAX_ARG_STRLEN, less its closing NUL)."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}")
+
+
+def _name(_: object, attribute: attrs.Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        allowed = "1 to 63 letters, digits, '_', '.' and '-', beginning with a letter or a digit"
+        raise ConfigError(f"agent.{attribute.name}", value, allowed)
+
+
+def _session(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    # A session id becomes part of a file's name, so it must not hold a path.
+    if value is not None and (not isinstance(value, str) or not _SESSION.fullmatch(value)):
+        raise ConfigError(attribute.name, value, "1 to 128 letters, digits and '-'")
+
+
+def _argument(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """Text that becomes one argument of the agent's command."""
+    if value is not None:
+        check_argument(attribute.name, value)
+
+
+def _arguments(_: object, attribute: attrs.Attribute[Any], value: tuple[object, ...]) -> None:
+    for index, item in enumerate(value):
+        check_argument(f"{attribute.name}[{index}]", item)
+
+
+def check_argument(field: str, value: object) -> str:
+    """*value*, if a process can be given it as one argument.
+
+    Raises:
+        ConfigError: it is no text, is empty, holds a NUL or a lone surrogate, or is longer than `ARGUMENT_LIMIT`.
+    """
+    try:
+        size = len(value.encode()) if isinstance(value, str) and "\0" not in value else 0
+    except UnicodeEncodeError:
+        size = 0
+    if not isinstance(value, str) or not 0 < size <= ARGUMENT_LIMIT:
+        raise ConfigError(field, value, f"1 to {ARGUMENT_LIMIT} bytes of text without NUL")
+    return value
+
+
+def _words(value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return (value,)  # type: ignore[return-value]  # a single word; the validator refuses what is none
+    return tuple(value)
+
+
+def _seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 30 * 86400:
+        raise ConfigError(attribute.name, value, "a number of seconds between 0 and 30 days, or None for no limit")
+
+
+def _prompt(_: object, attribute: attrs.Attribute[str], value: object) -> None:
+    try:
+        valid = isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        valid = False
+    if not valid:
+        raise ConfigError(attribute.name, value, "text that UTF-8 can hold")
+
+
+@attrs.frozen(kw_only=True)
+class Agent:
+    """Who works, on what, and with which freedoms.
+
+    Raises:
+        ConfigError: a value that we refuse.
+    """
+
+    name: str = attrs.field(validator=_name)
+    """The agent's name. It owns a sessions folder and, in persistent mode, a container."""
+
+    workspace: str | Path | None = attrs.field(default=None)
+    """The folder on the host that the agent works on, /workspace in the container. None: an empty scratch folder
+    that is gone after the run."""
+
+    model: str | None = attrs.field(default=None, validator=_argument)
+    """The model to use. None: the agent's own default."""
+
+    system_prompt: str | None = attrs.field(default=None, validator=_argument)
+    """Replaces the agent's own system prompt."""
+
+    permission_mode: PermissionMode | None = attrs.field(default=None)
+    """How the agent asks before it acts. None: in a container it does not ask (the box is the limit); on the host
+    the agent's own default."""
+
+    allowed_tools: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
+    """Tools that it may use without asking, as "Read" or "Bash(git log:*)"."""
+
+    disallowed_tools: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
+    """Tools that it may not use."""
+
+    tools: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
+    """The only tools that exist for it. Empty: all of them."""
+
+    setting_sources: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
+    """Which of claude's settings files it reads: user, project, local. Empty: the agent's own default."""
+
+    plugin_dirs: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
+    """Plugin folders, as paths in the container."""
+
+    mcp_servers: Mapping[str, Any] = attrs.field(factory=dict)
+    """MCP servers by name. They stand on the command line: write a secret as ${NAME} and list NAME in `secrets`."""
+
+    max_turns: int | None = attrs.field(default=None)
+    """How many turns it may take. None: no limit."""
+
+    args: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
+    """More arguments for the agent's command, after ours."""
+
+    @workspace.validator
+    def _check_workspace(self, _: object, value: object) -> None:
+        if value is not None and (not isinstance(value, str | Path) or not str(value) or "\0" in str(value)):
+            raise ConfigError("agent.workspace", value, "the path of a folder, or None")
+
+    @permission_mode.validator
+    def _check_permission_mode(self, _: object, value: object) -> None:
+        if value is not None and value not in get_args(PermissionMode):
+            raise ConfigError("agent.permission_mode", value, f"one of {', '.join(get_args(PermissionMode))}")
+
+    @max_turns.validator
+    def _check_max_turns(self, _: object, value: object) -> None:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError("agent.max_turns", value, "a whole number from 1, or None")
+
+    @mcp_servers.validator
+    def _check_mcp_servers(self, _: object, value: object) -> None:
+        if not isinstance(value, Mapping):
+            raise ConfigError("agent.mcp_servers", value, "a mapping of names to servers")
+        try:
+            json.dumps(dict(value))
+        except (TypeError, ValueError) as error:
+            raise ConfigError("agent.mcp_servers", "…", f"what JSON can hold ({error})") from None
+
+
+@attrs.frozen(kw_only=True)
+class ExecuteOptions:
+    """One request to an agent.
+
+    Raises:
+        ConfigError: a value that we refuse.
+    """
+
+    prompt: str = attrs.field(validator=_prompt, repr=False)
+    """What to do. It reaches the agent on stdin, so it may be long, and may begin with a dash."""
+
+    agent: Agent = attrs.field(validator=attrs.validators.instance_of(Agent))
+    """Who does it."""
+
+    resume: str | None = attrs.field(default=None, validator=_session)
+    """The id of the session to go on with."""
+
+    fork: bool = attrs.field(default=False)
+    """Go on in a copy of that session, under a new id."""
+
+    session_id: str | None = attrs.field(default=None, validator=_session)
+    """The id that a new session gets. None: the agent chooses."""
+
+    append_system_prompt: str | None = attrs.field(default=None, validator=_argument)
+    """Added to the system prompt."""
+
+    include_partial_messages: bool = False
+    """Yield a StreamEvent for each piece of text as it comes."""
+
+    timeout: float | None = attrs.field(default=None, validator=_seconds)
+    """Seconds that the agent may take in all. None: the container's time limit alone."""
+
+    idle_timeout: float | None = attrs.field(default=1800.0, validator=_seconds)
+    """Seconds that it may be silent. A tool that runs is silent too."""
+
+    result_timeout: float | None = attrs.field(default=10.0, validator=_seconds)
+    """Seconds that it may take to leave after its result."""
+
+    grace: int = attrs.field(default=3)
+    """Whole seconds between asking it to stop (TERM) and making it stop (KILL)."""
+
+    line_limit: int | None = attrs.field(default=None)
+    """The longest line in bytes that is kept whole; a longer one becomes an OversizedLine. None: any length."""
+
+    @grace.validator
+    def _check_grace(self, _: object, value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 600:
+            raise ConfigError("grace", value, "a whole number of seconds from 0 to 600")
+
+    @line_limit.validator
+    def _check_line_limit(self, _: object, value: object) -> None:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1024):
+            raise ConfigError("line_limit", value, "a number of bytes from 1024, or None")
+
+    @fork.validator
+    def _check_fork(self, _: object, value: object) -> None:
+        if value and self.resume is None:
+            raise ConfigError("fork", value, "with resume: there is nothing to fork from without it")

@@ -1,0 +1,86 @@
+"""What a run will do, before it does it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+import attrs
+
+from container_runner import argv
+from container_runner.argv import Dialect
+from container_runner.user import User
+from container_runner.values import Mount
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """The commands of one run, in their order, and what travels with them.
+
+    `ContainerRunner.execute` runs these very lists, `container-runner argv` prints them, and tests compare them.
+    """
+
+    run_id: str
+    """32 random hexadecimal digits."""
+
+    agent: str
+    """The agent's name."""
+
+    container: str
+    """The container's name, with a random part."""
+
+    ephemeral: bool
+
+    run: tuple[str, ...]
+    """`docker run`, which starts the container. A persistent agent skips it when its container is found."""
+
+    exec: tuple[str, ...]
+    """`docker exec`, which runs the agent. In a container that was found, with that one's name."""
+
+    mounts: tuple[Mount, ...]
+    """What of the host is in the container."""
+
+    variables: tuple[str, ...]
+    """The names of the variables whose values travel in the client's environment, secrets among them."""
+
+    values: Mapping[str, str] = attrs.field(repr=False)
+    """Their values."""
+
+    stdin: bytes = attrs.field(repr=False)
+    """The agent's prompt."""
+
+    program: str
+    """The agent's program."""
+
+    user: User
+    """Who the agent is in the container."""
+
+    reuse_labels: dict[str, str]
+    """The labels by which a persistent container is found again."""
+
+    may_pull: bool
+    """Whether `run` may have to fetch the image first."""
+
+    dialect: Dialect = attrs.field(repr=False)
+
+    @property
+    def stdin_size(self) -> int:
+        """The length of the prompt in bytes."""
+        return len(self.stdin)
+
+    @property
+    def commands(self) -> tuple[tuple[str, ...], ...]:
+        """All commands, in their order: look for the container (persistent) or not, run, exec, remove (ephemeral)."""
+        binary = self.run[0]
+        if self.ephemeral:
+            return self.run, self.exec, tuple(argv.remove_argv(binary, self.dialect, name=self.container))
+        return tuple(argv.list_argv(binary, self.reuse_labels)), self.run, self.exec
+
+    def exec_in(self, container: str) -> tuple[str, ...]:
+        """`exec`, in the container with this name."""
+        separator = self.exec.index("--")
+        return (*self.exec[: separator + 1], container, *self.exec[separator + 2 :])
+
+    def to_shell(self) -> str:
+        """The commands as lines for a POSIX shell, which can be pasted. Secrets are in none of them."""
+        return "\n".join(shlex.join(command) for command in self.commands)

@@ -1,0 +1,318 @@
+"""The only module that starts a process.
+
+A `Process` feeds its child's stdin, hands out its stdout by lines, and keeps the end of its stderr. One selector
+watches the three pipes, and waiting for the selector is the only await: no task, no task group and no cancel scope
+is open between two reads, so an async generator may hold a `Process` across its yields, a cancelled read loses
+nothing, and asyncio and trio behave alike. While nobody reads, nothing is read: the pipes fill, and the child waits.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import selectors
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import attrs
+from anyio import open_process
+
+from container_runner.errors import EngineTimeoutError
+from container_runner.lines import LineSplitter, OversizedLine
+
+CHUNK: Final = 256 * 1024
+STDERR_TAIL: Final = 64 * 1024
+"""How many bytes of stderr are kept, the newest."""
+
+EXIT_GRACE: Final = 2.0
+"""Seconds that the pipes of a process that has ended may stay open, held by a grandchild."""
+
+TERM_GRACE: Final = 10.0
+"""Seconds between TERM and KILL for a client. `podman run` that is killed at once leaks (reliability 6.4)."""
+
+
+class Process:
+    """A running child process. Make one with `Process.start`."""
+
+    def __init__(self, process: anyio.abc.Process, *, stdin: bytes, hold_stdin: bool, line_limit: int | None) -> None:
+        self._process = process
+        self._selector = selectors.DefaultSelector()
+        self._fds: dict[str, int] = {}
+        self._unsent = memoryview(stdin)
+        self._hold_stdin = hold_stdin
+        self._splitter = LineSplitter(line_limit)
+        self._gate: bytes | None = None
+        self._exited_at: float | None = None
+        self.stderr = bytearray()
+        """The end of its stderr, `STDERR_TAIL` bytes at the least if there were as many."""
+        self.gate_line: bytes | None = None
+        """The line of stderr that opened the gate."""
+
+    @classmethod
+    async def start(
+        cls,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path | None = None,
+        stdin: bytes = b"",
+        hold_stdin: bool = False,
+        gate: bytes | None = None,
+        line_limit: int | None = None,
+    ) -> Process:
+        """Start *argv* in a session of its own, so that a terminal's Ctrl-C reaches us first.
+
+        Args:
+            stdin: what it gets on stdin, which then ends.
+            hold_stdin: keep stdin open behind it, until `close_stdin`.
+            gate: how a line of stderr begins that must come before anything is read of stdout.
+            line_limit: see `LineSplitter`.
+
+        Raises:
+            OSError: the program is not there, can not be run, or an argument is too long.
+        """
+        pipes: list[int] = []
+        try:
+            for _ in range(3):
+                pipes += os.pipe()
+            their_in, our_in, our_out, their_out, our_err, their_err = pipes
+            for fd in (our_in, our_out, our_err):
+                os.set_blocking(fd, False)
+            # Cancelling a start would kill the child with SIGKILL at a moment when nobody cleans up after it.
+            with anyio.CancelScope(shield=True):
+                process = await open_process(
+                    list(argv),
+                    stdin=their_in,
+                    stdout=their_out,
+                    stderr=their_err,
+                    env=env,
+                    cwd=cwd,
+                    start_new_session=True,
+                )
+        except BaseException:
+            for fd in pipes:
+                os.close(fd)
+            raise
+        for fd in (their_in, their_out, their_err):
+            os.close(fd)
+        self = cls(process, stdin=stdin, hold_stdin=hold_stdin, line_limit=line_limit)
+        self._gate = gate
+        self._fds = {"stdin": our_in, "stdout": our_out, "stderr": our_err}
+        self._selector.register(our_err, selectors.EVENT_READ, "stderr")
+        if gate is None:
+            self._selector.register(our_out, selectors.EVENT_READ, "stdout")
+        if stdin:
+            self._selector.register(our_in, selectors.EVENT_WRITE, "stdin")
+        elif not hold_stdin:
+            self.close_stdin()
+        if hasattr(os, "pidfd_open"):
+            try:
+                self._fds["exit"] = os.pidfd_open(process.pid)
+                self._selector.register(self._fds["exit"], selectors.EVENT_READ, "exit")
+            except OSError:  # it has ended already, or the kernel does not know pidfds: the pipes' end will tell
+                pass
+        return self
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, -N if signal N ended it, None while it runs."""
+        return self._process.returncode
+
+    @property
+    def stdin_is_open(self) -> bool:
+        return "stdin" in self._fds
+
+    async def wait_for_gate(self, timeout: float) -> bool:
+        """Wait for the line of stderr that opens stdout, and tell whether it came: False if stderr ended first.
+
+        Raises:
+            TimeoutError: neither happened within *timeout* seconds.
+        """
+        deadline = anyio.current_time() + timeout
+        while self._gate is not None:
+            self._pump()
+            if self._gate is not None:
+                await self._wait_until(deadline)
+        return self.gate_line is not None
+
+    async def read(self, timeout: float | None = None) -> list[bytes | OversizedLine]:
+        """The next lines of stdout, at least one; none at its end.
+
+        Raises:
+            TimeoutError: *timeout* seconds went by without a line. Nothing is lost; read again.
+        """
+        await anyio.lowlevel.checkpoint()  # before anything is taken from a pipe, so that cancelling loses nothing
+        deadline = None if timeout is None else anyio.current_time() + timeout
+        while True:
+            lines = self._pump()
+            if lines:
+                return lines
+            if "stdout" not in self._fds and "stderr" not in self._fds:
+                return self._splitter.flush()
+            await self._wait_until(deadline)
+
+    async def wait(self) -> int:
+        """Wait for its end, and return its exit code."""
+        return await self._process.wait()
+
+    def close_stdin(self) -> None:
+        """End its stdin. For a leased process this is what stops it, and it takes no await."""
+        self._close("stdin")
+
+    async def terminate(self) -> None:
+        """End the process itself: TERM, `TERM_GRACE`, KILL. Nothing happens if it has ended."""
+        for end in (self._process.terminate, self._process.kill):
+            if self.returncode is not None:
+                return
+            try:
+                end()
+            except ProcessLookupError:
+                return
+            with anyio.move_on_after(TERM_GRACE):
+                await self._process.wait()
+
+    def close(self) -> None:
+        """Let go of the pipes. It does not end the process: one that still writes gets SIGPIPE."""
+        for name in list(self._fds):
+            self._close(name)
+        self._selector.close()
+
+    async def _wait_until(self, deadline: float | None) -> None:
+        """Wait for something to do. A process that has ended is not waited for longer than `EXIT_GRACE`."""
+        left = None if self._exited_at is None else self._exited_at + EXIT_GRACE
+        now = anyio.current_time()
+        if left is not None and now >= left:
+            self._close("stdout")
+            self._close("stderr")
+            self._gate = None
+            return
+        if deadline is not None and now >= deadline:
+            raise TimeoutError
+        with anyio.move_on_at(min(end for end in (deadline, left, math.inf) if end is not None)):
+            await anyio.wait_readable(self._selector.fileno())
+
+    def _close(self, name: str) -> None:
+        fd = self._fds.pop(name, None)
+        if fd is None:
+            return
+        if fd in self._selector.get_map():
+            self._selector.unregister(fd)
+        os.close(fd)
+
+    def _pump(self) -> list[bytes | OversizedLine]:
+        """Move what can be moved without waiting."""
+        lines: list[bytes | OversizedLine] = []
+        for key, _ in self._selector.select(0):
+            if key.data == "stdout":
+                chunk = os.read(key.fd, CHUNK)
+                if chunk:
+                    lines += self._splitter.push(chunk)
+                else:
+                    self._close("stdout")
+            elif key.data == "stderr":
+                self._take_stderr(os.read(key.fd, CHUNK))
+            elif key.data == "stdin":
+                self._feed(key.fd)
+            else:
+                self._exited_at = anyio.current_time()
+                self._close("exit")
+        return lines
+
+    def _feed(self, fd: int) -> None:
+        try:
+            sent = os.write(fd, self._unsent[:CHUNK])
+        except BlockingIOError:
+            return
+        except BrokenPipeError:  # it does not want the rest, which is its right
+            self._unsent = memoryview(b"")
+            self._close("stdin")
+            return
+        self._unsent = self._unsent[sent:]
+        if not self._unsent:
+            self._selector.unregister(fd)
+            if not self._hold_stdin:
+                self._close("stdin")
+
+    def _take_stderr(self, chunk: bytes) -> None:
+        if not chunk:
+            self._close("stderr")
+            self._open_gate()  # it will not come any more; what is on stdout is the engine's
+            return
+        self.stderr += chunk
+        if self._gate is not None:
+            start = self.stderr.find(self._gate)
+            end = self.stderr.find(b"\n", start)
+            if start >= 0 and end >= 0:
+                self.gate_line = bytes(self.stderr[start:end])
+                del self.stderr[: end + 1]
+                self._open_gate()
+        if len(self.stderr) > 2 * STDERR_TAIL:
+            del self.stderr[:-STDERR_TAIL]
+
+    def _open_gate(self) -> None:
+        if self._gate is not None:
+            self._gate = None
+            self._selector.register(self._fds["stdout"], selectors.EVENT_READ, "stdout")
+
+
+@attrs.frozen(kw_only=True)
+class Completed:
+    """A process that has ended."""
+
+    returncode: int
+    """Its exit code, -N if signal N ended it."""
+
+    stdout: bytes
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        return self.stdout.decode("utf-8", "replace")
+
+
+async def run(
+    argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout: float, stdin: bytes = b""
+) -> Completed:
+    """Run *argv* to its end, and to an orderly end also when we are cancelled or it takes too long.
+
+    A cancelled caller waits `TERM_GRACE` seconds for the command to end by itself; only then it gets TERM, and
+    KILL after as long again, because a container engine's client must not be cut off in the middle of a start.
+
+    Raises:
+        EngineTimeoutError: it took longer than *timeout* seconds.
+        OSError: see `Process.start`.
+    """
+    process = await Process.start(argv, env=env, stdin=stdin)
+    lines: list[bytes | OversizedLine] = []
+    deadline = anyio.current_time() + timeout
+    try:
+        while batch := await process.read(max(0.0, deadline - anyio.current_time())):
+            lines += batch
+        with anyio.fail_after(max(0.0, deadline - anyio.current_time())):
+            returncode = await process.wait()
+    except TimeoutError:
+        msg = f"`{Path(argv[0]).name} {argv[1]}` took longer than {timeout:g} seconds."
+        raise EngineTimeoutError(msg, stderr=process.stderr.decode("utf-8", "replace")) from None
+    except BaseException:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(TERM_GRACE):
+            while await process.read():
+                pass
+            await process.wait()
+        raise
+    finally:
+        with anyio.CancelScope(shield=True):
+            await process.terminate()
+        process.close()
+    return Completed(
+        returncode=returncode,
+        stdout=b"\n".join(line for line in lines if isinstance(line, bytes)),
+        stderr=process.stderr.decode("utf-8", "replace"),
+    )

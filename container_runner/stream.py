@@ -1,0 +1,164 @@
+"""One agent process, read as messages under three clocks."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+import anyio
+
+from container_runner.errors import (
+    AgentError,
+    AgentKilledError,
+    CommandNotExecutableError,
+    CommandNotFoundError,
+    ContainerRunnerError,
+    IdleTimeoutError,
+    ResultTimeoutError,
+    TotalTimeoutError,
+)
+from container_runner.lines import OversizedLine
+from container_runner.messages import ErrorMessage, Message, ResultMessage
+from container_runner.options import ExecuteOptions
+from container_runner.process import Process
+
+if TYPE_CHECKING:
+    from container_runner.runtimes.runtime import Command, CommandLineRuntime
+
+
+class MessageStream:
+    """Reads a process's lines as a runtime's messages, and minds the clocks of the options."""
+
+    def __init__(self, process: Process, runtime: CommandLineRuntime, options: ExecuteOptions) -> None:
+        self._process = process
+        self._runtime = runtime
+        self._options = options
+        now = anyio.current_time()
+        self._total_at = None if options.timeout is None else now + options.timeout
+        self._heard_at = now
+        self._result_at: float | None = None
+        self.result: ResultMessage | None = None
+        """The last result so far. An agent may give several; their cost and usage are cumulative."""
+
+    async def read(self) -> list[Message]:
+        """The next messages, at least one; none at the end of the stream.
+
+        Raises:
+            TotalTimeoutError, IdleTimeoutError, ResultTimeoutError: a clock ran out. The process still runs.
+        """
+        while True:
+            ends_at, error = self._next_end()
+            try:
+                lines = await self._process.read(None if ends_at is None else max(0.0, ends_at - anyio.current_time()))
+            except TimeoutError:
+                raise error from None
+            self._heard_at = anyio.current_time()
+            if self._total_at is not None and self._heard_at >= self._total_at and lines:
+                # A talkative agent never lets a read time out.
+                raise self._total_timeout()
+            messages = self.parse(lines)
+            if messages or not lines:
+                return messages
+
+    def parse(self, lines: list[bytes | OversizedLine]) -> list[Message]:
+        """Lines as messages; blank ones are none."""
+        messages: list[Message] = []
+        for line in lines:
+            message = line if isinstance(line, OversizedLine) else self._runtime.parse_line(line)
+            if message is None:
+                continue
+            if isinstance(message, ResultMessage):
+                self.result = message
+                self._result_at = anyio.current_time()
+            messages.append(message)
+        return messages
+
+    def _total_timeout(self) -> TotalTimeoutError:
+        return TotalTimeoutError(f"The agent took longer than {self._options.timeout:g} seconds.")
+
+    def _next_end(self) -> tuple[float | None, AgentError]:
+        """The clock that runs out first, and what to say then."""
+        options = self._options
+        ends: list[tuple[float, AgentError]] = []
+        if self._total_at is not None:
+            ends.append((self._total_at, self._total_timeout()))
+        if options.idle_timeout is not None:
+            message = f"The agent was silent for {options.idle_timeout:g} seconds."
+            ends.append((self._heard_at + options.idle_timeout, IdleTimeoutError(message)))
+        if options.result_timeout is not None and self._result_at is not None:
+            message = f"The agent was still there {options.result_timeout:g} seconds after its result."
+            ends.append((self._result_at + options.result_timeout, ResultTimeoutError(message)))
+        return min(ends, key=lambda end: end[0], default=(None, AgentError("")))
+
+
+def killed(exit_code: int, stderr: str) -> AgentKilledError | None:
+    """The error for an exit code that means a signal: -N from the system, 128 + N from a shell or an engine."""
+    number = -exit_code if exit_code < 0 else exit_code - 128
+    if number not in (
+        signal.SIGHUP,
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGILL,
+        signal.SIGABRT,
+        signal.SIGBUS,
+        signal.SIGFPE,
+        signal.SIGKILL,
+        signal.SIGSEGV,
+        signal.SIGPIPE,
+        signal.SIGTERM,
+    ):
+        return None
+    name = signal.Signals(number).name
+    return AgentKilledError(f"The agent was killed by {name}.", signal=number, exit_code=exit_code, stderr=stderr)
+
+
+async def run_on_host(
+    runtime: CommandLineRuntime, command: Command, options: ExecuteOptions
+) -> AsyncGenerator[Message, None]:
+    """Run *command* on this machine, with no container around it, and yield its messages."""
+    error: ContainerRunnerError | None = None
+    process: Process | None = None
+    try:
+        process = await Process.start(
+            command.argv,
+            env={**os.environ, **command.env},
+            cwd=options.agent.workspace,
+            stdin=command.stdin,
+            line_limit=options.line_limit,
+        )
+        stream = MessageStream(process, runtime, options)
+        while messages := await stream.read():
+            for message in messages:
+                yield message
+        exit_code = await process.wait()
+        stderr = process.stderr.decode("utf-8", "replace")
+        failure = runtime.outcome(stream.result, exit_code, stderr)
+        error = failure and (killed(exit_code, stderr) or failure)
+    except FileNotFoundError:
+        error = CommandNotFoundError(f"There is no program {command.argv[0]!r} on this machine.")
+    except PermissionError:
+        error = CommandNotExecutableError(f"The program {command.argv[0]!r} can not be run.")
+    except AgentError as timeout:
+        error = timeout
+    finally:
+        if process is not None:
+            with anyio.CancelScope(shield=True):
+                await _stop_on_host(process, options.grace)
+    if error is not None:
+        yield ErrorMessage.from_error(error)
+
+
+async def _stop_on_host(process: Process, grace: float) -> None:
+    """TERM to the process's whole session group, *grace* seconds, KILL."""
+    process.close()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            break
+        with anyio.move_on_after(grace):
+            await process.wait()
+            break
+    await process.terminate()

@@ -1,0 +1,116 @@
+"""Write docs/reference/configuration.md from the fields of `ContainerConfig` and the docstrings under them.
+
+python scripts/config_reference.py            write the page
+python scripts/config_reference.py --check    fail if the page is out of date
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from container_runner.config import ContainerConfig, Mount, PortBinding, Tmpfs
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
+
+HEAD = """\
+<!-- Written by scripts/config_reference.py from the docstrings in container_runner: change those. -->
+
+# Configuration
+
+The keys of a configuration file are the arguments of `ContainerConfig`:
+
+```toml
+image = "my-agent:latest"
+memory = "4g"
+volumes = ["~/data:/data:ro"]
+secrets = ["GITHUB_TOKEN"]
+```
+
+```python
+ContainerConfig.load("container.toml")
+ContainerConfig(image="my-agent:latest", memory="4g", secrets=["GITHUB_TOKEN"])
+```
+
+A size is "512m", "2g", "1.5g" or a number of bytes.
+A time is "90s", "30m", "4h", "1d" or a number of seconds.
+A key that is not on this page is refused, and so is a value that its entry does not allow.
+"""
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """The docstring under each field of *kind*, in one line."""
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(definition, ast.ClassDef)
+    docs = {}
+    for field, text in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            docs[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
+    return docs
+
+
+def default(field: attrs.Attribute[object]) -> str:
+    """The default of *field*, as a configuration file spells it."""
+    value = field.default
+    match value:
+        case attrs.NOTHING:
+            return "required"
+        case attrs.Factory():  # type: ignore[misc]  # a class, though its stub says a function
+            return "`{}`"
+        case None:
+            return "none"
+        case bool():
+            return f"`{str(value).lower()}`"
+        case int() if field.name == "mode":
+            return f'`"{value:o}"`'
+        case int() if value >= 2**30 and value % 2**30 == 0:
+            return f'`"{value >> 30}g"`'
+        case int() if value >= 2**20 and value % 2**20 == 0:
+            return f'`"{value >> 20}m"`'
+        case int() if field.name == "time_limit":
+            return f'`"{value // 86_400}d"`'
+        case tuple():
+            return f"`[{', '.join(quoted(item) for item in value)}]`"
+        case _:
+            return f"`{quoted(value)}`"
+
+
+def quoted(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def entries(kind: type[attrs.AttrsInstance], heading: str) -> Iterator[str]:
+    docs = field_docs(kind)
+    for field in attrs.fields(kind):
+        yield f"{heading} `{field.name}`"
+        yield f"Type: `{field.type}`. Default: {default(field)}."
+        yield docs[field.name]
+
+
+def page() -> str:
+    parts = [HEAD.strip(), *entries(ContainerConfig, "##")]
+    parts += ["## Tables", "What a table in `volumes`, `ports` or `tmpfs` holds."]
+    for key, kind in ("volumes", Mount), ("ports", PortBinding), ("tmpfs", Tmpfs):
+        parts += [f"### An item of `{key}`: `{kind.__name__}`", f"As a string: {kind.FORMS}."]
+        parts += entries(kind, "####")
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    if "--check" in arguments:
+        if PAGE.is_file() and PAGE.read_text("utf-8") == page():
+            return 0
+        print(f"{PAGE.name} is out of date: run python scripts/config_reference.py", file=sys.stderr)
+        return 1
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(page(), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

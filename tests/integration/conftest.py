@@ -1,0 +1,124 @@
+"""Fixtures for tests with real engines; `engines.py` says how the engines come to be."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.engines import NAMES, Engines, RealEngine
+from tests.integration.images import Unavailable
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give the tests with the big image more time, and keep the tests of the engines that were asked for."""
+    for item in items:
+        if "claude_image" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(600))
+    if wanted := config.getoption("--engine"):
+        others = [item for item in items if not engine_names(item) <= {*wanted}]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
+def engine_names(item: pytest.Item) -> set[str]:
+    """The engines that a test runs on; none for a test without an engine."""
+    callspec = getattr(item, "callspec", None)
+    return {value for value in callspec.params.values() if value in NAMES} if callspec else set()
+
+
+def on(*names: str) -> list[object]:
+    """Parameters for a fixture that is one of these engines."""
+    return [pytest.param(name, marks=pytest.mark.engine) for name in names]
+
+
+@pytest.fixture(scope="session")
+def engines() -> Iterator[Engines]:
+    """The engines of this session. At its end nothing of a run or of an engine may be left."""
+    engines = new_engines()
+    try:
+        yield engines
+    finally:
+        left = engines.stop()
+    assert not left
+
+
+@pytest.fixture(params=on(*NAMES))
+def engine(request: pytest.FixtureRequest, engines: Engines) -> RealEngine:
+    """Each of the engines in turn."""
+    with skipped_if_unavailable():
+        return engines.get(request.param)
+
+
+@pytest.fixture(params=on("docker"))
+def docker(request: pytest.FixtureRequest, engines: Engines) -> RealEngine:
+    """Docker Engine."""
+    with skipped_if_unavailable():
+        return engines.get(request.param)
+
+
+@pytest.fixture(params=on("podman"))
+def podman(request: pytest.FixtureRequest, engines: Engines) -> RealEngine:
+    """Podman run by root."""
+    with skipped_if_unavailable():
+        return engines.get(request.param)
+
+
+@pytest.fixture(params=on("docker"))
+def private_docker(request: pytest.FixtureRequest) -> Iterator[Callable[[], RealEngine]]:
+    """Makes a Docker Engine that only this test uses, so the test may kill its daemon."""
+    started = []
+
+    def start() -> RealEngine:
+        started.append(new_engines())
+        with skipped_if_unavailable():
+            return started[-1].docker(private=True)
+
+    yield start
+    for engines in started:
+        engines.stop()  # what the test left there is what it is about
+
+
+@pytest.fixture
+def workspace(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """An empty folder in which the container's default user may write, on a path that it may walk."""
+    names = {"engine", "docker", "podman"} & {*request.fixturenames}
+    folder = Path(tempfile.mkdtemp(prefix="cr-workspace-", dir="/tmp"))
+    folder.chmod(0o755)
+    for name in names:
+        os.chown(folder, *request.getfixturevalue(name).owner)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def claude_image(engine: RealEngine) -> str:
+    """The name of the image with the real claude."""
+    with skipped_if_unavailable():
+        return engine.images.claude
+
+
+def new_engines() -> Engines:
+    # Not pytest's tmp_path: only root may walk it, and sockets need short paths.
+    folder = Path(tempfile.mkdtemp(prefix="cr-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    # TERM unwinds like Ctrl-C, so that the engines are stopped then too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return Engines(folder)
+
+
+@contextlib.contextmanager
+def skipped_if_unavailable() -> Iterator[None]:
+    """Skip the test if this machine can not provide what is asked for; in CI it fails."""
+    try:
+        yield
+    except Unavailable as reason:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(reason))
+        pytest.skip(str(reason))
