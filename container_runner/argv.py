@@ -90,7 +90,7 @@ def run_argv(
         f"--pids-limit={config.pids_limit}",
         *(f"--ulimit={limit}" for limit in config.ulimits),
         *([f"--shm-size={config.shm_size}"] if config.shm_size is not None else []),
-        *([f"--gpus={config.gpus}"] if config.gpus is not None else []),
+        *([f"--gpus={_csv(config.gpus)}"] if config.gpus is not None else []),
         *(f"--device={device}" for device in config.devices),
         *(f"--add-host={entry}" for entry in config.add_host),
         *(f"--publish={_port(port)}" for port in config.ports),

@@ -55,21 +55,34 @@ _C = TypeVar("_C", bound=attrs.AttrsInstance)
 _V = TypeVar("_V", Mount, PortBinding, Tmpfs)
 
 
-def _structured(kind: type[_C], table: Mapping[Any, Any]) -> _C:
-    """A *kind* with the fields of *table*. The fields' own converters and validators do all the rest."""
-    fields = attrs.fields_dict(kind)
-    for key in table:
-        if key not in fields:
-            import difflib  # only a refusal needs it
+def _as_given(value: Any, _: object) -> Any:
+    return value
 
-            name = key if isinstance(key, str) and key.isidentifier() else "a key"
-            guess = difflib.get_close_matches(name, fields, n=1)
-            hint = f"perhaps {guess[0]}; " if guess else ""
-            refuse(name, NOT_SHOWN, f"{hint}the keys are {', '.join(fields)}")  # it may well be `api_key`
-    for name, field in fields.items():
-        if field.default is attrs.NOTHING and name not in table:
-            refuse(name, None, "a value; this key is required")
-    return kind(**table)
+
+def _structured(kind: type[_C], table: Mapping[Any, Any]) -> _C:
+    """A *kind* with the fields of *table*. The fields' own converters and validators check the values."""
+    import cattrs  # slow to import, and only tables need it
+
+    # Without detailed validation the first refusal arrives as it is, a ConfigError that names its field.
+    converter = cattrs.Converter(forbid_extra_keys=True, prefer_attrib_converters=True, detailed_validation=False)
+    # cattrs would make "5" of 5 and True of "no"; here each field takes only what it says it takes.
+    for primitive in (bool, float, int, str):
+        converter.register_structure_hook(primitive, _as_given)
+    converter.register_structure_hook_func(lambda hint: not attrs.has(hint), _as_given)
+    fields = attrs.fields_dict(kind)
+    try:
+        return converter.structure(table, kind)
+    except cattrs.ForbiddenExtraKeysError as error:
+        import difflib
+
+        key = next((key for key in table if key in error.extra_fields), None)
+        name = key if isinstance(key, str) and key.isidentifier() else "a key"
+        guess = difflib.get_close_matches(name, fields, n=1)
+        hint = f"perhaps {guess[0]}; " if guess else ""
+        refuse(name, NOT_SHOWN, f"{hint}the keys are {', '.join(fields)}")  # it may well be `api_key`
+    except KeyError:
+        name = next(name for name in fields if fields[name].default is attrs.NOTHING and name not in table)
+        refuse(name, None, "a value; this key is required")
 
 
 def _value(kind: type[_V], where: str, given: object) -> _V:
@@ -188,7 +201,7 @@ def _is_user(value: Any) -> bool:
 
 
 _looks_like_ulimit = pattern(
-    r"(?:core|cpu|data|fsize|locks|memlock|msgqueue|nice|nofile|nproc|rss|rtprio|rttime|sigpending|stack)"
+    r"(?:cpu|data|fsize|locks|memlock|msgqueue|nice|nofile|nproc|rss|rtprio|rttime|sigpending|stack)"
     r"=(?:-1|[0-9]{1,18})(?::(?:-1|[0-9]{1,18}))?"
 )
 
@@ -255,8 +268,9 @@ class ContainerConfig:
     engine: str = attrs.field(
         default="auto", validator=law("auto, docker, podman, or a program's name or path", _is_engine)
     )
-    """`auto` takes docker if it answers and else podman. `docker`, `podman`, or the name or path of a program
-    that understands the same arguments."""
+    """`auto` takes what the variable CONTAINER_RUNNER_ENGINE names; else docker, if it is there and so is its
+    daemon's socket (or DOCKER_HOST, or DOCKER_CONTEXT); else podman. `docker`, `podman`, or the name or path of
+    a program that understands the same arguments."""
 
     ephemeral: bool = attrs.field(default=True, validator=boolean)
     """Whether each run has a container of its own, removed at its end. `false` keeps one for the next run,
@@ -366,12 +380,12 @@ class ContainerConfig:
     if it is not here, `always` asks for a newer one each time."""
 
     ulimits: tuple[str, ...] = attrs.field(
-        default=("core=0",),
+        default=(),
         converter=_strings,
         validator=each('"name=soft" or "name=soft:hard", such as nofile=1024:2048', _is_ulimit),
     )
-    """Limits of each process, as "name=soft" or "name=soft:hard"; -1 is unlimited. The default writes no core
-    dumps, which would hold the agent's memory, into the workspace."""
+    """Limits of each process, as "name=soft" or "name=soft:hard"; -1 is unlimited. Core dumps, which would hold
+    the agent's memory, are off whatever stands here."""
 
     gpus: str | None = attrs.field(default=None, validator=optional(law('"all", "2" or "device=0,1"', _is_gpus)))
     """Graphics processors: `all`, how many ("2"), or which ("device=0,1"). None: none."""

@@ -19,6 +19,7 @@ turn, and PID 1 leaves when that one closes, which removes the container.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -48,6 +49,9 @@ TOOLS: Final = ("cat", "head", "mkfifo", "rm", "sleep", "wc")
 CLAIM_SECONDS: Final = 4
 """How long a new ephemeral container waits for its first exec before it leaves."""
 
+LEAVE_SECONDS: Final = 1
+"""How long PID 1 stays when the lease has ended. podman's client finds no exit code in a container that is gone."""
+
 PROMPT_LIMIT: Final = 48 * 1024 * 1024
 """The longest prompt in bytes: it is kept in RUN_DIR until the agent has opened it."""
 
@@ -72,6 +76,8 @@ if [ "$1" = keep ]; then
 else
   (sleep {CLAIM_SECONDS}; [ -e {RUN_DIR}/claimed ] || kill -TERM 1) >/dev/null 2>&1 &
   cat <{RUN_DIR}/lease >/dev/null &
+  wait "$!"
+  sleep {LEAVE_SECONDS} &
   wait "$!"
 fi
 exit 0
@@ -99,6 +105,7 @@ case $program in
   /*) if [ -d "$program" ] || [ ! -x "$program" ]; then cr_say "not-executable"; exit 126; fi ;;
 esac
 
+ulimit -c 0 2>/dev/null
 exec 3<&0
 prompt={RUN_DIR}/prompt-$run
 (umask 077; head -c "$size" <&3 >"$prompt")
@@ -223,8 +230,8 @@ class Report:
     oom_kills: int = 0
     """How many processes the kernel killed for their memory during the run."""
 
-    ended: bool = False
-    """Whether the wrapper lived to see the agent's end."""
+    ended: int | None = None
+    """The agent's exit code, if the wrapper lived to see it."""
 
     @classmethod
     def parse(cls, stderr: bytes) -> tuple[Report, bytes]:
@@ -233,7 +240,6 @@ class Report:
         for match in _LINE.finditer(stderr):
             word, *rest = match[1].decode("utf-8", "replace").split() or [""]
             said[word] = rest
-        oom = "".join(said.get("oom", ()))
         report = cls(
             refusal=next(
                 (word for word in ("missing", "no-command", "not-executable", "prompt-lost") if word in said),
@@ -241,10 +247,14 @@ class Report:
             ),
             missing=tuple(said.get("missing", ())),
             stop="".join(said.get("stop", ())) or None,
-            oom_kills=int(oom) if re.fullmatch("[0-9]{1,9}", oom) else 0,
-            ended="ended" in said,
+            oom_kills=_number(said.get("oom", ())) or 0,
+            ended=_number(said.get("ended", ())[1:]),
         )
         return report, _LINE.sub(b"", stderr)
+
+
+def _number(words: Sequence[str]) -> int | None:
+    return int(words[0]) if len(words) == 1 and re.fullmatch("[0-9]{1,9}", words[0]) else None
 
 
 def started_line(run: str) -> bytes:

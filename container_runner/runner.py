@@ -253,9 +253,11 @@ class _Run:
         assert self._process is not None  # noqa: S101  start() came first
         exit_code = await self._process.wait()
         report, stderr = self._report()
-        failure = self._runner.runtime.outcome(self._stream.result, exit_code, stderr)
-        if not report.ended:
+        if report.ended is None:
             return await self._diagnose(exit_code, stderr)
+        if exit_code == 255:  # podman's client, when the container was gone before it could ask
+            exit_code = report.ended
+        failure = self._runner.runtime.outcome(self._stream.result, exit_code, stderr)
         if failure is None:
             return None
         if report.oom_kills:

@@ -10,18 +10,16 @@ from typing import Any, ClassVar, Literal, Self
 
 import attrs
 
+from container_runner import guest
 from container_runner.laws import boolean, is_address, is_line, law, one_of, pattern, refuse, whole
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 DAY = 86_400
 
-WORKSPACE = "/workspace"
-"""Where the workspace is in the container."""
-
-RESERVED_TARGETS = ("/proc", "/sys", "/dev", "/cr")
+RESERVED_TARGETS = ("/proc", "/sys", "/dev", guest.ROOT)
 """Paths in the container that nothing is mounted on or below: the kernel's, and our own scripts' folder."""
 
-OWN_TARGETS = (WORKSPACE, "/tmp")  # noqa: S108  a path in the container
+OWN_TARGETS = (guest.WORKSPACE, "/tmp")  # noqa: S108  a path in the container
 """Paths in the container that we mount ourselves, so that nothing else is mounted exactly there."""
 
 ENGINE_SOCKETS = frozenset({"docker.sock", "podman.sock", "containerd.sock", "crio.sock", "buildkitd.sock"})

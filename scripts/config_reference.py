@@ -6,14 +6,13 @@ python scripts/config_reference.py --check    fail if the page is out of date
 
 from __future__ import annotations
 
-import ast
-import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 
+from container_runner.cli.flags import field_help
 from container_runner.config import ContainerConfig, Mount, PortBinding, Tmpfs
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
@@ -41,17 +40,6 @@ A size is "512m", "2g", "1.5g" or a number of bytes.
 A time is "90s", "30m", "4h", "1d" or a number of seconds.
 A key that is not on this page is refused, and so is a value that its entry does not allow.
 """
-
-
-def field_docs(kind: type) -> dict[str, str]:
-    """The docstring under each field of *kind*, in one line."""
-    (definition,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(definition, ast.ClassDef)
-    docs = {}
-    for field, text in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            docs[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
-    return docs
 
 
 def default(field: attrs.Attribute[object]) -> str:
@@ -85,7 +73,7 @@ def quoted(value: object) -> str:
 
 
 def entries(kind: type[attrs.AttrsInstance], heading: str) -> Iterator[str]:
-    docs = field_docs(kind)
+    docs = field_help(kind)
     for field in attrs.fields(kind):
         yield f"{heading} `{field.name}`"
         yield f"Type: `{field.type}`. Default: {default(field)}."

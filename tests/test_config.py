@@ -193,8 +193,8 @@ TARGET_TRAPS: list[Any] = [
     "/proc/1",
     "//sys",
     "/dev/shm/",
-    "/cr",
-    "/cr/x",
+    "/container-runner",
+    "/container-runner/x",
 ]
 TARGET_TRAPS += ["/a\n", "/a\0", "/./proc", "~/x", None, 3, True, b"/a"]
 
@@ -205,7 +205,7 @@ def test_a_target_that_is_not_a_free_absolute_path_is_refused(make: Callable[[An
     assert refusal(make, target).field == "target"
 
 
-@pytest.mark.parametrize("target", ["/process", "/devel", "/cr-home", "/crx", "/a..b", "/workspace/cache"])
+@pytest.mark.parametrize("target", ["/process", "/devel", "/container-runners", "/a..b", "/workspace/cache"])
 def test_a_target_that_only_looks_like_a_reserved_one_is_taken(target: str) -> None:
     assert Mount("/a", target).target == target
 
@@ -324,7 +324,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "tmpfs": (),
         "read_only": True,
         "pull": "never",
-        "ulimits": ("core=0",),
+        "ulimits": (),
         "gpus": None,
         "shm_size": None,
         "add_host": (),
@@ -375,7 +375,7 @@ GOOD: dict[str, list[Any]] = {
     "labels": [{}, {"a.b-c_D": "", "container-runner": "x.y"}],
     "read_only": [True, False],
     "pull": ["never", "missing", "always"],
-    "ulimits": [[], ["core=0"], ["nofile=1024:2048", "nproc=-1", "memlock=0:-1", "stack=-1:-1"]],
+    "ulimits": [[], ["cpu=60"], ["nofile=1024:2048", "nproc=-1", "memlock=0:-1", "stack=-1:-1"]],
     "gpus": [None, "all", "2", "device=0", "device=0,GPU-3a/1:0"],
     "shm_size": [None, "1g", 4096],
     "add_host": [["db:10.0.0.1", "db.x:::1", "me:host-gateway"]],
@@ -430,7 +430,7 @@ BAD: dict[str, list[Any]] = {
     ],
     "read_only": ["false", 0, 1, None],
     "pull": CHOICE,
-    "ulimits": [*LIST, "core=0", ["core=0\n"], *alone("core core= core=x x=1 nofile=2:1 nofile=-1:5")],
+    "ulimits": [*LIST, "cpu=0", ["cpu=0\n"], *alone("core=0 cpu cpu= cpu=x x=1 nofile=2:1 nofile=-1:5")],
     "gpus": [*TEXT, "none", "0", "-1", "device=", "device=0,", "all\n", "2 ", 2],
     "shm_size": [value for value in SIZE_TRAPS if value is not None],
     "add_host": [*LIST, ["db:1.2.3.4\n"], ["d b:::1"], *alone("db db: :1.2.3.4 db:x -x:1.2.3.4 a:b:1.2.3.4")],
@@ -492,7 +492,7 @@ def test_a_bad_value_is_refused_and_the_error_says_where(field: str, value: Any)
         ({"ports": [{"container_port": 80}]}, "ports[0].host_port", "required"),
         ({"env": {"FOO": 3}}, "env.FOO", "a string"),
         ({"labels": {"a": 3}}, "labels.a", "a string"),
-        ({"ulimits": ["core=0", "x"]}, "ulimits[1]", "nofile=1024:2048"),
+        ({"ulimits": ["cpu=60", "x"]}, "ulimits[1]", "nofile=1024:2048"),
         ({"network": "container:x"}, "network", "another container's network"),
         ({"user": "0"}, "user", '"root"'),
         ({"memroy": "2g"}, "memroy", "perhaps memory"),

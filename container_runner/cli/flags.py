@@ -77,7 +77,10 @@ def config_from_flags(flags: Any) -> ContainerConfig:
             mapping[name] = _number(value, hint)
     if "image" not in mapping:
         raise ConfigError("--image", None, "the name of an image, such as --image=my/claude")
-    return ContainerConfig.from_mapping(mapping, source="command line")
+    try:
+        return ContainerConfig(**mapping)
+    except ConfigError as error:
+        raise error.with_source("command line") from None
 
 
 def _pair(name: str, word: str) -> tuple[str, str]:

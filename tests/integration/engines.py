@@ -85,6 +85,11 @@ class RealEngine:
         """The full ids of the containers of runs, whether they are running or not."""
         return self.run("ps", "--all", "--quiet", "--no-trunc", f"--filter=label={LABEL}").stdout.split()
 
+    def remove(self, container: str) -> None:
+        """Remove a container at once, whether it is running or not."""
+        at_once = [] if self.name == "docker" else ["--time=0"]
+        self.run("rm", "--force", "--volumes", *at_once, container)
+
     @property
     def daemon_pid(self) -> int:
         """The daemon's pid; a test that kills it calls `restart_daemon` afterwards.
@@ -131,6 +136,8 @@ class DockerDaemon:
             Unavailable: it does not answer; the message holds the end of its log.
         """
         self.folder.mkdir(exist_ok=True)
+        # If the last dockerd was killed, so was its containerd; as a zombie that nobody reaps it would look alive.
+        (self.folder / "exec/containerd/containerd.pid").unlink(missing_ok=True)
         log = self.folder / "log"
         namespace = f"container-runner-test-{os.getpid()}-{self.folder.name}"
         command = [
@@ -293,7 +300,7 @@ exec setpriv --reuid={user.pw_uid} --regid={user.pw_gid} --clear-groups {podman}
         left = {*engine.containers()} - before
         self._left += [f"the container {container} of {engine.name}" for container in sorted(left)]
         for container in engine.run("ps", "--all", "--quiet").stdout.split() if ours else left:
-            engine.run("rm", "--force", "--volumes", container)
+            engine.remove(container)
         if not ours:
             for image in engine.images.imported:
                 engine.run("rmi", image, check=False)
@@ -399,25 +406,33 @@ def mounts_below(folder: Path) -> list[str]:
 
 
 def serve(folder: Path) -> None:
-    """Start all engines, tell where they are, and stop them at Ctrl-C or TERM."""
+    """Start all engines, tell where they are in the folder's file READY, and stop them at Ctrl-C or TERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder.mkdir(mode=0o755)
     engines = Engines(folder)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    started = []
     try:
-        lines = []
-        for name in NAMES:
-            try:
-                engine = engines.get(name)
-                lines.append(f"{engine.binary}  image {engine.images.tiny}  workspace owner {engine.owner}")
-            except Unavailable as reason:
-                lines.append(f"no {name}: {reason}")
-        (folder / "READY").write_text("\n".join(lines) + "\n")
-        print(*lines, "Ctrl-C stops them.", sep="\n", flush=True)
+        with (folder / "READY.part").open("w") as ready:
+            for name in NAMES:
+                try:
+                    engine = engines.get(name)
+                except Unavailable as reason:
+                    print(f"no {name}: {reason}", file=ready)
+                else:
+                    started.append(engine)
+                    line = f"{engine.binary}  image {engine.images.tiny}  workspace owner {engine.owner}"
+                    print(line, file=ready)
+        print((folder / "READY.part").rename(folder / "READY").read_text(), end="", flush=True)
+        for engine in started:
+            with contextlib.suppress(Unavailable):
+                print(f"{engine.name} has the image {engine.images.claude} too.", flush=True)
+        print("Ctrl-C stops them.", flush=True)
         signal.pause()
     except KeyboardInterrupt:
         print("Stopping.", flush=True)
     finally:
-        print(*engines.stop(), sep="\n")
+        for left in engines.stop():
+            print(f"There was still {left}.")
 
 
 if __name__ == "__main__":

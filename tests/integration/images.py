@@ -4,7 +4,7 @@
 `claude` is Debian with git, Python and the real claude CLI of npm; `claude-offline` in it talks to the stand-in for
 the Messages API, `tests/messages_api.py`, that it starts in the same container, so it needs no network and no account.
 
-`python -m tests.integration.images` fetches what `claude` needs into the cache.
+`python -m tests.integration.images` makes ready in the cache what `claude` needs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cont
 TESTS = Path(__file__).parent.parent
 CLAUDE_VERSION = "2.1.330"
 
-PREFIX = "container-runner-test"
 PATH = "/usr/local/bin:/usr/bin:/bin"
 TOOLS = (
     "sh awk cat cut date dd env false grep head id kill ln ls mkdir mkfifo mv ps rm sed seq setsid sleep sort stat "
@@ -96,28 +95,38 @@ class Images:
         return self._import("claude", add)
 
     def _import(self, name: str, add: Callable[[tarfile.TarFile], None]) -> str:
-        image = f"{PREFIX}/{name}"
-        process = subprocess.Popen(
-            [self.binary, "import", f"--change=ENV PATH={PATH}", "-", image],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        assert process.stdin is not None
-        # The client ends early if it fails: what it says then is the reason, not our broken pipe.
+        image = f"container-runner-test/{name}"
+        import_image(self.binary, image, add)
+        self.imported.append(image)
+        return image
+
+
+def import_image(engine: str, image: str, add: Callable[[tarfile.TarFile], None]) -> None:
+    """Make an image of the files that `add` adds to an archive.
+
+    Raises:
+        Unavailable: the engine did not take it; the message holds what it said.
+    """
+    client = subprocess.Popen(
+        [engine, "import", f"--change=ENV PATH={PATH}", "-", image],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    with client:
+        assert client.stdin is not None
+        assert client.stderr is not None
+        # A client that fails ends early: the reason is what it says then, not our broken pipe.
         with (
             contextlib.suppress(BrokenPipeError),
-            process.stdin as pipe,
+            client.stdin as pipe,
             tarfile.open(fileobj=pipe, mode="w|") as archive,
         ):
             add(archive)
-        assert process.stderr is not None
-        told = process.stderr.read().decode(errors="replace")
-        if process.wait() != 0:
-            msg = f"the image {image} could not be imported: {told}"
-            raise Unavailable(msg)
-        self.imported.append(image)
-        return image
+        told = client.stderr.read().decode(errors="replace")
+    if client.returncode != 0:
+        msg = f"{engine} did not import the image {image}: {told}"
+        raise Unavailable(msg)
 
 
 def add_file(archive: tarfile.TarFile, name: str, content: bytes, *, mode: int = 0o644) -> None:

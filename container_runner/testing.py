@@ -1,0 +1,1 @@
+"""A pytest plugin: fakes for tests of code that uses this package."""
