@@ -157,9 +157,9 @@ def kill_argv(binary: str, *, name: str, user: User, run_id: str, group: int) ->
     return [binary, "exec", f"--user={user}", "--", name, "sh", "-c", guest.KILL, "sh", run_id, str(group)]
 
 
-def start_argv(binary: str, *, name: str) -> list[str]:
-    """`docker start`: start a stopped container again."""
-    return [binary, "start", "--", name]
+def probe_argv(binary: str, *, name: str, user: User, group: int) -> list[str]:
+    """`docker exec`: whether a run's process group is still alive in a container; exit code 0 if it is."""
+    return [binary, "exec", f"--user={user}", "--", name, "sh", "-c", "kill -0 -$1", "sh", str(group)]
 
 
 def remove_argv(binary: str, dialect: Dialect, *, name: str) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import attrs
 
+from container_runner import guest
 from container_runner.errors import ConfigError
 from container_runner.laws import (
     NOT_SHOWN,
@@ -437,6 +438,8 @@ class ContainerConfig:
         targets = set(OWN_TARGETS)
         for field in ("volumes", "tmpfs"):
             for index, value in enumerate(getattr(self, field)):
+                if f"{value.target}/".startswith(f"{guest.ROOT}/"):
+                    refuse(f"{field}[{index}]", value.target, f"a path that is not below {guest.ROOT}, which is ours")
                 if value.target in targets:
                     refuse(f"{field}[{index}]", value.target, f"one mount for a path; {value.target} has one")
                 targets.add(value.target)

@@ -23,6 +23,7 @@ from container_runner.errors import (
     ConfigError,
     ContainerGoneError,
     EngineArgumentError,
+    EngineBusyError,
     EngineError,
     EngineNotFoundError,
     EnginePermissionError,
@@ -63,6 +64,9 @@ _FAILURES: Final[tuple[tuple[str, type[EngineError], str], ...]] = (
      "The container does not run."),
     (r'exec: "sh": executable file not found|exec: "sh": stat sh|executable file `sh` not found', ImageUnsuitableError,
      "The image has no shell."),
+    (r"resource temporarily unavailable|device or resource busy|context deadline exceeded|connection reset by peer"
+     r"|i/o timeout|database is locked|TLS handshake timeout|too many open files|unexpected EOF", EngineBusyError,
+     "The engine could not do it just now."),
     (r"unknown flag|unknown shorthand flag|invalid argument|invalid reference format|flag needs an argument|bad flag"
      r"|repository name must be lowercase|Range of CPUs|invalid value|Unknown runtime|OCI runtime \"[^\"]*\" not found",
      EngineArgumentError, "The engine refused an argument."),
@@ -188,21 +192,18 @@ class Engine:
             EngineError: it failed, and *check* is set; a more special class where it can be told.
         """
         async with control_limiter():
-            try:
-                done = await process.run(command, env=self.environ, timeout=timeout)
-            except OSError as error:
-                raise spawn_error(command, error) from None
+            done = await self._run(command, timeout)
         if check and done.returncode != 0:
             raise classify(done, command[1])
         return done
 
     async def create(self, command: Sequence[str], *, may_pull: bool) -> str:
-        """Run a `run` command, and return the container's id.
+        """Run a `run` command, and return the container's id. The caller limits how many run at once.
 
         Raises:
             EngineError: see `run`. A container may exist all the same, so remove it by its name.
         """
-        done = await self.run(command, timeout=PULL_TIMEOUT if may_pull else RUN_TIMEOUT, check=False)
+        done = await self._run(command, PULL_TIMEOUT if may_pull else RUN_TIMEOUT)
         last = done.stdout.strip().rsplit(b"\n", 1)[-1]
         # A `run` that was asked to terminate exits with 0 and no id.
         if done.returncode != 0 or not _ID.fullmatch(last):
@@ -236,21 +237,42 @@ class Engine:
             if not isinstance(error, ContainerGoneError):
                 raise error
 
+    async def _run(self, command: Sequence[str], timeout: float) -> Completed:
+        try:
+            return await process.run(command, env=self.environ, timeout=timeout)
+        except OSError as error:
+            raise spawn_error(command, error) from None
+
     async def ask(self, *words: str) -> str:
         """What the program prints for some words, such as "--version"."""
         return (await self.run([self.binary, *words])).text.strip()
 
 
-_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("container_runner control commands")
+_Limiter = anyio.lowlevel.RunVar[anyio.CapacityLimiter]
+_control: _Limiter = _Limiter("container_runner control commands")
+_starts: _Limiter = _Limiter("container_runner starts")
 
 
 def control_limiter() -> anyio.CapacityLimiter:
     """How many control commands may run at once in this event loop: twice the processors."""
+    return _limiter(_control)
+
+
+def start_limiter() -> anyio.CapacityLimiter:
+    """How many agents may be starting at once in this event loop: twice the processors.
+
+    One place is held from a container's `run` to its agent's first sign of life. Were the two to queue apart, a new
+    container could wait for its agent for longer than it does.
+    """
+    return _limiter(_starts)
+
+
+def _limiter(variable: _Limiter) -> anyio.CapacityLimiter:
     try:
-        return _limiter.get()
+        return variable.get()
     except LookupError:
         limiter = anyio.CapacityLimiter(2 * (os.cpu_count() or 2))
-        _limiter.set(limiter)
+        variable.set(limiter)
         return limiter
 
 

@@ -3,11 +3,13 @@
     ContainerRunnerError
     ├── ConfigError                   a value we refuse, before anything is started
     ├── UnsupportedRuntimeError       a runtime that can not say which command it runs
+    ├── StateError                    the state folder can not be read or written
     ├── EngineError                   the box failed; the agent is not to blame
     │   ├── EngineNotFoundError       no docker, no podman
     │   ├── EngineUnreachableError    the engine's daemon does not answer
     │   ├── EnginePermissionError     we may not speak to it
     │   ├── EngineTimeoutError        it answered too late
+    │   ├── EngineBusyError           it is overloaded; another try may work
     │   ├── EngineArgumentError       it refused a flag
     │   ├── ImageNotFoundError        the image is not on this machine
     │   ├── ImageUnsuitableError      the image lacks a tool that every run needs
@@ -16,6 +18,7 @@
     │   ├── MountError                a bind source is missing
     │   ├── NetworkNotFoundError      the network does not exist
     │   ├── ContainerGoneError        the container ended while the agent ran
+    │   ├── ExecLostError             the engine's client hangs though the agent has ended
     │   └── CleanupError              something of ours could not be removed
     └── AgentError                    the box worked; the agent did not
         ├── CommandNotFoundError      the image has no such program
@@ -107,6 +110,14 @@ class UnsupportedRuntimeError(ContainerRunnerError):
     advice = "Give it a method command(options) -> Command, as ClaudeRuntime and CommandRuntime have."
 
 
+class StateError(ContainerRunnerError):
+    """The state folder can not be read or written: a full disk, or a folder of somebody else's."""
+
+    kind = "state"
+    cli_exit_code = 5
+    advice = "Make room or give access to the state folder, or name another one with --state-dir."
+
+
 class EngineError(ContainerRunnerError):
     """The engine, not the agent, failed, in a way that has no class of its own."""
 
@@ -137,6 +148,12 @@ class EngineTimeoutError(EngineError):
     kind = "engine_timeout"
     cli_exit_code = 3
     advice = "The engine is stuck or overloaded: see whether `docker ps` answers, then try again."
+
+
+class EngineBusyError(EngineError):
+    kind = "engine_busy"
+    cli_exit_code = 3
+    advice = "The engine is overloaded: try again, with fewer agents at a time."
 
 
 class EngineArgumentError(EngineError):
@@ -179,6 +196,12 @@ class NetworkNotFoundError(EngineError):
     kind = "network_not_found"
     cli_exit_code = 5
     advice = "Create it with `docker network create NAME`, or use bridge or none."
+
+
+class ExecLostError(EngineError):
+    kind = "exec_lost"
+    cli_exit_code = 6
+    advice = "The engine lost its hold of the agent: look at its log, then resume the session."
 
 
 class ContainerGoneError(EngineError):

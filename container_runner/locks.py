@@ -11,6 +11,8 @@ from typing import Final
 
 import anyio
 
+from container_runner.errors import StateError
+
 POLL: Final = 0.05
 """Seconds between two tries for a lock that another process holds."""
 
@@ -23,11 +25,18 @@ class LockFile:
         self._fd: int | None = None
 
     def try_acquire(self, *, shared: bool = False) -> bool:
-        """Take the lock if it is free, without waiting."""
-        self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        """Take the lock if it is free, without waiting.
+
+        Raises:
+            StateError: the file can not be made.
+        """
         while True:
-            # O_NOFOLLOW: a symlink in the state folder leads nowhere else.
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                # O_NOFOLLOW: a symlink in the state folder leads nowhere else.
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise StateError(f"The lock {self.path} can not be made: {error.strerror}.") from None
             try:
                 fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 if os.fstat(fd).st_nlink:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +32,9 @@ STATE_LABEL: Final = f"{LABEL}state"
 
 CONFIG_LABEL: Final = f"{LABEL}config"
 """A digest of how the container was made. Another configuration means another container."""
+
+DEADLINE_LABEL: Final = f"{LABEL}deadline"
+"""When the container's time limit ends, in seconds since the epoch. It settles what owners elsewhere can not."""
 
 KIND_LABEL: Final = f"{LABEL}kind"
 """"ephemeral" or "persistent"."""
@@ -154,19 +158,15 @@ class ContainerManager:
     async def prune(self, *, dry_run: bool = False) -> list[ContainerInfo]:
         """Remove what nobody needs: containers of runs whose owner is dead, and persistent ones that have ended.
 
-        A persistent container that runs stays, whoever made it: its next run will find it.
+        A persistent container that runs stays, whoever made it: its next run will find it. An owner on another
+        machine counts as alive until the container's time limit has passed.
 
         Returns:
             What was removed, or would be if *dry_run*.
         """
         pruned: list[ContainerInfo] = []
         for info in await self.containers():
-            owner = Owner.from_labels(info.labels)
-            if info.labels.get(KIND_LABEL) == "persistent":
-                needed = info.is_running or info.status in ("paused", "restarting")
-            else:
-                needed = owner is None or owner.is_alive
-            if needed:
+            if _is_needed(info):
                 continue
             if not dry_run:
                 try:
@@ -204,6 +204,18 @@ class ContainerManager:
 
     def _use_lock(self, container: str) -> LockFile:
         return LockFile(self.state_dir / "locks" / f"container.{container}.lock")
+
+
+def _is_needed(info: ContainerInfo) -> bool:
+    owner = Owner.from_labels(info.labels)
+    if info.labels.get(KIND_LABEL) == "persistent":
+        # One that was made and not yet started is its living owner's.
+        starting = info.status == "created" and owner is not None and owner.is_alive
+        return starting or info.status in ("running", "paused", "restarting")
+    if owner is None or not owner.is_on_this_host:
+        deadline = info.labels.get(DEADLINE_LABEL, "")
+        return not (deadline.isdecimal() and time.time() > int(deadline))
+    return owner.is_alive
 
 
 def state_digest(state_dir: Path) -> str:

@@ -16,7 +16,7 @@ import attrs
 
 from container_runner import guest
 from container_runner.config import ContainerConfig
-from container_runner.errors import ConfigError
+from container_runner.errors import ConfigError, StateError
 from container_runner.options import Agent
 from container_runner.runtimes.runtime import Credentials
 from container_runner.user import User, check_workspace_access
@@ -151,18 +151,22 @@ def prepare_sessions(state: Path, agent: Agent, user: User) -> None:
 
     Raises:
         ConfigError: something that is no folder of ours stands in its place, such as a symlink elsewhere.
+        StateError: it can not be made.
     """
     folder = sessions_folder(state, agent)
-    state.mkdir(mode=0o755, parents=True, exist_ok=True)
-    for path, mode in ((folder.parent, 0o755), (folder, 0o700)):
-        try:
-            path.mkdir(mode=mode)
-        except FileExistsError:
-            if not stat.S_ISDIR(path.lstat().st_mode):
-                raise ConfigError("state_dir", str(path), "a folder; a symlink could lead anywhere") from None
-        else:
-            if path == folder and os.getuid() == 0:
-                os.chown(folder, user.uid, user.gid)
+    try:
+        state.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for path, mode in ((folder.parent, 0o755), (folder, 0o700)):
+            try:
+                path.mkdir(mode=mode)
+            except FileExistsError:
+                if not stat.S_ISDIR(path.lstat().st_mode):
+                    raise ConfigError("state_dir", str(path), "a folder; a symlink could lead anywhere") from None
+            else:
+                if path == folder and os.getuid() == 0:
+                    os.chown(folder, user.uid, user.gid)
+    except OSError as error:
+        raise StateError(f"The sessions folder {folder} can not be made: {error.strerror}.") from None
 
 
 def recheck(mounts: Iterable[Mount]) -> None:

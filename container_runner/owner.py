@@ -20,6 +20,7 @@ _BOOT_SLACK = 60
 """Seconds by which a boot time may seem to move, when a clock is set."""
 
 _START_SLACK = 5
+"""Seconds by which a process's start may seem to move: it is counted from the boot time."""
 
 
 @attrs.frozen(kw_only=True)

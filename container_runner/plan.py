@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
 import attrs
 
@@ -51,6 +52,10 @@ class Plan:
 
     program: str
     """The agent's program."""
+
+    image: str
+    state_dir: Path
+    """Where the sessions and locks are."""
 
     user: User
     """Who the agent is in the container."""

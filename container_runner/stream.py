@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -28,10 +29,25 @@ if TYPE_CHECKING:
     from container_runner.runtimes.runtime import Command, CommandLineRuntime
 
 
-class MessageStream:
-    """Reads a process's lines as a runtime's messages, and minds the clocks of the options."""
+CHECK_INTERVAL = 30.0
+"""Seconds of silence after which it is checked that somebody is still there."""
 
-    def __init__(self, process: Process, runtime: CommandLineRuntime, options: ExecuteOptions) -> None:
+
+class MessageStream:
+    """Reads a process's lines as a runtime's messages, and minds the clocks of the options.
+
+    Args:
+        check: called after each `CHECK_INTERVAL` seconds of silence; it raises if nothing can come any more.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        runtime: CommandLineRuntime,
+        options: ExecuteOptions,
+        check: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._check = check
         self._process = process
         self._runtime = runtime
         self._options = options
@@ -50,10 +66,15 @@ class MessageStream:
         """
         while True:
             ends_at, error = self._next_end()
+            wait = math.inf if ends_at is None else max(0.0, ends_at - anyio.current_time())
             try:
-                lines = await self._process.read(None if ends_at is None else max(0.0, ends_at - anyio.current_time()))
+                lines = await self._process.read(min(wait, CHECK_INTERVAL))
             except TimeoutError:
-                raise error from None
+                if wait <= CHECK_INTERVAL:
+                    raise error from None
+                if self._check is not None:
+                    await self._check()
+                continue
             self._heard_at = anyio.current_time()
             if self._total_at is not None and self._heard_at >= self._total_at and lines:
                 # A talkative agent never lets a read time out.

@@ -16,8 +16,8 @@ from container_runner.laws import boolean, is_address, is_line, law, one_of, pat
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 DAY = 86_400
 
-RESERVED_TARGETS = ("/proc", "/sys", "/dev", guest.ROOT)
-"""Paths in the container that nothing is mounted on or below: the kernel's, and our own scripts' folder."""
+RESERVED_TARGETS = ("/proc", "/sys", "/dev")
+"""Paths in the container that nothing is mounted on or below: they are the kernel's."""
 
 OWN_TARGETS = (guest.WORKSPACE, "/tmp")  # noqa: S108  a path in the container
 """Paths in the container that we mount ourselves, so that nothing else is mounted exactly there."""

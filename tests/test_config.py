@@ -193,8 +193,6 @@ TARGET_TRAPS: list[Any] = [
     "/proc/1",
     "//sys",
     "/dev/shm/",
-    "/container-runner",
-    "/container-runner/x",
 ]
 TARGET_TRAPS += ["/a\n", "/a\0", "/./proc", "~/x", None, 3, True, b"/a"]
 

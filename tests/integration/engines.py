@@ -336,7 +336,7 @@ def installed_for_tests() -> list[str]:
 
 def docker_answers(environment: Mapping[str, str]) -> bool:
     """Whether the docker client finds a Docker Engine (and is not Podman under docker's name)."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
+    with contextlib.suppress(FileNotFoundError, subprocess.TimeoutExpired):
         done = subprocess.run(
             ["docker", "version"], check=False, capture_output=True, text=True, env=environment, timeout=10
         )

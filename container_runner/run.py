@@ -1,0 +1,308 @@
+"""One run: its container, its client process, and their end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import anyio
+
+from container_runner import argv, guest
+from container_runner.engine import classify, spawn_error, start_limiter
+from container_runner.errors import (
+    AgentKilledError,
+    CleanupError,
+    CommandNotExecutableError,
+    CommandNotFoundError,
+    ContainerGoneError,
+    ContainerRunnerError,
+    EngineBusyError,
+    EngineError,
+    EngineTimeoutError,
+    ExecLostError,
+    ImageUnsuitableError,
+    NameTakenError,
+    OutOfMemoryError,
+)
+from container_runner.manager import CLEANUP_TIMEOUT, Container, ContainerManager
+from container_runner.messages import Message
+from container_runner.mounts import prepare_sessions, recheck
+from container_runner.options import ExecuteOptions
+from container_runner.plan import Plan
+from container_runner.process import Completed, Process
+from container_runner.runtimes import CommandLineRuntime
+from container_runner.stream import MessageStream, killed
+
+START_TIMEOUT: Final = 60.0
+"""Seconds that an agent may take to start, its prompt's way included."""
+
+START_ATTEMPTS: Final = 3
+TRANSIENT: Final = (ContainerGoneError, EngineBusyError, NameTakenError)
+"""What another attempt may cure, as long as the agent has not started. An agent's failure is never tried again."""
+
+STOP_SLACK: Final = 5.0
+"""Seconds beyond the grace period after which a client whose agent was stopped is given up."""
+
+_log = logging.getLogger(__name__)
+
+
+class Run:
+    """One run, from its start to its end.
+
+    Args:
+        make_plan: makes the plan, anew for each attempt to start, because a name is never used twice.
+    """
+
+    def __init__(
+        self,
+        manager: ContainerManager,
+        runtime: CommandLineRuntime,
+        options: ExecuteOptions,
+        make_plan: Callable[[], Plan],
+    ) -> None:
+        self._manager = manager
+        self._runtime = runtime
+        self._options = options
+        self._make_plan = make_plan
+        self._plan = make_plan()
+        self._container: Container | None = None
+        self._process: Process | None = None
+        self.stopped_by: str | None = None
+        """The last rung of the ladder that was needed: "term", "kill", "sweep", "container", or None."""
+
+    async def start(self) -> MessageStream:
+        """Make or find the container, start the agent in it, and wait until it has started.
+
+        Raises:
+            ContainerRunnerError: it could not be started, in `START_ATTEMPTS` attempts if the reason was transient.
+        """
+        prepare_sessions(self._plan.state_dir, self._options.agent, self._plan.user)
+        recheck(self._plan.mounts)
+        try:
+            return await self._start()
+        except TRANSIENT as error:
+            return await self._retry(error)
+
+    async def outcome(self) -> ContainerRunnerError | None:
+        """What went wrong, once the agent's output has ended; None for success."""
+        exit_code = await self._running.wait()
+        report, stderr = self._report()
+        if report.ended is None:
+            return await self._diagnose(exit_code, stderr)
+        if exit_code == 255:  # podman's client, when the container was gone before it could ask
+            exit_code = report.ended
+        failure = self._runtime.outcome(self._stream.result, exit_code, stderr)
+        if failure is None:
+            return None
+        if report.oom_kills:
+            message = f"The agent ran out of memory: the kernel killed {report.oom_kills} of its processes."
+            return OutOfMemoryError(message, exit_code=exit_code, stderr=stderr)
+        if self._stream.result is None and (signalled := killed(exit_code, stderr)):
+            return signalled
+        return failure
+
+    async def stop(self) -> list[Message]:
+        """Climb the ladder until the agent's client has ended.
+
+        The watchdog inside sends TERM when the lease ends, and KILL after the grace period. If the client is
+        still there then, we reach in ourselves; at last the container goes.
+
+        Returns:
+            What the agent still said on the way.
+        """
+        process = self._running
+        said: list[Message] = []
+        process.close_stdin()
+        for rung, timeout in (("lease", self._options.grace + STOP_SLACK), ("sweep", 2.0), ("container", STOP_SLACK)):
+            if rung == "sweep" and self._plan.ephemeral:
+                continue  # its container goes anyway
+            if rung != "lease":
+                self.stopped_by = rung
+                await self._climb(rung)
+            try:
+                with anyio.fail_after(timeout):
+                    while lines := await process.read():
+                        said += self._stream.parse(lines)
+                    await process.wait()
+            except TimeoutError:
+                continue
+            self.stopped_by = self.stopped_by or self._report()[0].stop
+            break
+        return said
+
+    async def finish(self, max_containers: int) -> EngineError | None:
+        """Leave nothing behind, whatever is cancelled meanwhile; what could not be removed is an error."""
+        if self._process is not None:
+            self._process.close_stdin()  # it takes no await, so nothing can come in between: the agent will end
+        cancelled: BaseException | None = None
+        with anyio.CancelScope(shield=True):
+            for _ in range(3):
+                try:
+                    error = await self._finish(max_containers)
+                    break
+                except anyio.get_cancelled_exc_class() as exception:  # asyncio's own cancel() reaches into a shield
+                    cancelled = exception
+            else:
+                error = None
+        if cancelled is not None:
+            raise cancelled
+        return error
+
+    @property
+    def _running(self) -> Process:
+        assert self._process is not None  # noqa: S101  start() comes first
+        return self._process
+
+    async def _start(self) -> MessageStream:
+        options, plan = self._options, self._plan
+        async with start_limiter():
+            self._container = await self._manager.get_or_create(plan)
+            command = plan.exec_in(self._container.name)
+            try:
+                self._process = await Process.start(
+                    command,
+                    env={**self._manager.engine.environ, **plan.values},
+                    stdin=plan.stdin,
+                    hold_stdin=True,
+                    gate=guest.started_line(plan.run_id),
+                    line_limit=options.line_limit,
+                )
+                started = await self._process.wait_for_gate(START_TIMEOUT)
+            except OSError as error:
+                raise spawn_error(command, error) from None
+            except TimeoutError:
+                raise EngineTimeoutError(f"The agent had not started after {START_TIMEOUT:g} seconds.") from None
+        if not started:
+            raise await self._refusal(self._process)
+        self._stream = MessageStream(self._process, self._runtime, options, self._check)
+        return self._stream
+
+    async def _retry(self, error: EngineError) -> MessageStream:
+        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+        _log.info("starting again: %s", error.message)
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(TRANSIENT),
+            stop=stop_after_attempt(START_ATTEMPTS - 1),
+            wait=wait_random_exponential(multiplier=0.2, max=2),
+            sleep=anyio.sleep,
+            reraise=True,
+        ):
+            with attempt:
+                with anyio.CancelScope(shield=True):
+                    await self._clear()
+                self._plan = self._make_plan()
+                return await self._start()
+        raise error
+
+    async def _finish(self, max_containers: int) -> EngineError | None:
+        name = self._plan.container
+        try:
+            with anyio.fail_after(CLEANUP_TIMEOUT + self._options.grace):
+                if self._process is not None and self._process.returncode is None and self._has_started:
+                    await self.stop()
+                persistent = self._container is not None and not self._plan.ephemeral
+                await self._clear()
+                if persistent:
+                    await self._manager.clean_up(self._plan.agent, max_containers)
+        except TimeoutError:
+            left = CleanupError(f"Cleaning up took too long; {name} may be left.", left=(name,))
+        except EngineError as error:
+            left = CleanupError(f"{name} may be left. {error.message}", left=(name,), stderr=error.stderr)
+        else:
+            return None
+        _log.warning("%s", left)
+        return left
+
+    async def _clear(self) -> None:
+        """End the client, and give the container back."""
+        if self._process is not None:
+            self._process.close_stdin()
+            await self._process.terminate()
+            self._process.close()
+            self._process = None
+        if self._container is not None:
+            await self._manager.release(self._container)
+            self._container = None
+
+    @property
+    def _has_started(self) -> bool:
+        return self._process is not None and self._process.gate_line is not None
+
+    @property
+    def _group(self) -> int | None:
+        """The agent's process group in the container."""
+        words = (self._running.gate_line or b"").split()
+        return int(words[-1]) if words and words[-1].isdigit() else None
+
+    async def _climb(self, rung: str) -> None:
+        assert self._container is not None  # noqa: S101  there is no process without one
+        engine, name, plan = self._manager.engine, self._container.name, self._plan
+        try:
+            if rung == "container":
+                await engine.remove(name)
+            elif self._group is not None:
+                kill = argv.kill_argv(engine.binary, name=name, user=plan.user, run_id=plan.run_id, group=self._group)
+                await engine.run(kill, check=False)
+        except EngineError as error:
+            _log.debug("stopping by %s: %s", rung, error.message)
+
+    async def _check(self) -> None:
+        """Make sure, after a silence, that the client still waits for somebody."""
+        assert self._container is not None  # noqa: S101  there is no process without one
+        engine, name = self._manager.engine, self._container.name
+        infos = await engine.inspect([name])
+        if not infos or infos[0].status in ("exited", "dead"):
+            raise ContainerGoneError("The container ended while the agent ran.", stderr=self._report()[1])
+        if infos[0].is_running and self._group is not None:
+            done = await engine.run(
+                argv.probe_argv(engine.binary, name=name, user=self._plan.user, group=self._group), check=False
+            )
+            if done.returncode == 1:
+                raise ExecLostError("The agent has ended, and the engine's client did not notice.")
+
+    def _report(self) -> tuple[guest.Report, str]:
+        report, stderr = guest.Report.parse(bytes(self._running.stderr))
+        return report, scrub(stderr.decode("utf-8", "replace"), self._plan.values)
+
+    async def _refusal(self, process: Process) -> ContainerRunnerError:
+        """Why the agent was not started."""
+        lines = []
+        while batch := await process.read(STOP_SLACK):
+            lines += batch
+        exit_code = await process.wait()
+        report, stderr = self._report()
+        program, image = self._plan.program, self._plan.image
+        if report.refusal == "missing":
+            message = f"The image {image} lacks {', '.join(report.missing)}."
+            return ImageUnsuitableError(message, exit_code=exit_code)
+        if report.refusal == "no-command":
+            return CommandNotFoundError(f"There is no {program!r} in the image {image}.", exit_code=exit_code)
+        if report.refusal == "not-executable":
+            message = f"{program!r} in the image {image} can not be run by user {self._plan.user}."
+            return CommandNotExecutableError(message, exit_code=exit_code)
+        stdout = b"\n".join(line for line in lines if isinstance(line, bytes))
+        return classify(Completed(returncode=exit_code, stdout=stdout, stderr=stderr), "exec")
+
+    async def _diagnose(self, exit_code: int, stderr: str) -> ContainerRunnerError:
+        """Why the wrapper did not live to see the agent's end."""
+        assert self._container is not None  # noqa: S101  there is no process without one
+        try:
+            infos = await self._manager.engine.inspect([self._container.name])
+        except EngineError as error:
+            return error
+        if infos and infos[0].oom_killed:
+            return OutOfMemoryError("The container ran out of memory.", exit_code=exit_code, stderr=stderr)
+        if infos and infos[0].is_running:
+            message = "Our wrapper around the agent was killed inside the container."
+            return AgentKilledError(message, signal=9, exit_code=exit_code, stderr=stderr)
+        return ContainerGoneError("The container ended while the agent ran.", exit_code=exit_code, stderr=stderr)
+
+
+def scrub(text: str, values: Mapping[str, str]) -> str:
+    """*text* with the values of variables replaced by their names. One of less than 4 characters tells nothing."""
+    for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
+        if len(value) >= 4:
+            text = text.replace(value, f"[{name}]")
+    return text

@@ -1,0 +1,174 @@
+"""The box, as its inmate sees it. What the engine was told is one thing; this is what it did."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from container_runner import ConfigError
+from tests.integration.engines import RealEngine
+from tests.integration.runs import Box, skip_where_limits_are_ignored, status
+
+
+@pytest.fixture
+def box(engine: RealEngine, workspace: Path) -> Box:
+    return Box.make(engine, workspace)
+
+
+def test_the_agent_is_the_workspaces_owner_and_has_no_privileges(box: Box) -> None:
+    found = status(box.sh("cat /proc/self/status"))
+
+    uid, gid = map(str, box.engine.owner)
+    assert found["Uid"] == [uid] * 4
+    assert found["Gid"] == [gid] * 4
+    assert {*found["Groups"]} <= {gid}
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(found[kind][0], 16) == 0, kind
+    assert found["NoNewPrivs"] == ["1"]
+    assert found["Seccomp"] == ["2"]
+
+
+def test_root_on_request_has_no_capabilities_either(box: Box) -> None:
+    found = status(box.sh("cat /proc/self/status", user="root", workspace=None))
+
+    assert found["Uid"] == ["0"] * 4
+    assert int(found["CapEff"][0], 16) == int(found["CapBnd"][0], 16) == 0
+    assert found["NoNewPrivs"] == ["1"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of root's")
+def test_a_workspace_of_roots_is_refused_before_anything_is_started(box: Box) -> None:
+    os.chown(box.workspace, 0, 0)
+
+    with pytest.raises(ConfigError, match="chown -R 1000:1000"):
+        box.run("edit a b")
+
+    assert not box.state.exists()
+    assert box.engine.containers() == []
+
+
+def test_memory_swap_processes_and_processor_time_are_limited(box: Box) -> None:
+    skip_where_limits_are_ignored(box.engine)
+    look = "cd /sys/fs/cgroup; for file in $(find . -follow -maxdepth 2 -type f -name 'memory*' -o -name 'pids*' "
+    look += "-o -name 'cpu*' 2>/dev/null); do echo ${file##*/}: $(cat $file 2>/dev/null); done"
+
+    found = status(box.sh(look, memory="64m", pids_limit=77, cpu_shares=300))
+
+    size = [str(64 * 1024**2)]
+    assert found["pids.max"] == ["77"]
+    if "memory.max" in found:  # cgroup v2
+        assert found["memory.max"] == size
+        assert found.get("memory.swap.max", ["0"]) == ["0"]
+        assert found["cpu.weight"] != ["100"]
+    else:
+        assert found["memory.limit_in_bytes"] == size
+        assert found.get("memory.memsw.limit_in_bytes", size) == size  # it is not there where swap is not counted
+        assert found["cpu.shares"] == ["300"]
+
+
+def test_a_fork_bomb_stays_in_the_box(box: Box) -> None:
+    skip_where_limits_are_ignored(box.engine)
+    look = "i=0; while [ $i -lt 100 ]; do sleep 5 & i=$((i + 1)); done; wait"
+
+    assert "an't fork" in box.sh(look, pids_limit=40)
+
+
+def test_only_the_workspace_home_and_tmp_can_be_written(box: Box) -> None:
+    folders = ["/", "/bin", "/etc", "/usr/local", "/container-runner", "/dev", "/sys", "/proc/sys/kernel"]
+    own = ["/workspace", "/tmp", '"$HOME"', "/container-runner/sessions"]
+    look = "; ".join(f"(echo x >{folder}/made) 2>/dev/null && echo {folder}" for folder in (*folders, *own))
+
+    assert box.sh(f"HOME=$HOME; {look}").splitlines() == [
+        "/workspace",
+        "/tmp",
+        "/container-runner/home",
+        "/container-runner/sessions",
+    ]
+    assert (box.workspace / "made").stat().st_uid == box.engine.owner[0]
+
+
+def test_a_read_only_workspace_can_be_read_and_not_written(box: Box) -> None:
+    (box.workspace / "notes.txt").write_text("read me\n")
+
+    told = box.sh("cat notes.txt; echo x >notes.txt; rm notes.txt", workspace_mode="ro")
+
+    assert told.startswith("read me\n")
+    assert told.lower().count("read-only file system") == 2
+    assert (box.workspace / "notes.txt").read_text() == "read me\n"
+
+
+@pytest.mark.parametrize(("network", "interfaces"), [("none", {"lo"}), ("bridge", {"lo", "eth0"})])
+def test_a_network_has_its_interfaces_and_no_other(box: Box, network: str, interfaces: set[str]) -> None:
+    found = box.sh("tail -n +3 /proc/net/dev | cut -d: -f1", network=network).split()
+
+    assert {name for name in found if not name.startswith(("tunl", "sit", "gre", "erspan", "ip6", "ip_vti"))} == interfaces
+
+
+def test_no_namespace_is_shared_with_the_host(box: Box) -> None:
+    names = ["ipc", "mnt", "net", "pid", "uts"]
+
+    found = box.sh(f"cd /proc/self/ns; for name in {' '.join(names)}; do readlink $name; done").split()
+
+    ours = [os.readlink(f"/proc/self/ns/{name}") for name in names]
+    assert len(found) == len(names)
+    assert not {*found} & {*ours}
+
+
+def test_mounts_are_those_that_were_planned_and_nothing_in_them_is_setuid_or_a_device(box: Box) -> None:
+    mounts = {}
+    for line in box.sh("cat /proc/self/mountinfo").splitlines():
+        fields = line.split()
+        mounts[fields[4]] = {*fields[5].split(",")}
+
+    assert "ro" in mounts["/"]
+    for target in ("/tmp", "/container-runner/home", "/container-runner/run"):
+        assert {"rw", "nosuid", "nodev"} <= mounts[target]
+    assert "noexec" in mounts["/container-runner/run"]
+    assert "rw" in mounts["/workspace"]
+    engines_own = ("/proc", "/sys", "/dev", "/etc", "/run")
+    assert {target for target in mounts if not target.startswith(engines_own)} == {
+        "/", "/tmp", "/workspace", "/container-runner/home", "/container-runner/run", "/container-runner/sessions"
+    }  # fmt: skip
+
+
+def test_there_is_no_socket_of_an_engine(box: Box) -> None:
+    assert box.sh("find / -xdev -type s; ls /run /var/run 2>/dev/null | grep -e docker -e podman -e containerd") == ""
+
+
+def test_core_dumps_are_off_for_good(box: Box) -> None:
+    assert box.sh("ulimit -Hc; ulimit -Sc") == "0\n0"
+
+
+def test_the_agent_can_not_touch_pid_1(box: Box) -> None:
+    told = box.sh(
+        "kill -KILL 1 && echo signalled; (echo x >/proc/1/fd/1) && echo written; cat /proc/1/environ && echo read; "
+        "echo x >/container-runner/run/lease; ls /proc/1/fd/ && echo listed"
+    )
+
+    assert not {"signalled", "written", "read", "listed"} & {*told.splitlines()}
+    assert told.lower().count("permitted") + told.lower().count("denied") >= 4
+
+
+async def test_no_port_is_open_that_was_not_asked_for(box: Box) -> None:
+    async with box.at_work("sleep 60", network="bridge") as container:
+        assert ports(box.engine, container) == {}
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_an_open_port_listens_on_this_machine_alone(box: Box) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = free.getsockname()[1]
+
+    async with box.at_work("sleep 60", network="bridge", ports=[f"{number}:80"]) as container:
+        assert ports(box.engine, container) == {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(number)}]}
+
+
+def ports(engine: RealEngine, container: str) -> object:
+    (shown,) = json.loads(engine.run("inspect", container).stdout)
+    found = shown["NetworkSettings"]["Ports"] or {}
+    return {port: bound for port, bound in found.items() if bound}
