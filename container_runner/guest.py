@@ -91,25 +91,25 @@ LIMIT is the container's time limit in seconds. `wait` is interrupted by TERM an
 EXEC: Final = f"""\
 run=$1 mode=$2 size=$3 grace=$4
 shift 4
-cr_say() {{ printf 'container-runner: %s\\n' "$*" >&2; }}
+cr_say() {{ word=$1; shift; printf 'container-runner: %s %s%s\\n' "$word" "$run" "${{*:+ $*}}" >&2; }}
 
 until [ -p {RUN_DIR}/lease ]; do
-  [ ! -e {RUN_DIR}/missing ] || {{ cr_say "missing$(cat {RUN_DIR}/missing)"; exit {EXIT_MISSING_TOOL}; }}
+  [ ! -e {RUN_DIR}/missing ] || {{ cr_say missing $(cat {RUN_DIR}/missing); exit {EXIT_MISSING_TOOL}; }}
   sleep 0.05 2>/dev/null || sleep 1
 done
 : >{RUN_DIR}/claimed
 if [ "$mode" = lease ]; then exec 4>{RUN_DIR}/lease; fi
 
-program=$(command -v "$1") || {{ cr_say "no-command"; exit 127; }}
+program=$(command -v "$1") || {{ cr_say no-command; exit 127; }}
 case $program in
-  /*) if [ -d "$program" ] || [ ! -x "$program" ]; then cr_say "not-executable"; exit 126; fi ;;
+  /*) if [ -d "$program" ] || [ ! -x "$program" ]; then cr_say not-executable; exit 126; fi ;;
 esac
 
 ulimit -c 0 2>/dev/null
 exec 3<&0
 prompt={RUN_DIR}/prompt-$run
 (umask 077; head -c "$size" <&3 >"$prompt")
-[ "$(wc -c <"$prompt")" -eq "$size" ] || {{ rm -f "$prompt"; cr_say "prompt-lost"; exit {EXIT_PROMPT_LOST}; }}
+[ "$(wc -c <"$prompt")" -eq "$size" ] || {{ rm -f "$prompt"; cr_say prompt-lost; exit {EXIT_PROMPT_LOST}; }}
 exec 5<"$prompt"
 rm -f "$prompt"
 
@@ -150,10 +150,10 @@ cr_watchdog() {{
   trap 'kill -KILL -$$' EXIT
   exec >/dev/null 4>&- 5<&-
   until cat <&3 >/dev/null 2>&1; do :; done
-  cr_say "stop term"
+  cr_say stop term
   kill -TERM -$$
   sleep "$grace"
-  cr_say "stop kill"
+  cr_say stop kill
   watchdog=
   cr_sweep 2>/dev/null
   sleep 1
@@ -170,7 +170,7 @@ cr_oom() {{
 trap : TERM INT HUP
 cr_oom
 before=$oom
-cr_say "started $run $$"
+cr_say started "$$"
 cr_watchdog 3<&3 &
 watchdog=$!
 ({MARK}=$run; export {MARK}; exec "$@" <&5 3<&- 4>&- 5<&-)
@@ -179,8 +179,8 @@ exec 5<&-
 kill -KILL "$watchdog"
 cr_sweep 2>/dev/null
 cr_oom
-[ "$oom" -le "$before" ] || cr_say "oom $((oom - before))"
-cr_say "ended $run $code"
+[ "$oom" -le "$before" ] || cr_say oom "$((oom - before))"
+cr_say ended "$code"
 exit "$code"
 """
 """The wrapper around every agent: `sh -c EXEC sh RUN MODE SIZE GRACE COMMAND...`.
@@ -211,12 +211,11 @@ exit 0
 (uid 0 without CAP_KILL could not signal another user's process, and would not be told.)
 """
 
-_LINE = re.compile(rb"container-runner: ([^\n]*)\n?")
-
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """What the wrapper said on stderr. The agent could say the same, so this informs and decides no permission."""
+    """What the wrapper said on stderr, in lines with the run's id. An agent that wants to can say the same, so this
+    tells what happened and permits nothing."""
 
     refusal: str | None = None
     """Why the agent was not started: "missing", "no-command", "not-executable", "prompt-lost", or None."""
@@ -234,23 +233,23 @@ class Report:
     """The agent's exit code, if the wrapper lived to see it."""
 
     @classmethod
-    def parse(cls, stderr: bytes) -> tuple[Report, bytes]:
-        """Split *stderr* into the report and what the agent wrote."""
+    def parse(cls, stderr: bytes, run: str) -> tuple[Report, bytes]:
+        """Split *stderr* into the report on a *run* and what the agent wrote."""
         said: dict[str, list[str]] = {}
-        for match in _LINE.finditer(stderr):
-            word, *rest = match[1].decode("utf-8", "replace").split() or [""]
-            said[word] = rest
+        line = re.compile(rb"container-runner: ([a-z-]+) %s([^\n]*)\n?" % re.escape(run.encode()))
+        for word, rest in line.findall(stderr):
+            said[word.decode()] = rest.decode("utf-8", "replace").split()
         report = cls(
-            refusal=next(
-                (word for word in ("missing", "no-command", "not-executable", "prompt-lost") if word in said),
-                None,
-            ),
+            refusal=next((word for word in _REFUSALS if word in said), None),
             missing=tuple(said.get("missing", ())),
             stop="".join(said.get("stop", ())) or None,
             oom_kills=_number(said.get("oom", ())) or 0,
-            ended=_number(said.get("ended", ())[1:]),
+            ended=_number(said.get("ended", ())),
         )
-        return report, _LINE.sub(b"", stderr)
+        return report, line.sub(b"", stderr)
+
+
+_REFUSALS = ("missing", "no-command", "not-executable", "prompt-lost")
 
 
 def _number(words: Sequence[str]) -> int | None:

@@ -17,6 +17,7 @@ import attrs
 from container_runner import guest
 from container_runner.config import ContainerConfig
 from container_runner.errors import ConfigError, StateError
+from container_runner.laws import is_line
 from container_runner.options import Agent
 from container_runner.runtimes.runtime import Credentials
 from container_runner.user import User, check_workspace_access
@@ -84,6 +85,8 @@ def build_container_mounts(
     mounts: list[Mount] = []
     masks: list[str] = []
     state = state_dir.resolve()
+    if not is_line(str(state)):
+        raise ConfigError("state_dir", str(state_dir), "a path without control characters")
     if agent.workspace is not None:
         workspace = resolve_workspace(agent)
         check_workspace_access(user, workspace, config)
@@ -128,6 +131,8 @@ def resolve_source(source: str | Path, field: str) -> Path:
         path = Path(source).expanduser().resolve(strict=True)
     except (OSError, RuntimeError, ValueError):
         raise ConfigError(field, str(source), "a path that exists on this machine") from None
+    if not is_line(str(path)):
+        raise ConfigError(field, str(source), "a path without control characters")
     if path.name in ENGINE_SOCKETS:
         allowed = "anything but an engine's socket: whoever holds it is root on this machine"
         raise ConfigError(field, str(source), allowed)

@@ -299,7 +299,7 @@ async def run(
         with anyio.fail_after(max(0.0, deadline - anyio.current_time())):
             returncode = await process.wait()
     except TimeoutError:
-        msg = f"`{Path(argv[0]).name} {argv[1]}` took longer than {timeout:g} seconds."
+        msg = f"`{' '.join([Path(argv[0]).name, *argv[1:2]])}` took longer than {timeout:g} seconds."
         raise EngineTimeoutError(msg, stderr=process.stderr.decode("utf-8", "replace")) from None
     except BaseException:
         with anyio.CancelScope(shield=True), anyio.move_on_after(TERM_GRACE):

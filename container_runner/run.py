@@ -263,7 +263,7 @@ class Run:
                 raise ExecLostError("The agent has ended, and the engine's client did not notice.")
 
     def _report(self) -> tuple[guest.Report, str]:
-        report, stderr = guest.Report.parse(bytes(self._running.stderr))
+        report, stderr = guest.Report.parse(bytes(self._running.stderr), self._plan.run_id)
         return report, scrub(stderr.decode("utf-8", "replace"), self._plan.values)
 
     async def _refusal(self, process: Process) -> ContainerRunnerError:

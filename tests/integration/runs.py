@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from container_runner import (
     ToolResultBlock,
     UserMessage,
 )
+from container_runner.manager import STATE_LABEL, state_digest
 from tests.integration.engines import RealEngine
 
 COMMAND = str(Path(sys.executable).with_name("container-runner"))
@@ -67,9 +67,14 @@ class Box:
         os.chown(path, *self.engine.owner)
         return path
 
+    def containers(self) -> list[str]:
+        """The full ids of this test's containers, running or not."""
+        label = f"--filter=label={STATE_LABEL}={state_digest(self.state)}"
+        return self.engine.run("ps", "--all", "--quiet", "--no-trunc", label).stdout.split()
+
     def config(self, **fields: Any) -> ContainerConfig:
-        defaults = {"image": self.engine.images.tiny, "network": "none", "credentials": "none"}
-        return ContainerConfig(engine=self.engine.binary, **{**defaults, **fields})
+        ours = {"engine": self.engine.binary, "image": self.engine.images.tiny}
+        return ContainerConfig(**{**ours, "network": "none", "credentials": "none", **fields})
 
     def runner(self, runtime: Runtime | None = None, *, state: Path | None = None, **fields: Any) -> ContainerRunner:
         """A runner whose configuration has these fields."""
@@ -99,36 +104,42 @@ class Box:
         async with contextlib.aclosing(messages):
             first = await anext(messages)
             assert not isinstance(first, ErrorMessage), first
-            (container,) = self.engine.containers()
+            (container,) = self.containers()
             yield container
 
-    def cli(
-        self, verb: str, prompt: str, *flags: str, image: str | None = None, **popen: Any
-    ) -> subprocess.Popen[str]:
+    @contextlib.contextmanager
+    def cli(self, verb: str, prompt: str, *flags: str, **popen: Any) -> Iterator[subprocess.Popen[str]]:
         """The command `container-runner` at work, in a session of its own as a terminal would give it."""
-        command = [
-            COMMAND,
-            verb,
-            prompt,
+        own = [
             f"--workspace={self.workspace}",
             f"--state-dir={self.state}",
             f"--engine={self.engine.binary}",
-            f"--image={image or self.engine.images.tiny}",
+            f"--image={self.engine.images.tiny}",
             "--network=none",
             "--credentials=none",
-            *flags,
         ]
+        given = {flag.partition("=")[0] for flag in flags}
+        command = [COMMAND, verb, *flags, *(flag for flag in own if flag.partition("=")[0] not in given), "--", prompt]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, **{**pipes, **popen}, text=True, start_new_session=True)
+        with subprocess.Popen(command, **{**pipes, **popen}, text=True, start_new_session=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()  # it has ended, unless the test failed
 
 
 def collect(runner: Runtime, options: ExecuteOptions) -> list[Message]:
     """All messages of one run on asyncio."""
-    return anyio.run(functools.partial(_collect, runner, options))
+    return drain(runner.execute(options))
 
 
-async def _collect(runner: Runtime, options: ExecuteOptions) -> list[Message]:
-    return [message async for message in runner.execute(options)]
+def drain(messages: AsyncIterator[Message]) -> list[Message]:
+    """All messages of a run that has begun, on asyncio."""
+
+    async def read() -> list[Message]:
+        return [message async for message in messages]
+
+    return anyio.run(read)
 
 
 def messages_of(runner: ContainerRunner, options: ExecuteOptions) -> contextlib.aclosing[AsyncGenerator[Message]]:

@@ -1,0 +1,104 @@
+"""SIGKILL of our process, alone and with its whole tree, in each phase of a run. Nothing stays."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+
+from container_runner import ContainerManager, Engine
+from container_runner.environment import host_environment
+from tests.faults.scene import Scene
+from tests.integration.engines import write_program
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
+
+TREE = pytest.mark.parametrize("tree", [False, True], ids=["alone", "tree"])
+WHO = {False: "we alone", True: "our whole tree"}
+
+
+def fault(tree: bool, phase: str) -> str:
+    return f"SIGKILL of {WHO[tree]}, {phase}"
+
+
+@TREE
+@pytest.mark.parametrize("delay", [0, 0.02, 0.05, 0.08, 0.12, 0.2, 0.4])
+def test_killed_while_the_container_starts(scene: Scene, tree: bool, delay: float) -> None:
+    victim = scene.victim("sleep 1000")
+    victim.wait_for_client("run")
+    time.sleep(delay)
+    since = victim.kill(tree=tree)
+
+    if tree:
+        # A client that is killed may leave a container that was never started. The next start removes it.
+        time.sleep(5)
+        pruned = prune(scene)
+        saw = "nothing" if not pruned else "removed at the next start"
+        since = time.monotonic() - (0 if pruned else 5)
+    else:
+        saw = "nothing"
+    scene.settle(fault(tree, "`run` in flight"), saw, since=since)
+
+
+@TREE
+def test_killed_between_run_and_exec(scene: Scene, tree: bool) -> None:
+    slow = scene.folder / "slow-exec"
+    # A client that has not yet asked for its exec: it only waits for what comes on its stdin, or its end.
+    write_program(slow, f'[ "$1" != exec ] || {{ cat >/dev/null; exit 1; }}\nexec {scene.engine.binary}')
+    victim = scene.victim("sleep 1000", engine=str(slow))
+    victim.wait_for_client("exec")
+    since = victim.kill(tree=tree)
+    scene.settle(fault(tree, "between `run` and `exec`"), "nothing", since=since)
+
+
+@TREE
+@pytest.mark.parametrize("delay", [0, 0.1, 0.2, 0.3])
+def test_killed_while_the_prompt_is_written(scene: Scene, tree: bool, delay: float) -> None:
+    victim = scene.victim("sh : >begun", padding=40_000_000)
+    victim.wait_for_client("exec")
+    time.sleep(delay)
+    since = victim.kill(tree=tree)
+    scene.settle(fault(tree, "prompt being written"), "nothing", since=since)
+    assert not (scene.workspace / "begun").exists(), "an agent began with half a prompt"
+
+
+@TREE
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    ("prompt", "what"),
+    [
+        ("sh sleep 1001 & setsid sleep 1002 & setsid sh -c 'trap \"\" TERM; sleep 1003' & sleep 1004", "streaming"),
+        ("setsid-hold 1001\nignore-term", "streaming, TERM ignored"),
+        ("flood 1000000000 100", "flooding"),
+    ],
+    ids=["children", "stubborn", "flood"],
+)
+def test_killed_while_streaming(scene: Scene, tree: bool, backend: str, prompt: str, what: str) -> None:
+    victim = scene.victim(prompt, backend=backend)
+    victim.wait_for("system")
+    time.sleep(0.3)
+    since = victim.kill(tree=tree)
+    scene.settle(fault(tree, what), "nothing", since=since, backend=backend)
+
+
+@TREE
+@pytest.mark.parametrize("delay", [0, 0.5, 3.2])
+def test_killed_while_stopping(scene: Scene, tree: bool, delay: float) -> None:
+    victim = scene.victim("ignore-term", then="break")
+    victim.wait_for("stopping")
+    time.sleep(delay)
+    since = victim.kill(tree=tree)
+    scene.settle(fault(tree, "stopping"), "nothing", since=since)
+
+
+def prune(scene: Scene) -> list[str]:
+    """What a next start would remove."""
+
+    async def main() -> list[str]:
+        environ = host_environment()
+        manager = ContainerManager(await Engine.probe(scene.engine.binary, environ), Path(scene.state))
+        return [info.name for info in await manager.prune() if scene.token in info.name]
+
+    return anyio.run(main)

@@ -1,0 +1,147 @@
+"""A secret reaches the agent, and nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from container_runner import CommandRuntime
+from container_runner.errors import AgentFailedError
+from tests.integration.engines import RealEngine
+from tests.integration.runs import Box, error_of, lines_of
+
+NAMES = ["ANTHROPIC_API_KEY", "BUILD_TOKEN", "DEPLOY_KEY"]
+DIGEST = 'printf %s "$ANTHROPIC_API_KEY.$BUILD_TOKEN.$DEPLOY_KEY" | sha256sum | cut -c-64'
+
+
+@pytest.fixture
+def box(engine: RealEngine, workspace: Path) -> Box:
+    return Box.make(engine, workspace)
+
+
+@pytest.fixture
+def values(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A login and a secret in our environment, a secret of the configuration, and one that nobody asks for."""
+    values = {name: f"value-{secrets.token_hex(16)}" for name in (*NAMES, "UNASKED")}
+    for name in ("ANTHROPIC_API_KEY", "BUILD_TOKEN", "UNASKED"):
+        monkeypatch.setenv(name, values[name])
+    return values
+
+
+def asked(values: dict[str, str]) -> dict[str, Any]:
+    """The fields of the configuration that hand out all but the last."""
+    return {"credentials": "env", "secrets": ["BUILD_TOKEN"], "env": {"DEPLOY_KEY": values["DEPLOY_KEY"]}}
+
+
+def test_the_agent_gets_what_was_asked_for_and_nothing_else(box: Box, values: dict[str, str]) -> None:
+    told = box.sh(f"{DIGEST}; env | grep -c value-; env | cut -d= -f1 | sort", **asked(values))
+
+    digest, count, *names = told.split()
+    assert digest == hashlib.sha256(".".join(values[name] for name in NAMES).encode()).hexdigest()
+    assert int(count) == len(NAMES)
+    assert {*NAMES} <= {*names}
+    assert not {"UNASKED", "PYTEST_CURRENT_TEST"} & {*names}
+
+
+async def test_secrets_are_on_no_command_line_and_not_in_what_the_engine_knows(
+    box: Box, values: dict[str, str], anyio_backend: str
+) -> None:
+    async with box.at_work("sleep 60", **asked(values)) as container:
+        shown = box.engine.run("inspect", container).stdout
+        commands = {process.pid: b"\0".join(read(process, "cmdline")) for process in psutil.process_iter()}
+        clients = [
+            b"\0".join(read(process, "environ"))
+            for process in psutil.Process().children(recursive=True)
+            if b"exec" in read(process, "cmdline") and container_name(shown).encode() in commands[process.pid]
+        ]
+
+    for value in values.values():
+        assert value not in shown
+        assert not [pid for pid, command in commands.items() if value.encode() in command]
+    assert len(clients) == 1
+    assert all(values[name].encode() in clients[0] for name in NAMES)
+    assert values["UNASKED"].encode() not in clients[0]
+
+
+def test_a_secret_that_the_agent_prints_to_stderr_is_in_no_error_and_in_no_log(
+    box: Box, values: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    runtime = CommandRuntime(["sh", "-c", 'echo "token $BUILD_TOKEN, key $DEPLOY_KEY" >&2; exit 3'])
+
+    error = error_of(box.run("go", runtime, secrets=["BUILD_TOKEN"], env={"DEPLOY_KEY": values["DEPLOY_KEY"]}))
+
+    assert error is not None
+    assert error.kind == AgentFailedError.kind
+    assert error.stderr.strip() == "token [BUILD_TOKEN], key [DEPLOY_KEY]"
+    for text in (repr(error), error.to_json().decode(), caplog.text):
+        assert "value-" not in text
+
+
+def test_secrets_are_in_no_error_of_the_engine(
+    box: Box, values: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    error = error_of(box.run("go", network="container-runner-none-such", **asked(values)))
+
+    assert error is not None
+    assert error.kind == "network_not_found"
+    for text in (repr(error), caplog.text):
+        assert "value-" not in text
+
+
+def test_a_secret_that_is_not_set_here_is_not_set_there(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BUILD_TOKEN", raising=False)
+    runtime = CommandRuntime(["sh", "-c", "env | grep -c BUILD_TOKEN"])
+
+    messages = box.run("go", runtime, secrets=["BUILD_TOKEN"])
+
+    assert lines_of(messages) == [b"0"]
+
+
+def test_the_hosts_proxies_stay_on_the_host(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://user:value-of-a-password@127.0.0.1:9")
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:value-of-a-password@127.0.0.1:9")
+
+    assert box.sh("env | grep -i -e proxy -e value-") == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a file of another user")
+def test_the_login_file_is_mounted_read_only_and_nothing_beside_it(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    home = box.new_folder("home")
+    monkeypatch.setenv("HOME", str(home))
+    login = home / ".claude" / ".credentials.json"
+    login.parent.mkdir()
+    login.write_text('{"token": "x"}\n')
+    login.with_name("history.jsonl").write_text("all that you ever asked\n")
+    for path in (login.parent, login):
+        os.chown(path, *box.engine.owner)
+
+    look = "cd $CLAUDE_CONFIG_DIR; ls -A; cat .credentials.json; echo y >.credentials.json; rm .credentials.json"
+    told = box.sh(look, credentials="file").splitlines()
+
+    assert told[:2] == [".credentials.json", '{"token": "x"}']
+    assert "read-only" in told[2].lower()
+    assert login.read_text() == '{"token": "x"}\n'
+
+
+def read(process: psutil.Process, file: str) -> list[bytes]:
+    """/proc/PID/cmdline or environ; nothing of a process that has ended, or is another user's."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process.pid}/{file}").read_bytes().split(b"\0")
+    return []
+
+
+def container_name(inspected: str) -> str:
+    return str(json.loads(inspected)[0]["Name"]).removeprefix("/")

@@ -1,0 +1,264 @@
+"""The clocks of a run, and what an exit code means."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+
+from container_runner import stream as stream_module
+from container_runner.errors import (
+    AgentError,
+    ContainerGoneError,
+    IdleTimeoutError,
+    ResultTimeoutError,
+    TotalTimeoutError,
+)
+from container_runner.lines import OversizedLine
+from container_runner.messages import ErrorMessage, Message, OutputLine, ResultMessage, SystemMessage
+from container_runner.options import Agent, ExecuteOptions
+from container_runner.process import Process
+from container_runner.runtimes import ClaudeRuntime, CommandRuntime
+from container_runner.stream import MessageStream, killed
+
+RESULT = '{"type": "result", "subtype": "success", "is_error": false, "result": "%s"}'
+
+
+def options(**clocks: float | None) -> ExecuteOptions:
+    given: dict[str, Any] = {"idle_timeout": None, "result_timeout": None, **clocks}
+    return ExecuteOptions(prompt="Hello", agent=Agent(name="bot"), **given)
+
+
+class Reader:
+    """A stream from a shell script, closed at the end of the block."""
+
+    def __init__(self, script: str, options: ExecuteOptions, **others: object) -> None:
+        self._script, self._options, self._others = script, options, others
+
+    async def __aenter__(self) -> MessageStream:
+        self._process = await Process.start(["sh", "-c", self._script], line_limit=self._options.line_limit)
+        return MessageStream(self._process, ClaudeRuntime(), self._options, **self._others)  # type: ignore[arg-type]
+
+    async def __aexit__(self, *_: object) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._process.terminate()
+        self._process.close()
+
+
+async def all_of(stream: MessageStream) -> list[Message | OversizedLine]:
+    messages: list[Message | OversizedLine] = []
+    while batch := await stream.read():
+        messages += batch
+    return messages
+
+
+# Messages
+
+
+async def test_lines_become_messages_and_blank_ones_none() -> None:
+    script = f"echo; echo '{{\"type\": \"system\"}}'; echo '  '; echo text; echo '{RESULT % 'ok'}'"
+    async with Reader(script, options()) as stream:
+        system, text, result = await all_of(stream)
+
+        assert isinstance(system, SystemMessage)
+        assert isinstance(text, OutputLine)
+        assert isinstance(result, ResultMessage)
+        assert stream.result is result
+
+
+async def test_the_last_result_counts() -> None:
+    async with Reader(f"echo '{RESULT % 'one'}'; echo '{RESULT % 'two'}'", options()) as stream:
+        await all_of(stream)
+
+        assert stream.result is not None
+        assert stream.result.result == "two"
+
+
+async def test_a_line_over_the_limit_is_a_message_too() -> None:
+    limited = ExecuteOptions(prompt="x", agent=Agent(name="bot"), line_limit=1024)
+    async with Reader("head -c 5000 /dev/zero; echo; echo text", limited) as stream:
+        oversized, text = await all_of(stream)
+
+        assert isinstance(oversized, OversizedLine)
+        assert isinstance(text, OutputLine)
+
+
+# Clocks
+
+
+@pytest.mark.parametrize(
+    ("script", "clocks", "error"),
+    [
+        ("sleep 1000", {"timeout": 0.2}, TotalTimeoutError),
+        ("sleep 1000", {"idle_timeout": 0.2}, IdleTimeoutError),
+        (f"echo '{RESULT % 'ok'}'; sleep 1000", {"result_timeout": 0.2}, ResultTimeoutError),
+        # The one that runs out first counts.
+        ("sleep 1000", {"timeout": 0.2, "idle_timeout": 60}, TotalTimeoutError),
+        ("sleep 1000", {"timeout": 60, "idle_timeout": 0.2}, IdleTimeoutError),
+        (
+            f"echo '{RESULT % 'ok'}'; sleep 1000",
+            {"timeout": 60, "idle_timeout": 60, "result_timeout": 0.2},
+            ResultTimeoutError,
+        ),
+        # A talkative agent is not idle, and its time runs out all the same.
+        ("while :; do echo talk; sleep 0.01; done", {"timeout": 0.4, "idle_timeout": 0.3}, TotalTimeoutError),
+        ("yes", {"timeout": 0.2}, TotalTimeoutError),
+        # Without a result there is no waiting for its end.
+        ("echo text; sleep 1000", {"timeout": 0.4, "result_timeout": 0.1}, TotalTimeoutError),
+        # Half a line is no sign of life that anybody hears of.
+        ("printf half; sleep 1000", {"idle_timeout": 0.2}, IdleTimeoutError),
+    ],
+)
+async def test_a_clock_that_runs_out(script: str, clocks: dict[str, float], error: type[AgentError]) -> None:
+    async with Reader(script, options(**clocks)) as stream:
+        with pytest.raises(error):
+            await all_of(stream)
+
+
+async def test_no_clock_runs_out_when_all_are_off_or_far_away() -> None:
+    async with Reader(f"sleep 0.3; echo '{RESULT % 'ok'}'; sleep 0.3", options()) as stream:
+        assert len(await all_of(stream)) == 1
+    clocks = options(timeout=60, idle_timeout=60, result_timeout=60)
+    async with Reader(f"sleep 0.1; echo '{RESULT % 'ok'}'", clocks) as stream:
+        assert len(await all_of(stream)) == 1
+
+
+async def test_what_was_said_before_a_clock_ran_out_was_heard() -> None:
+    async with Reader("echo one; echo two; sleep 1000", options(timeout=0.4)) as stream:
+        heard = [*await stream.read()]
+        with contextlib.suppress(TotalTimeoutError):
+            while True:
+                heard += await stream.read()
+        assert len(heard) == 2
+
+
+# The look at a silent agent
+
+
+async def test_a_silent_agent_is_looked_at_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.05)
+    looks = 0
+
+    async def check() -> None:
+        nonlocal looks
+        looks += 1
+
+    async with Reader("sleep 0.5; echo text", options(timeout=60), check=check) as stream:
+        assert len(await all_of(stream)) == 1
+    assert looks >= 2
+
+
+async def test_what_the_look_finds_ends_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.05)
+
+    async def check() -> None:
+        raise ContainerGoneError("gone")
+
+    async with Reader("sleep 1000", options(), check=check) as stream:
+        with pytest.raises(ContainerGoneError):
+            await stream.read()
+
+
+async def test_a_clock_is_kept_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.15)
+
+    async with Reader("sleep 1000", options(idle_timeout=0.4)) as stream:
+        with pytest.raises(IdleTimeoutError):
+            await stream.read()
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGINT])
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_an_exit_code_that_means_a_signal(number: signal.Signals, shift: int) -> None:
+    error = killed(-number if shift < 0 else 128 + number, "said")
+
+    assert error is not None
+    assert (error.signal, error.stderr) == (number, "said")
+    assert number.name in error.message
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 64, 125, 126, 127, 128, 192, 200, 254, 255])
+def test_an_exit_code_that_means_none(code: int) -> None:
+    assert killed(code, "") is None
+
+
+# On the host
+
+
+async def on_host(script: str, **others: object) -> list[Message]:
+    runtime = CommandRuntime(["sh", "-c", script])
+    given = ExecuteOptions(prompt="the prompt", agent=Agent(name="bot"), **others)  # type: ignore[arg-type]
+    return [message async for message in runtime.execute(given)]
+
+
+async def test_a_command_on_the_host_gets_its_prompt_and_says_its_lines() -> None:
+    (line,) = await on_host("cat")
+
+    assert isinstance(line, OutputLine)
+    assert line.text == "the prompt"
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "exit_code"),
+    [("echo why >&2; exit 3", "agent_failed", 3), ("kill -SEGV $$", "agent_killed", -11)],
+)
+async def test_a_command_that_fails_on_the_host(script: str, kind: str, exit_code: int) -> None:
+    (error,) = await on_host(script)
+
+    assert isinstance(error, ErrorMessage)
+    assert (error.kind, error.exit_code) == (kind, exit_code)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs: an orphan that has ended stays a zombie until the system's PID 1 sees to it."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "sleep 1000 & echo $!; wait",
+        pytest.param(
+            "(trap '' TERM; echo $(exec sh -c 'echo $PPID'); while :; do sleep 0.05; done) & wait",
+            marks=pytest.mark.xfail(reason="KILL is not sent to the group once its leader has ended"),
+        ),
+    ],
+)
+async def test_a_timeout_on_the_host_ends_the_whole_group(script: str) -> None:
+    pid, error = await on_host(script, timeout=0.3, grace=1)
+
+    assert isinstance(error, ErrorMessage)
+    assert error.kind == "total_timeout"
+    assert isinstance(pid, OutputLine)
+    try:
+        for _ in range(20):
+            if not is_running(int(pid.text)):
+                break
+            await anyio.sleep(0.05)
+        assert not is_running(int(pid.text))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid.text), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("program", "kind"), [("/nowhere/at/all", "command_not_found"), ("/etc", "command_not_executable")]
+)
+async def test_a_program_that_can_not_be_run_on_the_host(program: str, kind: str) -> None:
+    given = ExecuteOptions(prompt="x", agent=Agent(name="bot"))
+
+    (error,) = [message async for message in CommandRuntime([program]).execute(given)]
+
+    assert isinstance(error, ErrorMessage)
+    assert error.kind == kind
