@@ -104,7 +104,7 @@ def run_argv(
         ),
         *(f"--tmpfs={_tmpfs(tmpfs)}" for tmpfs in config.tmpfs),
         *(f"--mount={_bind(mount)}" for mount in mounts.mounts),
-        *(f"--mount={_csv('type=tmpfs', f'dst={path}', 'tmpfs-size=4096', 'readonly')}" for path in mounts.masks),
+        *(f"--mount={_csv('type=tmpfs', f'dst={path}', 'tmpfs-size=4096', 'ro')}" for path in mounts.masks),
         *dialect.run,
         *config.extra_args,
         "--",

@@ -220,14 +220,13 @@ class Engine:
         if not wanted:
             return []
         done = await self.run(argv.inspect_argv(self.binary, wanted), check=False)
+        if done.returncode != 0 and not isinstance(error := classify(done, "inspect"), ContainerGoneError):
+            raise error
         try:
             # Where some are gone, the exit code is an error's and the JSON holds the others.
             return [ContainerInfo.parse(raw) for raw in orjson.loads(done.stdout or b"[]")]
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError):
             raise classify(done, "inspect") from None
-        finally:
-            if done.returncode != 0 and not isinstance(error := classify(done, "inspect"), ContainerGoneError):
-                raise error
 
     async def remove(self, name: str) -> None:
         """End and remove a container. One that is not there, or is being removed, is no error."""

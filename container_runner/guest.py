@@ -113,32 +113,35 @@ prompt={RUN_DIR}/prompt-$run
 exec 5<"$prompt"
 rm -f "$prompt"
 
-cr_mark() {{
-  mark=
+cr_kind() {{
+  kind=
   while IFS= read -r line || [ -n "$line" ]; do
     case $line in
-      *{MARK}="$run"*) mark=ours ;;
-      *{MARK}=*) mark=theirs ;;
+      *{MARK}="$run"*) kind=ours ;;
+      *{MARK}=*) kind=theirs ;;
     esac
   done </proc/"$1"/environ
+  [ -z "$kind" ] || return 0
+  while read -r key value rest; do
+    [ "$key$value" != PPid:1 ] || kind=orphan
+  done </proc/"$1"/status
 }}
 
 cr_sweep() {{
   read -r me rest </proc/self/stat
   for pass in 1 2 3 4 5; do
-    ours= unknown= others=
+    ours= orphans= others=
     for process in /proc/[0-9]*; do
       process=${{process#/proc/}}
       case $process in 1 | "$$" | "$me" | "$watchdog") continue ;; esac
-      cr_mark "$process"
-      case $mark in
+      cr_kind "$process"
+      case $kind in
         ours) ours="$ours $process" ;;
         theirs) others=yes ;;
-        *) unknown="$unknown $process" ;;
+        orphan) orphans="$orphans $process" ;;
       esac
     done
-    [ -n "$others" ] || ours="$ours$unknown"
-    [ -n "$ours" ] || return 0
+    [ -n "$others" ] || ours="$ours$orphans"
     killed=
     for process in $ours; do kill -KILL "$process" && killed=yes; done
     [ -n "$killed" ] || return 0
@@ -190,9 +193,11 @@ RUN is the run's id, MODE as for PID 1, SIZE the prompt's length in bytes, GRACE
 Before the line "started" nothing of the agent has run, so a failure is the engine's or the image's; after it, the
 exit code is the agent's own. The prompt is read to its end first: an agent must not begin with half of it because
 the host died in the middle. An exec'd process leads its own process group, so `-$$` is that group, and
-`kill -TERM -$$` is the one spelling that every shell takes. The sweep uses no program at all, because there may be
-no process left to spawn one; when no other run is alive in the container it ends everything but PID 1. The
-watchdog's EXIT trap ends the group also when the watchdog can not fork its `sleep`.
+`kill -TERM -$$` is the one spelling that every shell takes.
+
+The sweep ends what carries our mark, and orphans that carry none as long as no other run is alive. What another exec
+started has no parent in here and is nobody's orphan. It uses no program at all, because there may be no process left
+to spawn one. The watchdog's EXIT trap ends the group also when the watchdog can not fork its `sleep`.
 """
 
 KILL: Final = f"""\

@@ -87,5 +87,8 @@ class Plan:
         return (*self.exec[: separator + 1], container, *self.exec[separator + 2 :])
 
     def to_shell(self) -> str:
-        """The commands as lines for a POSIX shell, which can be pasted. Secrets are in none of them."""
+        """The commands as lines for a POSIX shell. Secrets are in none of them.
+
+        To run them by hand, make the folders of `mounts` first, and give the second one `stdin_size` bytes on stdin.
+        """
         return "\n".join(shlex.join(command) for command in self.commands)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -172,14 +173,11 @@ async def run_on_host(
 
 
 async def _stop_on_host(process: Process, grace: float) -> None:
-    """TERM to the process's whole session group, *grace* seconds, KILL."""
+    """TERM to the process's group, *grace* seconds for its leader, KILL to what is left of the group."""
     process.close()
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
+    for number, wait in ((signal.SIGTERM, grace), (signal.SIGKILL, 0.0)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            break
-        with anyio.move_on_after(grace):
-            await process.wait()
-            break
+            with anyio.move_on_after(wait):
+                await process.wait()
     await process.terminate()

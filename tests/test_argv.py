@@ -150,7 +150,7 @@ def test_run_with_everything_on() -> None:
         "--tmpfs=/cache:rw,nosuid,nodev,exec,size=1048576,mode=700",
         "--mount=type=bind,src=/a,dst=/workspace,readonly",
         '--mount=type=bind,"src=/b,c",dst=/data',
-        "--mount=type=tmpfs,dst=/workspace/state,tmpfs-size=4096,readonly",
+        "--mount=type=tmpfs,dst=/workspace/state,tmpfs-size=4096,ro",
         "--http-proxy=false",
         "--read-only-tmpfs=false",
         "--runtime=runsc",

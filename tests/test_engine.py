@@ -37,7 +37,7 @@ from container_runner.errors import (
 from container_runner.process import Completed
 from container_runner.testing import FakeEngine
 
-# Failures. The texts were captured from docker 28.2 with engine 20.10, and from podman 4.3 and 5.x.
+# Failures. Most texts were captured from docker 28.2 with engine 20.10 and from podman 4.3.
 
 DAEMON = "Error response from daemon: "
 ID = "c0ffee" * 10 + "cafe"

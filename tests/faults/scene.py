@@ -93,6 +93,7 @@ class Scene:
     """The agent's name. It is in the name of every container, and in every process's environment."""
 
     _before: frozenset[int] = attrs.field(default=frozenset(), repr=False)
+    _victims: list[Victim] = attrs.field(factory=list, repr=False)
 
     @classmethod
     @contextlib.contextmanager
@@ -107,6 +108,8 @@ class Scene:
         try:
             yield scene
         finally:
+            for victim in scene._victims:
+                victim.kill(tree=True)
             for container in scene.containers():
                 engine.remove(container)
             for pid in scene.processes():
@@ -154,7 +157,8 @@ class Scene:
             "backend": backend,
             **more,
         }
-        return Victim(json.dumps(order), folder=self.folder)
+        self._victims.append(Victim(json.dumps(order), folder=self.folder))
+        return self._victims[-1]
 
     def containers(self) -> list[str]:
         """The full ids of this scene's containers, running or not."""
@@ -254,7 +258,8 @@ class Victim:
         """Wait until the engine's client for a verb has been started."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if any(verb.encode() in command.split(b"\0")[1:4] for command in map(_command, descendants(self.pid))):
+            # The verb follows the engine's own flags, such as podman's --root.
+            if any(verb.encode() in command.split(b"\0")[1:9] for command in map(_command, descendants(self.pid))):
                 return
             time.sleep(0.002)
         msg = f"no client came for {verb!r}"
@@ -262,6 +267,8 @@ class Victim:
 
     def kill(self, *, tree: bool) -> float:
         """SIGKILL it, alone or with all its descendants, and tell when that was."""
+        if self.process.returncode is not None:
+            return time.monotonic()
         pids = descendants(self.pid) if tree else []
         for pid in (self.pid, *pids):
             with contextlib.suppress(ProcessLookupError):

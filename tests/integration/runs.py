@@ -119,7 +119,7 @@ class Box:
             "--credentials=none",
         ]
         given = {flag.partition("=")[0] for flag in flags}
-        command = [COMMAND, verb, *flags, *(flag for flag in own if flag.partition("=")[0] not in given), "--", prompt]
+        command = [COMMAND, verb, prompt, *flags, *(flag for flag in own if flag.partition("=")[0] not in given)]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with subprocess.Popen(command, **{**pipes, **popen}, text=True, start_new_session=True) as process:
             try:

@@ -92,12 +92,17 @@ def test_the_commands_of_a_plan_work_in_a_shell(box: Box) -> None:
     box.run("hello")  # which makes the sessions folder
     plan = plan_of(box)
 
-    done = subprocess.run(
-        ["sh", "-ec", plan.to_shell()], check=False, capture_output=True, text=True, input="hello", timeout=60
-    )
+    with subprocess.Popen(
+        ["sh", "-ec", plan.to_shell()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as shell:
+        assert shell.stdin is not None
+        assert shell.stdout is not None
+        shell.stdin.write(b"hello")  # and it stays open: it is the lease
+        shell.stdin.flush()
+        stdout = shell.stdout.read()
 
-    assert done.returncode == 0, done.stderr
-    assert '"result":"hello"' in done.stdout
+    assert shell.returncode == 0
+    assert b'"result":"hello"' in stdout
     assert box.containers() == []
 
 
