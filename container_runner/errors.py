@@ -57,7 +57,7 @@ class ContainerRunnerError(Exception):
     cli_exit_code: ClassVar[int] = 1
     """What `container-runner` exits with when this ends it; docs/reference/errors.md has the table."""
 
-    advice: ClassVar[str] = "Run it again with --verbose, and report it if the message does not help."
+    advice: ClassVar[str] = "If this does not help, report it with all that is above."
 
     def __init__(
         self, message: str, *, next_step: str | None = None, exit_code: int | None = None, stderr: str = ""
@@ -85,6 +85,7 @@ class ConfigError(ContainerRunnerError):
 
     kind = "config"
     cli_exit_code = 2
+    advice = "Give it a value that the message allows."
 
     def __init__(self, field: str, value: object, allowed: str, *, source: str | None = None) -> None:
         where = f"{source}: " if source else ""
@@ -171,7 +172,7 @@ class ImageNotFoundError(EngineError):
 class ImageUnsuitableError(EngineError):
     kind = "image_unsuitable"
     cli_exit_code = 4
-    advice = "The image needs sh, cat, head, mkfifo, rm and sleep (any coreutils or busybox has them)."
+    advice = "The image needs sh, cat, head, mkfifo, rm, sleep and wc (coreutils or busybox have them)."
 
 
 class PullFailedError(EngineError):

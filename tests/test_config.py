@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from container_runner.config import (
 )
 from container_runner.errors import ConfigError
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "config_reference.py"
 FIELDS = [field.name for field in attrs.fields(ContainerConfig)]
 
 
@@ -720,20 +718,3 @@ def test_any_text_gives_a_value_or_a_config_error(parse: Callable[[str], object]
 def test_a_mount_without_colons_survives_its_text(mount: Mount) -> None:
     text = f"{mount.source}:{mount.target}:{'ro' if mount.read_only else 'rw'}"
     assert Mount.parse(text) == mount
-
-
-# --- the page ---
-
-
-def test_the_reference_page_is_up_to_date_and_the_check_notices_when_it_is_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    script = runpy.run_path(str(SCRIPT))
-    assert script["main"](["--check"]) == 0
-    stale = tmp_path / "docs" / "configuration.md"
-    script["main"].__globals__["PAGE"] = stale
-    assert script["main"](["--check"]) == 1
-    assert "out of date" in capsys.readouterr().err
-    assert script["main"]([]) == 0
-    assert script["main"](["--check"]) == 0
-    assert all(f"## `{name}`" in stale.read_text("utf-8") for name in FIELDS)

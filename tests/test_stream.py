@@ -229,10 +229,7 @@ def is_running(pid: int) -> bool:
     "script",
     [
         "sleep 1000 & echo $!; wait",
-        pytest.param(
-            "(trap '' TERM; echo $(exec sh -c 'echo $PPID'); while :; do sleep 0.05; done) & wait",
-            marks=pytest.mark.xfail(reason="KILL is not sent to the group once its leader has ended"),
-        ),
+        "(trap '' TERM; echo $(exec sh -c 'echo $PPID'); while :; do sleep 0.05; done) & wait",
     ],
 )
 async def test_a_timeout_on_the_host_ends_the_whole_group(script: str) -> None:

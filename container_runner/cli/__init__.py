@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from container_runner.errors import ContainerRunnerError
@@ -21,14 +22,18 @@ def main(words: list[str] | None = None) -> None:
         sys.exit(0)
     from container_runner.cli.app import app
 
+    if words[:1] in (["run"], ["argv"]):  # the parser takes a lone dash for an option without a name
+        words = ["--prompt=-" if word == "-" else word for word in words]
     try:
         result = app(words, exit_on_error=False, print_error=True, result_action="return_value")
     except ContainerRunnerError as error:
         print(f"container-runner: {error}", file=sys.stderr)
         sys.exit(error.cli_exit_code)
-    except BrokenPipeError:
+    except (BrokenPipeError, BaseExceptionGroup) as error:
+        if isinstance(error, BaseExceptionGroup) and error.split(BrokenPipeError)[1] is not None:
+            raise
         # Whoever read our output has left. Python would complain once more when it flushes at its end.
-        sys.stdout = None
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)

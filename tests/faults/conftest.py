@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(params=on("docker", "podman"))
-def engine(request: pytest.FixtureRequest, engines: Engines) -> RealEngine:  # noqa: F811
+def engine(request: pytest.FixtureRequest, engines: Engines) -> RealEngine:
     """Docker Engine and rootful Podman in turn; a test that wants others says so."""
     with skipped_if_unavailable():
         return engines.get(request.param)

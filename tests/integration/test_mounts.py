@@ -88,16 +88,18 @@ def test_without_a_workspace_there_is_an_empty_folder_to_write_in(box: Box) -> N
 
 def test_a_state_folder_in_the_workspace_is_hidden_from_the_agent(box: Box) -> None:
     state = box.workspace / ".container-runner"
-    options = box.options(
-        "sh cd .container-runner; ls -A; echo x >made; ls -A; echo kept >/container-runner/sessions/s"
-    )
+    other = state / "sessions/other/session.jsonl"
+    other.parent.mkdir(parents=True)
+    other.write_text("what another agent was told\n" * 1000)
     runner = box.runner(state=state)
 
-    for _ in range(2):  # at the second time there is something to hide
-        messages = collect(runner, options)
-        result_of(messages)
-        assert tool_output(messages).lower().endswith("read-only file system")
+    options = box.options("sh cd .container-runner; find .; echo kept >/container-runner/sessions/s; echo x >made")
+    messages = collect(runner, options)
 
+    result_of(messages)
+    found, refused = tool_output(messages).splitlines()
+    assert found == "."
+    assert "read-only" in refused.lower()
     assert (state / "sessions/tester/s").read_text() == "kept\n"
     assert not (state / "made").exists()
 

@@ -1,24 +1,16 @@
-"""Write docs/reference/configuration.md from the fields of `ContainerConfig` and the docstrings under them.
-
-python scripts/config_reference.py            write the page
-python scripts/config_reference.py --check    fail if the page is out of date
-"""
+"""docs/reference/configuration.md, from the fields of `ContainerConfig` and the docstrings under them."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import attrs
 
 from container_runner.cli.flags import field_help
 from container_runner.config import ContainerConfig, Mount, PortBinding, Tmpfs
 
-PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
-
 HEAD = """\
-<!-- Written by scripts/config_reference.py from the docstrings in container_runner: change those. -->
+<!-- Written by `python -m scripts.reference` from the docstrings in container_runner: change those. -->
 
 # Configuration
 
@@ -87,18 +79,3 @@ def page() -> str:
         parts += [f"### An item of `{key}`: `{kind.__name__}`", f"As a string: {kind.FORMS}."]
         parts += entries(kind, "####")
     return "\n\n".join(parts) + "\n"
-
-
-def main(arguments: list[str]) -> int:
-    if "--check" in arguments:
-        if PAGE.is_file() and PAGE.read_text("utf-8") == page():
-            return 0
-        print(f"{PAGE.name} is out of date: run python scripts/config_reference.py", file=sys.stderr)
-        return 1
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page(), "utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

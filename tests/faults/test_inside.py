@@ -1,0 +1,182 @@
+"""Faults inside the container: what an agent can do to itself, to us, and to its limits."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+
+import anyio
+import pytest
+
+from container_runner import CommandRuntime
+from container_runner.messages import Message
+from container_runner.runtimes import CommandLineRuntime
+from tests.faults.scene import Scene, last
+from tests.integration.conftest import on
+from tests.integration.engines import NAMES
+from tests.integration.images import PASSWD, add_file, add_folder, add_link, add_programs, import_image
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+
+STUBBORN = "sh trap '' TERM HUP INT; setsid sh -c 'trap \"\" TERM; while :; do sleep 9; done' & setsid sleep 1001 & sleep 1002; sleep 1003"
+
+
+def run_for(
+    scene: Scene,
+    seconds: float | None,
+    prompt: str = "",
+    *,
+    runtime: CommandLineRuntime | None = None,
+    backend: str = "asyncio",
+    ephemeral: bool = True,
+    meanwhile: Callable[[], object] | None = None,
+    grace: int = 3,
+    **fields: object,
+) -> tuple[list[Message], float]:
+    """The messages of a run with a total timeout, and when it ended or was made to."""
+    since = 0.0
+
+    async def main() -> list[Message]:
+        nonlocal since
+        options = scene.options(prompt, timeout=seconds, grace=grace)
+        messages: list[Message] = []
+        since = time.monotonic()
+        async with contextlib.aclosing(scene.runner(runtime, ephemeral=ephemeral, **fields).execute(options)) as stream:
+            async for message in stream:
+                messages.append(message)
+                if meanwhile is not None and len(messages) == 1:
+                    await anyio.to_thread.run_sync(meanwhile)
+        return messages
+
+    messages = anyio.run(main, backend=backend)
+    return messages, since + (seconds or 0) if seconds else time.monotonic()
+
+
+@pytest.mark.parametrize("engine", on(*NAMES), indirect=True)
+@pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
+def test_an_agent_that_ignores_term_with_children_elsewhere(scene: Scene, ephemeral: bool) -> None:
+    messages, since = run_for(scene, 1.5, STUBBORN, ephemeral=ephemeral)
+    keep = [] if ephemeral else scene.containers()
+    kind = "ephemeral" if ephemeral else "persistent"
+    scene.settle(f"total timeout, TERM ignored, children in other sessions ({kind})", last(messages), since=since, keep=keep)
+    assert last(messages) == "total_timeout (kill)"
+    assert len(keep) == (not ephemeral)
+
+
+@pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
+@pytest.mark.parametrize(
+    ("what", "script", "wanted"),
+    [
+        ("the agent is killed by 9", "kill -9 $$", "agent_killed"),
+        ("the agent does `kill -9 -1`", "kill -9 -1; sleep 1000", "agent_killed"),
+        ("the agent kills its parent, our wrapper", "kill -9 $PPID; sleep 1000", "agent_killed"),
+        ("the agent closes its output and leaves", "exec >&- 2>&-; sleep 0.5; exit 7", "agent_failed"),
+    ],
+)
+def test_the_agent_kills(scene: Scene, what: str, script: str, wanted: str, ephemeral: bool) -> None:
+    messages, since = run_for(scene, None, runtime=CommandRuntime(["sh", "-c", script]), ephemeral=ephemeral)
+    keep = [] if ephemeral else scene.containers()
+    scene.settle(what, last(messages), since=since, keep=keep)
+    assert last(messages).split()[0] == wanted
+    assert len(keep) == (not ephemeral)
+
+
+STOP_THE_WATCHDOG = """\
+for p in /proc/[0-9]*; do
+  p=${p#/proc/}
+  [ $p != 1 ] && [ $p != $$ ] && [ $p != $PPID ] && kill -STOP $p
+done 2>/dev/null
+echo ready
+trap '' TERM
+while :; do sleep 1000; done
+"""
+
+
+@pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
+def test_the_agent_stops_our_watchdog(scene: Scene, ephemeral: bool) -> None:
+    runtime = CommandRuntime(["sh", "-c", STOP_THE_WATCHDOG])
+    messages, since = run_for(scene, 1.5, runtime=runtime, ephemeral=ephemeral, grace=0)
+    keep = [] if ephemeral else scene.containers()
+    kind = "ephemeral" if ephemeral else "persistent"
+    scene.settle(f"SIGSTOP of our watchdog, then a timeout ({kind})", last(messages), since=since, keep=keep)
+    assert last(messages) == f"total_timeout ({'container' if ephemeral else 'sweep'})"
+
+
+FORK_BOMB = "trap '' TERM; bomb() { bomb | bomb & sleep 1000; }; bomb"
+
+
+@pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
+def test_a_fork_bomb_at_the_limit_that_ignores_term(scene: Scene, ephemeral: bool) -> None:
+    runtime = CommandRuntime(["sh", "-c", FORK_BOMB])
+    messages, since = run_for(scene, 2, runtime=runtime, ephemeral=ephemeral, pids_limit=64)
+    keep = scene.containers() if not ephemeral else []
+    kind = "ephemeral" if ephemeral else "persistent"
+    scene.settle(f"fork bomb at the pids limit, then a timeout ({kind})", last(messages), since=since, keep=keep)
+    assert last(messages).startswith(("total_timeout", "agent_failed", "agent_killed"))
+
+
+def test_out_of_memory(scene: Scene) -> None:
+    runtime = CommandRuntime(["sh", "-c", "tail /dev/zero"])
+    messages, since = run_for(scene, None, runtime=runtime, memory="32m")
+    scene.settle("the agent eats its memory", last(messages), since=since)
+    assert last(messages) == "out_of_memory"
+
+
+def test_out_of_memory_in_a_child_of_an_agent_that_goes_on(scene: Scene) -> None:
+    messages, since = run_for(scene, None, "sh tail /dev/zero\nstill here", memory="32m")
+    scene.settle("a tool eats the memory, the agent goes on", last(messages), since=since)
+    assert last(messages) == "result"
+
+
+CUT_DOWN = ("cat", "head", "mkfifo", "rm", "sleep", "wc")
+
+
+def cut_down(scene: Scene, *tools: str) -> str:
+    """An image with these programs and no others, as busybox links."""
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        pytest.skip("there is no busybox to cut down")
+    image = f"container-runner-test/cut-{len(tools)}"
+
+    def add(archive: object) -> None:
+        for folder in ("bin", "dev", "etc", "proc", "sys"):
+            add_folder(archive, folder)  # type: ignore[arg-type]
+        add_folder(archive, "tmp", mode=0o1777)  # type: ignore[arg-type]
+        add_file(archive, "etc/passwd", PASSWD.encode())  # type: ignore[arg-type]
+        add_programs(archive, {".box": busybox})  # type: ignore[arg-type]
+        for tool in tools:
+            add_link(archive, f"bin/{tool}", ".box")  # type: ignore[arg-type]
+
+    import_image(scene.engine.binary, image, add)
+    scene.engine.images.imported.append(image)
+    return image
+
+
+@pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
+def test_an_image_without_kill_ps_and_setsid(scene: Scene, ephemeral: bool) -> None:
+    image = cut_down(scene, "sh", *CUT_DOWN)
+    runtime = CommandRuntime(["sh", "-c", "trap '' TERM; sleep 1001 & sleep 1002; sleep 1003"])
+    messages, since = run_for(scene, 1.5, runtime=runtime, ephemeral=ephemeral, image=image)
+    keep = [] if ephemeral else scene.containers()
+    scene.settle("timeout in an image without kill, ps and setsid", last(messages), since=since, keep=keep)
+    assert last(messages) == "total_timeout (kill)"
+
+
+@pytest.mark.parametrize(
+    ("what", "tools"),
+    [
+        ("an image without mkfifo", ("sh", "cat", "head", "rm", "sleep", "wc")),
+        ("an image without wc and head", ("sh", "cat", "mkfifo", "rm", "sleep")),
+        ("an image without sh", ("cat", "head")),
+    ],
+)
+def test_an_image_that_lacks_a_tool(scene: Scene, what: str, tools: tuple[str, ...]) -> None:
+    messages, since = run_for(scene, None, image=cut_down(scene, *tools), runtime=CommandRuntime(["cat"]))
+    scene.settle(what, last(messages), since=since)
+    assert last(messages) == "image_unsuitable"
+
+
+_ = subprocess

@@ -1,0 +1,476 @@
+"""Plans, and whole runs against a fake engine."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import string
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import anyio
+import attrs
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pytest_subprocess import FakeProcess
+
+from container_runner import guest
+from container_runner.argv import DOCKER, PODMAN, PODMAN_ROOTLESS
+from container_runner.config import ContainerConfig
+from container_runner.engine import Engine
+from container_runner.errors import ConfigError
+from container_runner.messages import AssistantMessage, ErrorMessage, Message, ResultMessage
+from container_runner.options import Agent, ExecuteOptions
+from container_runner.plan import Plan
+from container_runner.run import scrub
+from container_runner.runner import ContainerRunner
+from container_runner.runtimes import ClaudeRuntime, CommandRuntime
+from container_runner.testing import FakeEngine
+
+ENGINES = [Engine(binary=dialect.name, dialect=dialect, environ={}) for dialect in (DOCKER, PODMAN, PODMAN_ROOTLESS)]
+
+
+@pytest.fixture(autouse=True)
+def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test depends on who runs it."""
+    for name in ("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+def runner(tmp_path: Path, **config: Any) -> ContainerRunner:
+    return ContainerRunner(ClaudeRuntime(), ContainerConfig(**{"image": "my/claude", **config}), tmp_path / "state")
+
+
+def options(prompt: str = "Hello", **others: Any) -> ExecuteOptions:
+    return ExecuteOptions(prompt=prompt, **{"agent": Agent(name="bot"), **others})
+
+
+async def all_of(runner: ContainerRunner, given_: ExecuteOptions) -> list[Message]:
+    return [message async for message in runner.execute(given_)]
+
+
+async def failure(runner: ContainerRunner, given_: ExecuteOptions | None = None) -> ErrorMessage:
+    last = (await all_of(runner, given_ or options()))[-1]
+    assert isinstance(last, ErrorMessage)
+    return last
+
+
+# Plans
+
+
+def without_ids(plan: Plan) -> str:
+    text = plan.to_shell().replace(plan.run_id, "RUN").replace(plan.container, "NAME")
+    return re.sub(r"container-runner\.deadline=\d+", "container-runner.deadline=N", text)
+
+
+@pytest.mark.parametrize("ephemeral", [True, False])
+def test_a_plan_is_the_same_each_time_but_for_its_ids(tmp_path: Path, ephemeral: bool) -> None:
+    one, two = (runner(tmp_path, ephemeral=ephemeral).plan(options(), engine=ENGINES[0]) for _ in range(2))
+
+    assert one.run_id != two.run_id
+    assert one.container != two.container
+    assert re.fullmatch("[0-9a-f]{32}", one.run_id)
+    assert without_ids(one) == without_ids(two)
+    assert one.reuse_labels == two.reuse_labels
+
+
+def test_planning_changes_nothing(tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+
+    runner(tmp_path).plan(options(), engine=ENGINES[0])
+
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_commands_of_an_ephemeral_run(tmp_path: Path) -> None:
+    plan = runner(tmp_path).plan(options(), engine=ENGINES[0])
+
+    assert [command[1] for command in plan.commands] == ["run", "exec", "rm"]
+    assert plan.commands[:2] == (plan.run, plan.exec)
+    assert plan.commands[2][-1] == plan.container
+
+
+def test_the_commands_of_a_persistent_run(tmp_path: Path) -> None:
+    plan = runner(tmp_path, ephemeral=False).plan(options(), engine=ENGINES[0])
+
+    assert [command[1] for command in plan.commands] == ["ps", "run", "exec"]
+    filters = {word.removeprefix("--filter=label=") for word in plan.commands[0] if word.startswith("--filter")}
+    labels = {word.removeprefix("--label=") for word in plan.run if word.startswith("--label")}
+    assert len(filters) == 4
+    assert filters <= labels  # or it would never be found again
+
+
+def test_an_exec_can_be_turned_to_a_container_that_was_found(tmp_path: Path) -> None:
+    plan = runner(tmp_path, ephemeral=False).plan(options(), engine=ENGINES[0])
+
+    found = plan.exec_in("another")
+
+    assert [word for word in found if word not in plan.exec] == ["another"]
+    assert len(found) == len(plan.exec)
+    assert plan.exec_in(plan.container) == plan.exec
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({}, True),
+        ({"env": {"A": "b"}, "max_containers": 2}, True),  # what concerns the exec, or us
+        ({"memory": "1g"}, False),
+        ({"image": "other"}, False),
+        ({"network": "none"}, False),
+        ({"labels": {"a": "b"}}, False),
+        ({"read_only": False}, False),
+    ],
+)
+def test_another_box_is_another_container(tmp_path: Path, change: dict[str, Any], same: bool) -> None:
+    first = runner(tmp_path, ephemeral=False).plan(options(), engine=ENGINES[0])
+    second = runner(tmp_path, **{"ephemeral": False, **change}).plan(options(), engine=ENGINES[0])
+
+    assert (first.reuse_labels == second.reuse_labels) is same
+
+
+def test_other_agents_workspaces_and_state_folders_have_other_containers(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir(mode=0o777)
+    config = ContainerConfig(image="i", ephemeral=False, user="root")
+    plans = [
+        ContainerRunner(ClaudeRuntime(), config, tmp_path / state).plan(
+            options(agent=Agent(name=name, workspace=workspace)), engine=ENGINES[0]
+        )
+        for state, name, workspace in [
+            ("s", "a", None),
+            ("s", "b", None),
+            ("t", "a", None),
+            ("s", "a", tmp_path / "work"),
+        ]
+    ]
+
+    assert len({tuple(sorted(plan.reuse_labels.items())) for plan in plans}) == 4
+
+
+SECRET = "s3cr3t-v4lue"
+
+
+def test_no_secret_is_in_a_plan_that_can_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SECRET", SECRET)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", SECRET + "-key")
+    config = {"env": {"TOKEN": SECRET + "-env"}, "secrets": ["MY_SECRET"]}
+
+    plan = runner(tmp_path, **config).plan(options(SECRET + "-prompt"), engine=ENGINES[0])
+
+    assert SECRET not in plan.to_shell()
+    assert SECRET not in repr(plan)
+    assert SECRET not in repr(plan.commands)
+    assert SECRET not in repr(ContainerConfig(image="i", **config))  # type: ignore[arg-type]
+    assert set(plan.variables) == {"ANTHROPIC_API_KEY", "TOKEN", "MY_SECRET"}
+    assert plan.values["MY_SECRET"] == SECRET
+
+
+def test_a_plan_can_be_pasted(tmp_path: Path) -> None:
+    (tmp_path / "it's a folder").mkdir()
+    config = {"volumes": [f"{tmp_path}/it's a folder:/data"]}
+
+    plan = runner(tmp_path, **config).plan(options(), engine=ENGINES[0])
+
+    assert tuple(shlex.split(plan.to_shell())) == tuple(word for command in plan.commands for word in command)
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_anything_is_started(tmp_path: Path, fp: FakeProcess) -> None:
+    with pytest.raises(ConfigError) as caught:
+        runner(tmp_path).execute(options("x" * (guest.PROMPT_LIMIT + 1)))
+
+    assert caught.value.field == "prompt"
+    assert not fp.calls
+
+
+@pytest.mark.parametrize("workspace", ["/etc", "/nowhere/at/all"])
+def test_a_workspace_that_is_refused_is_refused_when_execute_is_called(tmp_path: Path, workspace: str) -> None:
+    with pytest.raises(ConfigError):
+        runner(tmp_path).execute(options(agent=Agent(name="bot", workspace=workspace)))
+
+
+# No word of ours can be turned into another flag
+
+OURS = re.compile(
+    r"--(detach|rm|interactive|read-only|no-healthcheck|http-proxy=false|read-only-tmpfs=false|userns=keep-id)"
+    r"|--(name|label|pull|entrypoint|user|workdir|cap-drop|security-opt|ipc|log-driver|network|memory|memory-swap"
+    r"|cpu-shares|cpus|cpu-period|cpu-quota|pids-limit|ulimit|shm-size|gpus|device|add-host|publish|tmpfs|mount|env)=.*",
+    re.DOTALL,
+)
+TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)
+WORD = st.one_of(TEXT, st.sampled_from(["--privileged", "-v=/:/x", "--", "-", "--user=0", "--mount=x"]))
+NAME = st.one_of(WORD, st.text(string.ascii_letters + "_-=.", min_size=1, max_size=10))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(data=st.data())
+def test_whatever_is_given_is_refused_or_changes_no_flag(tmp_path: Path, data: st.DataObject) -> None:
+    engine = data.draw(st.sampled_from(ENGINES))
+    prompt = data.draw(WORD)
+    with contextlib.suppress(ConfigError):
+        config = {
+            "image": data.draw(st.one_of(st.just("my/image"), NAME)),
+            "network": data.draw(st.one_of(st.just("bridge"), NAME)),
+            "env": data.draw(st.dictionaries(NAME, WORD, max_size=2)),
+            "labels": data.draw(st.dictionaries(NAME, NAME, max_size=2)),
+            "add_host": data.draw(st.lists(NAME, max_size=1)),
+            "devices": data.draw(st.lists(NAME, max_size=1)),
+            "ulimits": data.draw(st.lists(NAME, max_size=1)),
+        }
+        agent = Agent(
+            name=data.draw(st.one_of(st.just("bot"), NAME)),
+            model=data.draw(st.none() | WORD),
+            system_prompt=data.draw(st.none() | WORD),
+            allowed_tools=data.draw(st.lists(WORD, max_size=2)),
+        )
+        given_ = options(prompt, agent=agent, resume=data.draw(st.none() | NAME))
+
+        plan = runner(tmp_path, **config).plan(given_, engine=engine)
+
+        for command in (plan.run, plan.exec):
+            before = command[2 : command.index("--")]
+            assert all(OURS.fullmatch(word) for word in before)
+            assert not [word for word in before if "\0" in word]
+            if len(prompt) > 8:
+                assert prompt not in command
+        assert plan.run[plan.run.index("--") + 1] == config["image"]
+        assert plan.exec[plan.exec.index("--") + 1] == plan.container
+        assert plan.stdin == prompt.encode()
+
+
+# Whole runs
+
+
+async def test_messages_come_as_the_agent_says_them(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    fake_engine.reply("It is 4.")
+
+    messages = await all_of(runner(tmp_path), options("2 + 2?"))
+
+    assert isinstance(messages[1], AssistantMessage)
+    assert isinstance(messages[2], ResultMessage)
+    assert len(messages) == 3
+
+
+async def test_what_is_run_is_what_was_planned(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    fake_engine.reply("Hello.")
+    subject = runner(tmp_path)
+    await all_of(subject, options())
+
+    plan = subject.plan(options())
+
+    ran = [fake_engine.run_argv, fake_engine.exec_argv]
+    assert [len(words) for words in ran] == [len(plan.run), len(plan.exec)]
+    run_id = ran[1][ran[1].index(guest.EXEC) + 2]
+    name = next(word for word in ran[0] if word.startswith("--name=")).removeprefix("--name=")
+    shown = "\n".join(shlex.join(words) for words in ran).replace(run_id, "RUN").replace(name, "NAME")
+    shown = re.sub(r"container-runner\.deadline=\d+", "container-runner.deadline=N", shown)
+    assert without_ids(plan).startswith(shown)
+
+
+async def test_a_secret_goes_to_the_exec_alone_and_is_scrubbed_from_what_it_writes(
+    fake_engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_SECRET", SECRET)
+    fake_engine.messages([], exit_code=1, stderr=f"invalid key {SECRET}!")
+
+    error = await failure(runner(tmp_path, secrets=["MY_SECRET"]))
+
+    assert error.stderr.strip() == "invalid key [MY_SECRET]!"
+    for call in fake_engine.calls:
+        assert SECRET not in " ".join(call.argv)
+        assert (SECRET in call.env.values()) is (call.argv == fake_engine.exec_argv)
+
+
+@pytest.mark.parametrize(
+    ("verb", "code", "stderr", "kind"),
+    [
+        ("run", 125, "docker: Error response from daemon: No such image: my/claude", "image_not_found"),
+        ("run", 125, "docker: invalid reference format", "engine_argument"),
+        (
+            "run",
+            1,
+            "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?",
+            "engine_unreachable",
+        ),
+        ("exec", 126, "OCI runtime exec failed: permission denied", "engine"),
+        ("exec", 127, "container-runner: no-command RUN", "command_not_found"),
+        ("exec", 126, "container-runner: not-executable RUN", "command_not_executable"),
+        ("exec", 69, "container-runner: missing RUN mkfifo wc", "image_unsuitable"),
+    ],
+)
+async def test_a_start_that_fails_is_one_error_and_leaves_nothing(
+    fake_engine: FakeEngine,
+    fp: FakeProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    code: int,
+    stderr: str,
+    kind: str,
+) -> None:
+    run_id = "ab" * 16
+    monkeypatch.setattr("secrets.token_hex", lambda _: run_id)
+    fp.register(["docker", verb, fp.any()], returncode=code, stderr=stderr.replace("RUN", run_id) + "\n")
+    fake_engine.reply("never said")
+
+    (error,) = await all_of(runner(tmp_path), options())
+
+    assert isinstance(error, ErrorMessage)
+    assert error.kind == kind
+    assert fake_engine.calls[-1].argv[:2] == ("docker", "rm")
+
+
+async def test_a_start_that_failed_in_passing_is_tried_again_under_another_name(
+    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path
+) -> None:
+    busy = "docker: Error response from daemon: context deadline exceeded"
+    fp.register(["docker", "run", fp.any()], returncode=125, stderr=busy)
+    fake_engine.reply("At last.")
+
+    last = (await all_of(runner(tmp_path), options()))[-1]
+
+    assert isinstance(last, ResultMessage)
+    names = [word for call in fake_engine.calls for word in call.argv if word.startswith("--name=")]
+    assert len(set(names)) == 2
+
+
+async def test_a_start_that_fails_for_good_is_not_tried_again(
+    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path
+) -> None:
+    fp.register(["docker", "run", fp.any()], returncode=125, stderr="docker: invalid reference format")
+    fake_engine.reply("never said")
+
+    await failure(runner(tmp_path))
+
+    assert [call.argv[1] for call in fake_engine.calls].count("run") == 1
+
+
+async def test_a_start_is_not_tried_for_ever(fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path) -> None:
+    fp.register(["docker", "run", fp.any()], returncode=125, stderr="Error: database is locked", occurrences=10)
+    fake_engine.reply("never said")
+
+    assert (await failure(runner(tmp_path))).kind == "engine_busy"
+    assert [call.argv[1] for call in fake_engine.calls].count("run") == 3
+
+
+async def test_what_could_not_be_removed_is_an_error_with_its_name(
+    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path
+) -> None:
+    fp.register(["docker", "rm", fp.any()], returncode=1, stderr="Error: device is stuck", occurrences=10)
+    fake_engine.reply("Done.")
+
+    error = await failure(runner(tmp_path))
+
+    assert error.kind == "cleanup"
+    assert "container-runner-bot-" in error.message
+
+
+async def test_an_agents_failure_is_told_though_its_container_could_not_be_removed(
+    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path
+) -> None:
+    fp.register(["docker", "rm", fp.any()], returncode=1, stderr="Error: device is stuck", occurrences=10)
+    fake_engine.messages([], exit_code=3)
+
+    assert (await failure(runner(tmp_path))).kind == "agent_failed"
+
+
+@pytest.mark.parametrize("how", ["break", "raise", "cancel"])
+async def test_however_a_reader_leaves_the_container_is_removed(
+    fake_engine: FakeEngine, tmp_path: Path, how: str
+) -> None:
+    fake_engine.messages([{"type": "system", "subtype": "init"}], hang=True)
+
+    with contextlib.suppress(ZeroDivisionError), anyio.move_on_after(0.3 if how == "cancel" else 60):
+        async with aclosing(runner(tmp_path).execute(options())) as messages:
+            async for _ in messages:
+                if how == "break":
+                    break
+                if how == "raise":
+                    raise ZeroDivisionError
+
+    assert fake_engine.calls[-1].argv[:2] == ("docker", "rm")
+    exec_ = next(call for call in fake_engine.calls if call.argv == fake_engine.exec_argv)
+    assert exec_.returncode is not None
+
+
+@pytest.mark.parametrize(("code", "kind"), [(137, "agent_killed"), (139, "agent_killed"), (1, "agent_failed")])
+async def test_how_an_agent_ended(fake_engine: FakeEngine, tmp_path: Path, code: int, kind: str) -> None:
+    fake_engine.messages([], exit_code=code)
+
+    error = await failure(runner(tmp_path))
+
+    assert (error.kind, error.exit_code) == (kind, code)
+
+
+async def test_an_agent_that_ends_without_a_result_is_incomplete(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    fake_engine.messages([{"type": "system", "subtype": "init"}])
+
+    assert (await failure(runner(tmp_path))).kind == "incomplete"
+
+
+async def test_runs_at_the_same_time_keep_apart(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    for n in range(8):
+        fake_engine.reply(f"reply {n}")
+    subject = ContainerRunner(ClaudeRuntime(), ContainerConfig(image="i"), tmp_path / "state")
+    results: list[str] = []
+
+    async def one() -> None:
+        last = (await all_of(subject, options()))[-1]
+        assert isinstance(last, ResultMessage)
+        results.append(last.result)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(one)
+
+    assert sorted(results) == [f"reply {n}" for n in range(8)]
+
+
+async def test_a_persistent_agent_finds_its_container_again(
+    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path
+) -> None:
+    subject = runner(tmp_path, ephemeral=False)
+    labels = {"container-runner.run": "r", **subject.plan(options()).reuse_labels}
+    fp.register(["docker", "ps", fp.any()], stdout=["f" * 64], occurrences=10)
+    raw = {"Id": "f" * 64, "Name": "/found", "Config": {"Labels": labels}, "State": {"Status": "running"}}
+    fp.register(["docker", "inspect", fp.any()], stdout=orjson.dumps([raw]), occurrences=10)
+    fake_engine.reply("Still here.")
+
+    last = (await all_of(subject, options()))[-1]
+
+    assert isinstance(last, ResultMessage)
+    assert "found" in fake_engine.exec_argv
+    assert not {call.argv[1] for call in fake_engine.calls} & {"run", "rm"}
+
+
+async def test_a_command_in_the_place_of_claude(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    fake_engine.messages(["one", '{"type": "status"}'])
+    subject = ContainerRunner(CommandRuntime(["agent", "--fast"]), ContainerConfig(image="i"), tmp_path)
+
+    assert len(await all_of(subject, options())) == 2
+    assert fake_engine.exec_argv[-2:] == ("agent", "--fast")
+
+
+# Scrubbing
+
+
+def test_values_become_their_names_longest_first() -> None:
+    values = {"SHORT": "abcd", "LONG": "abcdef", "TINY": "abc", "EMPTY": ""}
+
+    assert scrub("abcdef abcd abc", values) == "[LONG] [SHORT] abc"
+
+
+@given(st.text(min_size=4), st.text())
+def test_no_value_is_left(value: str, around: str) -> None:
+    assert value not in scrub(f"{around}{value}{around}", {"X": value}).replace("[X]", "")
+
+
+def test_attrs_fields_of_a_plan_that_hold_secrets_are_in_no_repr() -> None:
+    hidden = {field.name for field in attrs.fields(Plan) if field.repr is False}
+
+    assert {"values", "stdin"} <= hidden
