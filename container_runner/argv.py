@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Final, Literal
 
 import attrs
@@ -30,6 +31,9 @@ class Dialect:
     run: tuple[str, ...] = ()
     """More flags for `run`."""
 
+    tmpfs: tuple[str, ...] = ()
+    """More options for every tmpfs."""
+
     remove: tuple[str, ...] = ()
     """More flags for `rm`."""
 
@@ -43,6 +47,8 @@ PODMAN: Final = Dialect(
     name="podman",
     # It would pass the host's proxies, passwords included, and add writable folders of its own to a read-only root.
     run=("--http-proxy=false", "--read-only-tmpfs=false"),
+    # It would copy what lies below into the tmpfs, so that a mask would show what it is there to hide.
+    tmpfs=("notmpcopyup",),
     # It would wait for the stop timeout first.
     remove=("--time=0",),
 )
@@ -94,17 +100,10 @@ def run_argv(
         *(f"--device={device}" for device in config.devices),
         *(f"--add-host={entry}" for entry in config.add_host),
         *(f"--publish={_port(port)}" for port in config.ports),
-        f"--tmpfs={_tmpfs(Tmpfs('/tmp', size=TMP_SIZE, executable=True))}",  # noqa: S108  a path in the container
-        f"--tmpfs={guest.HOME}:rw,nosuid,nodev,exec,size={TMP_SIZE},mode=1777",
-        f"--tmpfs={guest.RUN_DIR}:rw,nosuid,nodev,noexec,size={guest.PROMPT_LIMIT + 1024 * 1024},mode=1777",
-        *(
-            []
-            if workspace_is_mounted
-            else [f"--tmpfs={guest.WORKSPACE}:rw,nosuid,nodev,exec,size={TMP_SIZE},mode=1777"]
-        ),
-        *(f"--tmpfs={_tmpfs(tmpfs)}" for tmpfs in config.tmpfs),
+        *(f"--tmpfs={_tmpfs(tmpfs, dialect)}" for tmpfs in _own_tmpfs(workspace_is_mounted=workspace_is_mounted)),
+        *(f"--tmpfs={_tmpfs(tmpfs, dialect)}" for tmpfs in config.tmpfs),
         *(f"--mount={_bind(mount)}" for mount in mounts.mounts),
-        *(f"--mount={_csv('type=tmpfs', f'dst={path}', 'tmpfs-size=4096', 'ro')}" for path in mounts.masks),
+        *(f"--mount={_mask(path, dialect)}" for path in mounts.masks),
         *dialect.run,
         *config.extra_args,
         "--",
@@ -184,6 +183,89 @@ def inspect_argv(binary: str, names: Iterable[str]) -> list[str]:
     return [binary, "inspect", "--type=container", "--", *names]
 
 
+def shell_argv(
+    binary: str, *, name: str, user: User, env: ContainerEnv, terminal: bool, command: Iterable[str]
+) -> list[str]:
+    """`docker exec`: a command of a person's in a container, at their terminal if there is one."""
+    return [
+        binary,
+        "exec",
+        "--interactive",
+        *(["--tty"] if terminal else []),
+        f"--user={user}",
+        f"--workdir={guest.WORKSPACE}",
+        *(f"--env={variable}" for variable in env.spelled),
+        *(f"--env={variable}" for variable in env.named),
+        "--",
+        name,
+        *command,
+    ]
+
+
+def info_argv(binary: str) -> list[str]:
+    """`docker info`: a JSON object with what the engine knows of itself and of its machine."""
+    return [binary, "info", "--format={{json .}}"]
+
+
+def version_argv(binary: str) -> list[str]:
+    """`docker version`: a JSON object with the versions of the client, the daemon, and the daemon's parts."""
+    return [binary, "version", "--format={{json .}}"]
+
+
+def image_argv(binary: str, image: str) -> list[str]:
+    """`docker image inspect`: the image's id, or a failure if it is not on this machine."""
+    return [binary, "image", "inspect", "--format={{.Id}}", "--", image]
+
+
+def build_argv(
+    binary: str, *, tag: str, arguments: Mapping[str, str], inherited: Iterable[str], pull: bool, cache: bool
+) -> list[str]:
+    """`docker build`: build an image from the Containerfile on stdin, which needs no other file.
+
+    Args:
+        arguments: the build arguments.
+        inherited: the names of build arguments whose values are in the client's environment, such as https_proxy.
+    """
+    return [
+        binary,
+        "build",
+        f"--tag={tag}",
+        *(["--pull"] if pull else []),
+        *([] if cache else ["--no-cache"]),
+        *(f"--build-arg={name}={value}" for name, value in arguments.items()),
+        *(f"--build-arg={name}" for name in inherited),
+        "-",
+    ]
+
+
+def import_argv(binary: str, *, archive: Path, tag: str, changes: Iterable[str]) -> list[str]:
+    """`docker import`: make an image of a tar archive of a whole file system."""
+    return [binary, "import", *(f"--change={change}" for change in changes), str(archive), tag]
+
+
+def try_argv(binary: str, *, image: str, program: str, arguments: Iterable[str]) -> list[str]:
+    """`docker run`: one call of an image's program, with nothing of the host in the container."""
+    return [
+        binary,
+        "run",
+        "--rm",
+        "--pull=never",
+        f"--entrypoint={program}",
+        "--user=65534:65534",
+        "--env=HOME=/tmp",
+        "--workdir=/",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        "--read-only",
+        f"--tmpfs={_tmpfs(Tmpfs('/tmp', size=TMP_SIZE, executable=True))}",  # noqa: S108  a path in the container
+        "--network=none",
+        "--log-driver=none",
+        "--",
+        image,
+        *arguments,
+    ]
+
+
 def _bind(mount: Mount) -> str:
     readonly = ["readonly"] if mount.read_only else []
     return _csv("type=bind", f"src={mount.source}", f"dst={mount.target}", *readonly)
@@ -199,7 +281,23 @@ def _port(port: PortBinding) -> str:
     return f"{address}:{port.host_port}:{port.container_port}/{port.protocol}"
 
 
-def _tmpfs(tmpfs: Tmpfs) -> str:
+def _own_tmpfs(*, workspace_is_mounted: bool) -> list[Tmpfs]:
+    """The writable folders that every agent needs. They are executable because the workspace is, too."""
+    return [
+        Tmpfs("/tmp", size=TMP_SIZE, executable=True),  # noqa: S108  a path in the container
+        Tmpfs(guest.HOME, size=TMP_SIZE, executable=True),
+        Tmpfs(guest.RUN_DIR, size=guest.PROMPT_LIMIT + 1024 * 1024),
+        *([] if workspace_is_mounted else [Tmpfs(guest.WORKSPACE, size=TMP_SIZE, executable=True)]),
+    ]
+
+
+def _tmpfs(tmpfs: Tmpfs, dialect: Dialect = DOCKER) -> str:
     # docker mounts noexec unless told otherwise, podman exec: both are always said.
     execute = "exec" if tmpfs.executable else "noexec"
-    return f"{tmpfs.target}:rw,nosuid,nodev,{execute},size={tmpfs.size},mode={tmpfs.mode:o}"
+    options = ("rw", "nosuid", "nodev", execute, f"size={tmpfs.size}", f"mode={tmpfs.mode:o}", *dialect.tmpfs)
+    return f"{tmpfs.target}:{','.join(options)}"
+
+
+def _mask(path: str, dialect: Dialect) -> str:
+    # 'ro', because podman does not know 'readonly' here.
+    return _csv("type=tmpfs", f"dst={path}", "tmpfs-size=4096", "ro", *dialect.tmpfs)

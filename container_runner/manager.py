@@ -17,6 +17,7 @@ import anyio
 import attrs
 
 from container_runner.argv import LABEL
+from container_runner.conmon import end_forgotten
 from container_runner.engine import ContainerInfo, Engine
 from container_runner.errors import ContainerGoneError, EngineError
 from container_runner.locks import LockFile
@@ -147,12 +148,15 @@ class ContainerManager:
         await self.remove(name)
 
     async def remove(self, name: str) -> None:
-        """End and remove a container, and make sure that it is gone.
+        """End and remove a container, whatever state it is in.
 
         Raises:
             EngineError: it is still there.
         """
+        known = await self.engine.inspect([name]) if self.engine.dialect.name == "podman" else []
         await self.engine.remove(name)
+        for info in known:
+            end_forgotten(info.id)
         self._use_lock(name).path.unlink(missing_ok=True)
 
     async def prune(self, *, dry_run: bool = False) -> list[ContainerInfo]:
@@ -184,7 +188,7 @@ class ContainerManager:
             # However it failed, there may be a container.
             with anyio.CancelScope(shield=True), anyio.move_on_after(CLEANUP_TIMEOUT):
                 try:
-                    await self.engine.remove(plan.container)
+                    await self.remove(plan.container)
                 except EngineError as error:
                     _log.debug("%s: %s", plan.container, error.message)
             raise

@@ -203,44 +203,72 @@ OURS = re.compile(
     re.DOTALL,
 )
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)
-WORD = st.one_of(TEXT, st.sampled_from(["--privileged", "-v=/:/x", "--", "-", "--user=0", "--mount=x"]))
-NAME = st.one_of(WORD, st.text(string.ascii_letters + "_-=.", min_size=1, max_size=10))
+WORD = TEXT | st.sampled_from(["--privileged", "-v=/:/x", "--", "-", "--user=0", "--mount=x"])
+NAME = WORD | st.text(string.ascii_letters + "_-=.:", min_size=1, max_size=10)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
-@given(data=st.data())
-def test_whatever_is_given_is_refused_or_changes_no_flag(tmp_path: Path, data: st.DataObject) -> None:
-    engine = data.draw(st.sampled_from(ENGINES))
-    prompt = data.draw(WORD)
-    with contextlib.suppress(ConfigError):
-        config = {
-            "image": data.draw(st.one_of(st.just("my/image"), NAME)),
-            "network": data.draw(st.one_of(st.just("bridge"), NAME)),
-            "env": data.draw(st.dictionaries(NAME, WORD, max_size=2)),
-            "labels": data.draw(st.dictionaries(NAME, NAME, max_size=2)),
-            "add_host": data.draw(st.lists(NAME, max_size=1)),
-            "devices": data.draw(st.lists(NAME, max_size=1)),
-            "ulimits": data.draw(st.lists(NAME, max_size=1)),
-        }
-        agent = Agent(
-            name=data.draw(st.one_of(st.just("bot"), NAME)),
-            model=data.draw(st.none() | WORD),
-            system_prompt=data.draw(st.none() | WORD),
-            allowed_tools=data.draw(st.lists(WORD, max_size=2)),
-        )
-        given_ = options(prompt, agent=agent, resume=data.draw(st.none() | NAME))
+def hostile(good: Any, others: st.SearchStrategy[Any] = NAME) -> st.SearchStrategy[Any]:
+    """Mostly what is good, so that a hostile value in one place meets good ones in the others."""
+    return st.integers(0, 9).flatmap(lambda n: others if n == 0 else st.just(good))
 
+
+def hostile_list(good: str) -> st.SearchStrategy[list[str]]:
+    return st.lists(hostile(good), max_size=1)
+
+
+CONFIGS = st.fixed_dictionaries(
+    {
+        "image": hostile("my/image"),
+        "network": hostile("bridge"),
+        "env": st.dictionaries(hostile("A"), WORD, max_size=2),
+        "labels": st.dictionaries(hostile("a"), hostile("b"), max_size=2),
+        "add_host": hostile_list("a:1.2.3.4"),
+        "devices": hostile_list("/dev/null"),
+        "ulimits": hostile_list("nofile=5"),
+        "volumes": hostile_list("/tmp:/data:ro"),
+        "tmpfs": hostile_list("/cache:size=1m"),
+        "ports": hostile_list("80"),
+        "user": hostile("1:2"),
+        "memory": hostile("1g"),
+    }
+)
+AGENTS = st.fixed_dictionaries(
+    {
+        "name": hostile("bot"),
+        "model": st.none() | WORD,
+        "system_prompt": st.none() | WORD,
+        "allowed_tools": st.lists(WORD, max_size=2),
+        "args": st.lists(WORD, max_size=2),
+    }
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
+@given(
+    engine=st.sampled_from(ENGINES), prompt=WORD, config=CONFIGS, agent=AGENTS, resume=st.none() | hostile("abc-def")
+)
+def test_whatever_is_given_is_refused_or_changes_no_flag(
+    tmp_path: Path, engine: Engine, prompt: str, config: dict[str, Any], agent: dict[str, Any], resume: str | None
+) -> None:
+    try:
+        given_ = options(prompt, agent=Agent(**agent), resume=resume)
         plan = runner(tmp_path, **config).plan(given_, engine=engine)
+    except ConfigError:
+        return
 
-        for command in (plan.run, plan.exec):
-            before = command[2 : command.index("--")]
-            assert all(OURS.fullmatch(word) for word in before)
-            assert not [word for word in before if "\0" in word]
-            if len(prompt) > 8:
-                assert prompt not in command
-        assert plan.run[plan.run.index("--") + 1] == config["image"]
-        assert plan.exec[plan.exec.index("--") + 1] == plan.container
-        assert plan.stdin == prompt.encode()
+    for command in (plan.run, plan.exec):
+        before = command[2 : command.index("--")]
+        assert all(OURS.fullmatch(word) for word in before)
+        assert not [word for word in command if "\0" in word]
+    assert plan.run[plan.run.index("--") + 1] == config["image"]
+    assert plan.exec[plan.exec.index("--") + 1] == plan.container
+    assert plan.stdin == prompt.encode()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@given(st.text(string.ascii_letters + string.digits + " -\n", min_size=12))
+def test_a_prompt_is_on_no_command_line(tmp_path: Path, prompt: str) -> None:
+    assert f"Q{prompt}Q" not in runner(tmp_path).plan(options(f"Q{prompt}Q"), engine=ENGINES[0]).to_shell()
 
 
 # Whole runs
@@ -465,12 +493,15 @@ def test_values_become_their_names_longest_first() -> None:
     assert scrub("abcdef abcd abc", values) == "[LONG] [SHORT] abc"
 
 
-@given(st.text(min_size=4), st.text())
-def test_no_value_is_left(value: str, around: str) -> None:
-    assert value not in scrub(f"{around}{value}{around}", {"X": value}).replace("[X]", "")
+LETTERS = st.text(string.ascii_lowercase)
 
 
-def test_attrs_fields_of_a_plan_that_hold_secrets_are_in_no_repr() -> None:
+@given(st.text(string.ascii_lowercase, min_size=4), LETTERS, LETTERS)
+def test_no_value_is_left(value: str, before: str, after: str) -> None:
+    assert value not in scrub(f"{before}{value}{after}", {"X": value})
+
+
+def test_a_plans_values_and_prompt_are_in_no_repr() -> None:
     hidden = {field.name for field in attrs.fields(Plan) if field.repr is False}
 
     assert {"values", "stdin"} <= hidden

@@ -94,7 +94,7 @@ class Box:
     def sh(self, command: str, **fields: Any) -> str:
         """What a command of the agent's prints, stderr included. The run itself succeeds."""
         messages = self.run(f"sh {command}", **fields)
-        assert error_of(messages) is None
+        assert error_of(messages) is None, messages
         return tool_output(messages)
 
     @contextlib.asynccontextmanager
