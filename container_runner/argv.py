@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Final, Literal
 
 import attrs
@@ -151,6 +150,11 @@ def exec_argv(
     ]
 
 
+def hold_argv(binary: str, *, name: str, user: User, run_id: str) -> list[str]:
+    """`docker exec`: hold the lease of a container that waits for its run."""
+    return [binary, "exec", "--interactive", f"--user={user}", "--", name, "sh", "-c", guest.HOLD, "sh", run_id]
+
+
 def kill_argv(binary: str, *, name: str, user: User, run_id: str, group: int) -> list[str]:
     """`docker exec`: KILL what a run has left in a container, as the agent's own user."""
     return [binary, "exec", f"--user={user}", "--", name, "sh", "-c", guest.KILL, "sh", run_id, str(group)]
@@ -238,9 +242,9 @@ def build_argv(
     ]
 
 
-def import_argv(binary: str, *, archive: Path, tag: str, changes: Iterable[str]) -> list[str]:
-    """`docker import`: make an image of a tar archive of a whole file system."""
-    return [binary, "import", *(f"--change={change}" for change in changes), str(archive), tag]
+def import_argv(binary: str, *, tag: str, changes: Iterable[str]) -> list[str]:
+    """`docker import`: make an image of the tar archive on stdin, which holds a whole file system."""
+    return [binary, "import", *(f"--change={change}" for change in changes), "-", tag]
 
 
 def try_argv(binary: str, *, image: str, program: str, arguments: Iterable[str]) -> list[str]:

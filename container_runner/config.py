@@ -324,6 +324,10 @@ class ContainerConfig:
     """The most kept containers of one agent, from 1. Beyond it, those that nobody uses are removed, oldest
     first."""
 
+    pool: int = attrs.field(default=0, validator=whole(0, 100))
+    """How many unused containers `ContainerRunner.warm` keeps ready, so that an ephemeral run starts faster. Each is
+    used once."""
+
     volumes: tuple[Mount, ...] = attrs.field(default=(), converter=_volumes)
     """More folders of the host: "host:container", with ":ro" to only read them, or tables with the fields of
     `Mount`. Folders that hold keys or the system are refused when the container is made."""

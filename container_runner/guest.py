@@ -200,6 +200,17 @@ started has no parent in here and is nobody's orphan. It uses no program at all,
 to spawn one. The watchdog's EXIT trap ends the group also when the watchdog can not fork its `sleep`.
 """
 
+HOLD: Final = f"""\
+until [ -p {RUN_DIR}/lease ]; do
+  sleep 0.05 2>/dev/null || sleep 1
+done
+: >{RUN_DIR}/claimed
+exec 4>{RUN_DIR}/lease
+printf 'container-runner: started %s %s\\n' "$1" "$$" >&2
+until cat >/dev/null 2>&1; do :; done
+"""
+"""Holds the lease of a container that waits for its run, as long as the host holds stdin: `sh -c HOLD sh RUN`."""
+
 KILL: Final = f"""\
 for process in /proc/[0-9]*; do
   process=${{process#/proc/}}

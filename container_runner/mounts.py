@@ -97,7 +97,7 @@ def build_container_mounts(
         if _contains(workspace, state):
             # Other agents' sessions and our locks are none of its business.
             masks.append(f"{guest.WORKSPACE}/{state.relative_to(workspace)}")
-    mounts.append(Mount(str(sessions_folder(state, agent)), guest.SESSIONS))
+    mounts.append(Mount(str(sessions_folder(state, agent.name)), guest.SESSIONS))
     by_name = config.credentials in ("auto", "env") and any(name in environ for name in credentials.names)
     if not by_name:
         mounts.extend(_credentials_file(config, credentials, user))
@@ -146,12 +146,12 @@ def resolve_source(source: str | Path, field: str) -> Path:
     return path
 
 
-def sessions_folder(state: Path, agent: Agent) -> Path:
+def sessions_folder(state: Path, agent: str) -> Path:
     """Where *agent*'s sessions are kept on the host."""
-    return state / "sessions" / agent.name
+    return state / "sessions" / agent
 
 
-def prepare_sessions(state: Path, agent: Agent, user: User) -> None:
+def prepare_sessions(state: Path, agent: str, user: User) -> None:
     """Make the agent's sessions folder, private to *user*.
 
     Raises:

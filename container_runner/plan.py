@@ -63,6 +63,9 @@ class Plan:
     reuse_labels: dict[str, str]
     """The labels by which a persistent container is found again."""
 
+    digest: str
+    """What makes the container what it is: the digest of `run` without what differs from run to run."""
+
     may_pull: bool
     """Whether `run` may have to fetch the image first."""
 

@@ -30,6 +30,7 @@ from container_runner.messages import Message
 from container_runner.mounts import prepare_sessions, recheck
 from container_runner.options import ExecuteOptions
 from container_runner.plan import Plan
+from container_runner.pool import Pool, Warm
 from container_runner.process import Completed, Process
 from container_runner.runtimes import CommandLineRuntime
 from container_runner.stream import MessageStream, killed
@@ -52,6 +53,7 @@ class Run:
 
     Args:
         make_plan: makes the plan, anew for each attempt to start, because a name is never used twice.
+        pools: containers that are ready, by their digest.
     """
 
     def __init__(
@@ -60,12 +62,15 @@ class Run:
         runtime: CommandLineRuntime,
         options: ExecuteOptions,
         make_plan: Callable[[], Plan],
+        pools: Mapping[str, Pool],
     ) -> None:
         self._manager = manager
         self._runtime = runtime
         self._options = options
         self._make_plan = make_plan
         self._plan = make_plan()
+        self._pools = pools
+        self._warm: Warm | None = None
         self._container: Container | None = None
         self._process: Process | None = None
         self.stopped_by: str | None = None
@@ -77,7 +82,7 @@ class Run:
         Raises:
             ContainerRunnerError: it could not be started, in `START_ATTEMPTS` attempts if the reason was transient.
         """
-        prepare_sessions(self._plan.state_dir, self._options.agent, self._plan.user)
+        prepare_sessions(self._plan.state_dir, self._plan.agent, self._plan.user)
         recheck(self._plan.mounts)
         try:
             return await self._start()
@@ -157,7 +162,9 @@ class Run:
     async def _start(self) -> MessageStream:
         options, plan = self._options, self._plan
         async with start_limiter():
-            self._container = await self._manager.get_or_create(plan)
+            if plan.digest in self._pools:
+                self._warm = await self._pools[plan.digest].take()
+            self._container = self._warm.container if self._warm else await self._manager.get_or_create(plan)
             command = plan.exec_in(self._container.name)
             try:
                 self._process = await Process.start(
@@ -222,6 +229,9 @@ class Run:
             await self._process.terminate()
             self._process.close()
             self._process = None
+        if self._warm is not None:
+            await self._warm.let_go()
+            self._warm = None
         if self._container is not None:
             await self._manager.release(self._container)
             self._container = None

@@ -7,7 +7,8 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -29,9 +30,10 @@ from container_runner.manager import (
 )
 from container_runner.messages import ErrorMessage, Message
 from container_runner.mounts import build_container_mounts, resolve_workspace
-from container_runner.options import ExecuteOptions
+from container_runner.options import Agent, ExecuteOptions
 from container_runner.owner import Owner
 from container_runner.plan import Plan
+from container_runner.pool import Pool
 from container_runner.run import Run
 from container_runner.runtimes import CommandLineRuntime, Runtime
 from container_runner.stream import MessageStream
@@ -70,6 +72,7 @@ class ContainerRunner:
         self._engine: Engine | None = None
         self._manager: ContainerManager | None = None
         self._has_pruned = False
+        self._pools: dict[str, Pool] = {}
 
     def execute(self, options: ExecuteOptions) -> AsyncGenerator[Message, None]:
         """Run the agent and yield its messages.
@@ -155,12 +158,51 @@ class ContainerRunner:
             stdin=command.stdin,
             user=user,
             reuse_labels=found_by,
+            digest=found_by[CONFIG_LABEL],
             may_pull=config.pull != "never",
             program=command.argv[0],
             image=config.image,
             state_dir=self.state_dir,
             dialect=engine.dialect,
         )
+
+    @asynccontextmanager
+    async def warm(self, agent: Agent, *, size: int | None = None) -> AsyncIterator[Pool]:
+        """Keep containers ready for ephemeral runs of *agent*, for the length of a block.
+
+        A run takes one that is exactly what its own plan would have made, uses it once, and removes it; another is
+        made in the background. What is left at the end is removed.
+
+        Args:
+            size: how many to keep ready. Default: `ContainerConfig.pool`.
+
+        Raises:
+            ConfigError: the configuration is not ephemeral, or the size is 0.
+            EngineError: there is no engine, or it does not answer.
+        """
+        size = self.config.pool if size is None else size
+        if size < 1 or not self.config.ephemeral:
+            raise ConfigError("pool", size, "a number from 1, and ephemeral containers")
+        manager = await self.manager()
+        pool = Pool(manager, lambda: self.plan(ExecuteOptions(prompt="", agent=agent)), size)
+        if pool.digest in self._pools:
+            raise ConfigError("pool", agent.name, "one pool for an agent at a time")
+        failure: Exception | None = None
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(pool.fill)
+                self._pools[pool.digest] = pool
+                try:
+                    yield pool
+                except Exception as error:  # out of the task group, which would wrap it
+                    failure = error
+                tasks.cancel_scope.cancel()
+            if failure is not None:
+                raise failure
+        finally:
+            del self._pools[pool.digest]
+            with anyio.CancelScope(shield=True):
+                await pool.close()
 
     async def manager(self) -> ContainerManager:
         """The containers of this runner's engine and state folder.
@@ -179,7 +221,7 @@ class ContainerRunner:
         try:
             try:
                 manager = await self.manager()
-                run = Run(manager, self.runtime, options, lambda: self.plan(options))
+                run = Run(manager, self.runtime, options, lambda: self.plan(options), self._pools)
                 stream = await self._start(run, manager)
                 while messages := await stream.read():
                     for message in messages:

@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 import re
+import reprlib
+from collections.abc import Mapping
 from typing import Any
 
+from container_runner import guest
 from container_runner.lines import OversizedLine
 from container_runner.messages import (
     AssistantMessage,
     ErrorMessage,
     Message,
     OutputLine,
-    ResultMessage,
     SystemMessage,
     TextBlock,
     ToolResultBlock,
     ToolUseBlock,
     UserMessage,
 )
+from container_runner.tally import Tally
 
 WIDTH = 160
 """Characters of a tool call or its result that are shown."""
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
+# Controls, what turns the direction of text or ends a line unseen, and halves of surrogate pairs, which file names
+# that are not UTF-8 have in Python and which no output takes.
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
+)
+_TELLING = ("command", "file_path", "notebook_path", "path", "pattern", "url", "query", "description", "prompt")
+"""The argument of a tool that says best what it does, the first that there is."""
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = WIDTH
 
 
 def clean(text: str) -> str:
     """*text* without characters that could control a terminal or reorder what it shows."""
-    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+    if "\x1b" in text:
+        text = _COLOURS.sub("", text)
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+
+
+def line(text: str, width: int = WIDTH) -> str:
+    """The beginning of *text*, cleaned, on one line."""
+    text = clean(" ".join(text[: 8 * width].split()))
+    return text if len(text) <= width else f"{text[:width]}…"
 
 
 def render(message: Message) -> str | None:
@@ -50,16 +71,52 @@ def render(message: Message) -> str | None:
             return None
 
 
-def summary(result: ResultMessage) -> str:
-    """The line at the end of a run."""
-    parts = ["failed" if result.is_error else "done", f"{result.num_turns} turns"]
-    if result.usage.total:
-        parts.append(f"{result.usage.total} tokens")
-    if result.total_cost_usd:
-        parts.append(f"${result.total_cost_usd:.4f}")
-    if result.session_id:
-        parts.append(f"resume with --resume={clean(result.session_id)}")
-    return f"✓ {', '.join(parts)}" if not result.is_error else f"✗ {', '.join(parts)}"
+def summary(tally: Tally, seconds: float) -> str:
+    """The line at the end of a run: how it went, and what it took."""
+    failed = tally.error is not None
+    parts = [f"{'failed' if failed else 'done'} after {duration(seconds)}"]
+    if tally.turns:
+        parts.append(f"{tally.turns} turn{'s' * (tally.turns != 1)}")
+    if tally.tokens:
+        parts.append(f"{count(tally.tokens)} tokens")
+    if tally.cost_usd:
+        parts.append(cost(tally.cost_usd))
+    return f"{'✗' if failed else '✓'} {', '.join(parts)}"
+
+
+def tool_call(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
+    """A tool's name, and on one line what it is asked to do."""
+    told = next((arguments[key] for key in _TELLING if isinstance(arguments.get(key), str)), None)
+    if told is None:
+        told = ", ".join(f"{key}={_repr.repr(value)}" for key, value in list(arguments.items())[:16])
+    return line(name), line(told.removeprefix(f"{guest.WORKSPACE}/"))
+
+
+def tool_result(block: ToolResultBlock) -> str:
+    """The first line of what a tool gave back, and how many more there are."""
+    first, _, rest = block.text.strip().partition("\n")
+    return f"{line(first)} (+{rest.count(chr(10)) + 1} lines)" if rest else line(first)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "3.2 s", "2:05 min" or "1:02:05 h"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+
+
+def count(number: int) -> str:
+    """A number as "950", "12.3k" or "1.2M"."""
+    if number < 1000:
+        return str(number)
+    return f"{number / 1000:.1f}k" if number < 999_950 else f"{number / 1_000_000:.1f}M"
+
+
+def cost(dollars: float) -> str:
+    """Dollars as "$0.0125" or "$12.34"."""
+    return f"${dollars:.4f}" if dollars < 1 else f"${dollars:.2f}"
 
 
 def _block(block: Any) -> str | None:
@@ -67,16 +124,8 @@ def _block(block: Any) -> str | None:
         case TextBlock(text=text):
             return clean(text)
         case ToolUseBlock(name=name, input=arguments):
-            shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-            return f"● {clean(name)} {_short(shown)}"
+            return f"● {' '.join(tool_call(name, arguments))}"
         case ToolResultBlock():
-            first, _, rest = block.text.strip().partition("\n")
-            more = f" (+{rest.count(chr(10)) + 1} lines)" if rest else ""
-            return f"  {'✗' if block.is_error else '⎿'} {_short(first)}{more}"
+            return f"  {'✗' if block.is_error else '⎿'} {tool_result(block)}"
         case _:
             return None
-
-
-def _short(text: str) -> str:
-    text = clean(" ".join(text.split()))
-    return text if len(text) <= WIDTH else f"{text[:WIDTH]}…"

@@ -169,6 +169,8 @@ class Scene:
         """All processes of this scene: in containers and on the host."""
         found = {pid: line for pid, line, about in _all_processes() if self.token.encode() in about}
         found |= {pid: line for pid, line in _engine_processes(self.engine).items() if pid not in self._before}
+        for pid in list(found):
+            found |= {child: f"child of {pid}, {_comm(child)}" for child in descendants(pid) if child not in found}
         return found
 
     def agents(self) -> dict[int, str]:
@@ -319,12 +321,16 @@ def _all_processes() -> Iterator[tuple[int, str, bytes]]:
 
 
 def _engine_processes(engine: RealEngine) -> dict[int, str]:
-    """conmon, runc, shims and clients of an engine that is only for tests, and every runc there is."""
+    """conmon, runc, shims and clients of an engine that is only for tests, and every runtime without a parent."""
     found = processes_of(Path(engine.binary).parent)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and _read(entry / "comm").startswith((b"runc", b"crun")):
-            found[int(entry.name)] = "runc"
+    for pid in _children(1):
+        if _comm(pid).startswith(("runc", "crun")):
+            found[pid] = _comm(pid)
     return found
+
+
+def _comm(pid: int) -> str:
+    return _read(Path(f"/proc/{pid}/comm")).decode(errors="replace").strip()
 
 
 def last(messages: list[Message]) -> str:
@@ -339,4 +345,6 @@ def last(messages: list[Message]) -> str:
 
 def resources() -> dict[str, int]:
     """What a leak in this process would make grow."""
-    return {"descriptors": len(os.listdir("/proc/self/fd")), "threads": threading.active_count()}
+    # trio keeps a thread that has nothing to do for ten seconds.
+    threads = [thread for thread in threading.enumerate() if not thread.name.startswith("Trio")]
+    return {"descriptors": len(os.listdir("/proc/self/fd")), "threads": len(threads)}

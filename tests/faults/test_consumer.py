@@ -184,7 +184,7 @@ def test_a_full_disk_for_the_state_folder(scene: Scene) -> None:
     disk = scene.folder / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=32", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=48", "tmpfs", str(disk)], capture_output=True, check=False
     )
     if mounted.returncode != 0:
         pytest.skip(f"no tmpfs can be mounted: {mounted.stderr.decode()}")
@@ -214,7 +214,7 @@ MANY = "talk\n" * 50
 def fill(disk: Path) -> None:
     with contextlib.suppress(OSError):
         for number in range(64):
-            (disk / f"full{number}").write_bytes(bytes(65536))
+            (disk / f"full{number}").touch()
 
 
 def run(scene: Scene, prompt: str, *, state: Path | None = None, **fields: Any) -> list[Message]:

@@ -34,7 +34,19 @@ from tests.integration.engines import RealEngine
 
 COMMAND = str(Path(sys.executable).with_name("container-runner"))
 
-CGROUP_V2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+
+def on(*names: str) -> pytest.MarkDecorator:
+    """The fixture `engine` is one of these, and no other."""
+    return pytest.mark.parametrize(
+        "engine", [pytest.param(name, marks=pytest.mark.engine) for name in names], indirect=True
+    )
+
+
+ON_DOCKER = on("docker")
+"""For what no engine has a part in."""
+
+ON_ROOTFUL = on("docker", "podman")
+"""For what rootless podman does as podman does."""
 
 
 @attrs.frozen
@@ -181,8 +193,3 @@ def status(text: str) -> dict[str, list[str]]:
     """A file such as /proc/PID/status, by its lines' names."""
     lines = (line.partition(":") for line in text.splitlines())
     return {name: rest.split() for name, _, rest in lines}
-
-
-def skip_where_limits_are_ignored(engine: RealEngine) -> None:
-    if engine.name == "podman-rootless" and not CGROUP_V2:
-        pytest.skip("rootless podman ignores resource limits on cgroup v1")

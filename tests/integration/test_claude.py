@@ -22,7 +22,7 @@ from container_runner import (
     ToolUseBlock,
 )
 from tests.integration.engines import RealEngine
-from tests.integration.runs import Box, collect, error_of, messages_of, result_of, said, tool_output
+from tests.integration.runs import ON_ROOTFUL, Box, collect, error_of, messages_of, result_of, said, tool_output
 
 pytestmark = pytest.mark.claude
 
@@ -36,14 +36,6 @@ def box(engine: RealEngine, workspace: Path, claude_image: str, monkeypatch: pyt
     yield box
     for container in box.containers():
         engine.remove(container)
-
-
-@pytest.fixture
-def rootful(request: pytest.FixtureRequest, box: Box) -> Box:
-    """The box of an engine that root runs: what claude does is the same in the other one."""
-    if box.engine.name == "podman-rootless":
-        pytest.skip("the same as with podman")
-    return box
 
 
 def ask(box: Box, prompt: str, **fields: Any) -> list[Message]:
@@ -74,25 +66,26 @@ def test_claude_edits_a_file_of_the_workspace(box: Box) -> None:
     assert box.containers() == []
 
 
-def test_claude_uses_several_tools_in_its_turns(rootful: Box) -> None:
+@ON_ROOTFUL
+def test_claude_uses_several_tools_in_its_turns(box: Box) -> None:
     messages = ask(
-        rootful,
+        box,
         'tool: Write {"file_path": "/workspace/a.txt", "content": "alpha"}\n'
         'tool: Read {"file_path": "/workspace/a.txt"}\n'
         "bash: echo one ;; echo two",
     )
 
-    assert (rootful.workspace / "a.txt").read_text() == "alpha"
+    assert (box.workspace / "a.txt").read_text() == "alpha"
     assert "alpha" in tool_output(messages)
     assert result_of(messages).num_turns >= 4
 
 
-def test_git_works_in_the_workspace(rootful: Box) -> None:
-    identity = "-c user.name=tester -c user.email=tester@example.invalid"
-
+@ON_ROOTFUL
+def test_git_works_in_the_workspace(box: Box) -> None:
+    identity = "-c user.name=t -c user.email=t@example.invalid"
     messages = ask(
-        rootful,
-        f"bash: git init --quiet . && echo a >a && git add a && git {identity} commit --quiet -m first && git log --oneline",
+        box,
+        f"bash: git init -q . && echo a >a && git add a && git {identity} commit -qm first && git log --oneline",
     )
 
     assert "first" in tool_output(messages)
@@ -113,26 +106,29 @@ def test_a_session_is_resumed_with_its_history_and_forked_under_a_new_id(box: Bo
     assert "say: three" not in history[first.session_id]
 
 
-def test_a_session_that_is_not_there_is_the_agents_failure_in_its_own_words(rootful: Box) -> None:
-    error = error_of(ask(rootful, "say: hello", resume="00000000-0000-4000-8000-000000000000"))
+@ON_ROOTFUL
+def test_a_session_that_is_not_there_is_the_agents_failure_in_its_own_words(box: Box) -> None:
+    error = error_of(ask(box, "say: hello", resume="00000000-0000-4000-8000-000000000000"))
 
     assert error is not None
     assert error.kind == "agent_failed"
     assert "No conversation found" in error.message + error.stderr
-    assert rootful.containers() == []
+    assert box.containers() == []
 
 
-def test_another_agent_can_not_resume_the_session(rootful: Box) -> None:
-    first = result_of(ask(rootful, "say: one"))
+@ON_ROOTFUL
+def test_another_agent_can_not_resume_the_session(box: Box) -> None:
+    first = result_of(ask(box, "say: one"))
 
-    error = error_of(ask(rootful, "say: two", resume=first.session_id, agent="another"))
+    error = error_of(ask(box, "say: two", resume=first.session_id, agent="another"))
 
     assert error is not None
     assert error.kind == "agent_failed"
 
 
-def test_an_error_of_the_api_is_the_agents_failure(rootful: Box) -> None:
-    messages = ask(rootful, "error: 400")
+@ON_ROOTFUL
+def test_an_error_of_the_api_is_the_agents_failure(box: Box) -> None:
+    messages = ask(box, "error: 400")
 
     error = error_of(messages)
     assert error is not None
@@ -141,57 +137,62 @@ def test_an_error_of_the_api_is_the_agents_failure(rootful: Box) -> None:
     assert any(isinstance(message, ResultMessage) and message.is_error for message in messages)
 
 
-def test_partial_messages_are_the_pieces_of_the_answer(rootful: Box) -> None:
-    messages = ask(rootful, "say: piece by piece", include_partial_messages=True)
+@ON_ROOTFUL
+def test_partial_messages_are_the_pieces_of_the_answer(box: Box) -> None:
+    messages = ask(box, "say: piece by piece", include_partial_messages=True)
 
     pieces = [message.text for message in messages if isinstance(message, StreamEvent)]
     assert "".join(piece for piece in pieces if piece) == "piece by piece"
     assert said(messages) == ["piece by piece"]
 
 
-def test_options_of_the_agent_are_claudes(rootful: Box) -> None:
-    options = rootful.options("bash: echo no >made.txt", session_id="11111111-2222-4333-8444-555555555555")
+@ON_ROOTFUL
+def test_options_of_the_agent_are_claudes(box: Box) -> None:
+    options = box.options("bash: echo no >made.txt", session_id="11111111-2222-4333-8444-555555555555")
     agent = attrs.evolve(options.agent, tools=("Read",), model="claude-of-the-test", system_prompt="Be brief.")
 
-    messages = collect(runner_of(rootful), attrs.evolve(options, agent=agent))
+    messages = collect(runner_of(box), attrs.evolve(options, agent=agent))
 
     first = messages[0]
     assert isinstance(first, SystemMessage)
     assert first.tools == ("Read",)
     assert first.model == "claude-of-the-test"
     assert first.session_id == "11111111-2222-4333-8444-555555555555"
-    assert not (rootful.workspace / "made.txt").exists()
+    assert not (box.workspace / "made.txt").exists()
 
 
-def test_a_prompt_of_a_megabyte_arrives(rootful: Box) -> None:
-    messages = ask(rootful, "say: read it all\n" + "x y z\n" * 20_000)
+@ON_ROOTFUL
+def test_a_prompt_of_a_megabyte_arrives(box: Box) -> None:
+    messages = ask(box, "say: read it all\n" + "x y z\n" * 200_000)
 
     assert said(messages) == ["read it all"]
 
 
-def test_a_timeout_while_a_tool_runs_leaves_no_process_of_it(rootful: Box) -> None:
-    runner = runner_of(rootful, ephemeral=False)
+@ON_ROOTFUL
+def test_a_timeout_while_a_tool_runs_leaves_no_process_of_it(box: Box) -> None:
+    runner = runner_of(box, ephemeral=False)
     began = time.monotonic()
 
-    error = error_of(collect(runner, rootful.options("bash: tail -f /dev/null", timeout=6)))
+    error = error_of(collect(runner, box.options("bash: tail -f /dev/null", timeout=6)))
 
     assert error is not None
     assert error.kind == "total_timeout"
     assert time.monotonic() - began < 20
-    (container,) = rootful.containers()
-    processes = rootful.engine.run("exec", container, "ps", "-eo", "args").stdout
+    (container,) = box.containers()
+    processes = box.engine.run("exec", container, "ps", "-eo", "args").stdout
     assert "ps -eo args" in processes
     assert "tail" not in processes
-    assert "claude" not in processes.replace(rootful.engine.images.claude, "")
+    assert "claude" not in processes.replace(box.engine.images.claude, "")
 
 
-async def test_leaving_while_a_tool_runs_leaves_no_container(rootful: Box, anyio_backend: str) -> None:
-    options = rootful.options("bash: tail -f /dev/null")
+@ON_ROOTFUL
+async def test_leaving_while_a_tool_runs_leaves_no_container(box: Box, anyio_backend: str) -> None:
+    options = box.options("bash: tail -f /dev/null")
 
     with anyio.fail_after(60):
-        async with messages_of(runner_of(rootful), options) as messages:
+        async with messages_of(runner_of(box), options) as messages:
             async for message in messages:
                 if isinstance(message, AssistantMessage):
                     break
 
-    assert rootful.containers() == []
+    assert box.containers() == []

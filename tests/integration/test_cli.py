@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.engines import RealEngine, wait_until
-from tests.integration.runs import COMMAND, Box
+from tests.integration.runs import COMMAND, ON_DOCKER, ON_ROOTFUL, Box
 
 WAIT = 60
 """Seconds after which a command hangs."""
@@ -52,6 +52,7 @@ def test_text_is_for_people(box: Box) -> None:
     assert box.containers() == []
 
 
+@ON_DOCKER
 def test_json_is_for_programs(box: Box) -> None:
     code, stdout, stderr = finish(box.cli("run", "hello", "--json"))
 
@@ -60,6 +61,7 @@ def test_json_is_for_programs(box: Box) -> None:
     assert [message["type"] for message in messages] == ["system", "assistant", "result"]
 
 
+@ON_DOCKER
 def test_a_prompt_comes_from_stdin_if_it_is_a_dash(box: Box) -> None:
     with box.cli("run", "-", stdin=subprocess.PIPE) as process:
         stdout, stderr = process.communicate("-- hello\n", timeout=WAIT)
@@ -68,6 +70,7 @@ def test_a_prompt_comes_from_stdin_if_it_is_a_dash(box: Box) -> None:
     assert "-- hello" in stdout
 
 
+@ON_DOCKER
 @pytest.mark.parametrize(
     ("prompt", "flags", "code", "told"),
     [
@@ -84,11 +87,7 @@ def test_a_prompt_comes_from_stdin_if_it_is_a_dash(box: Box) -> None:
         ("hello", ["--no-such-flag"], 2, "no-such-flag"),
     ],
 )
-def test_exit_codes_tell_failures_apart(
-    docker: RealEngine, workspace: Path, prompt: str, flags: list[str], code: int, told: str
-) -> None:
-    box = Box.make(docker, workspace)
-
+def test_exit_codes_tell_failures_apart(box: Box, prompt: str, flags: list[str], code: int, told: str) -> None:
     found, stdout, stderr = finish(box.cli("run", prompt, *flags))
 
     assert found == code, stdout + stderr
@@ -97,6 +96,7 @@ def test_exit_codes_tell_failures_apart(
     assert box.containers() == []
 
 
+@ON_DOCKER
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_agent_and_leaves_nothing(box: Box, number: signal.Signals) -> None:
     with box.cli("run", "sleep 1000") as process:
@@ -112,6 +112,7 @@ def test_a_signal_stops_the_agent_and_leaves_nothing(box: Box, number: signal.Si
     assert box.containers() == []
 
 
+@ON_ROOTFUL
 def test_a_signal_before_the_agent_has_started_leaves_nothing(box: Box) -> None:
     with box.cli("run", "sleep 1000") as process:
         wait_until(lambda: bool(box.containers()), seconds=20)
@@ -122,6 +123,7 @@ def test_a_signal_before_the_agent_has_started_leaves_nothing(box: Box) -> None:
     assert box.containers() == []
 
 
+@ON_ROOTFUL
 def test_a_second_signal_does_not_wait_and_the_container_ends_by_itself(box: Box) -> None:
     with box.cli("run", "ignore-term") as process:
         started(process)
@@ -139,6 +141,7 @@ def test_a_second_signal_does_not_wait_and_the_container_ends_by_itself(box: Box
     assert box.containers() == []
 
 
+@ON_ROOTFUL
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_output_that_nobody_reads_any_more_ends_the_run(box: Box, flags: list[str]) -> None:
     with box.cli("run", "flood 1000000000 100", *flags) as process:
@@ -154,6 +157,7 @@ def test_output_that_nobody_reads_any_more_ends_the_run(box: Box, flags: list[st
     assert box.containers() == []
 
 
+@ON_DOCKER
 def test_argv_prints_the_commands_and_runs_nothing(box: Box) -> None:
     _, text, stderr = finish(box.cli("argv", "hello $(id)"))
     code, listed, _ = finish(box.cli("argv", "hello $(id)", "--json"))
@@ -166,7 +170,8 @@ def test_argv_prints_the_commands_and_runs_nothing(box: Box) -> None:
     assert box.containers() == []
 
 
-def test_a_controlling_agent_can_not_control_the_terminal(box: Box) -> None:
+@ON_DOCKER
+def test_an_agent_can_not_control_the_terminal(box: Box) -> None:
     command = shlex.join(["printf", r"\033]0;title\007\033[2Jhello\n"])
 
     code, stdout, _ = finish(box.cli("run", "x", f"--command={command}"))

@@ -14,6 +14,8 @@ from container_runner import ClaudeRuntime, CommandRuntime, Runtime
 from container_runner.errors import EngineNotFoundError
 from tests.integration.engines import RealEngine
 from tests.integration.runs import (
+    ON_DOCKER,
+    ON_ROOTFUL,
     Box,
     collect,
     error_of,
@@ -21,7 +23,6 @@ from tests.integration.runs import (
     messages_of,
     result_of,
     said,
-    skip_where_limits_are_ignored,
 )
 
 ANOTHER_RUN = "0" * 32
@@ -45,6 +46,7 @@ def test_a_run_that_succeeds_ends_with_its_result(box: Box) -> None:
     assert box.containers() == []
 
 
+@ON_ROOTFUL
 @pytest.mark.parametrize(
     ("runtime", "prompt", "kind", "exit_code", "told"),
     [
@@ -74,6 +76,7 @@ def test_the_agents_failures(box: Box, runtime: Runtime, prompt: str, kind: str,
     assert box.containers() == []
 
 
+@ON_ROOTFUL
 def test_the_end_of_stderr_comes_with_the_error(box: Box) -> None:
     error = error_of(box.run("go", shell("for i in 1 2 3; do echo line $i >&2; done; exit 1")))
 
@@ -101,14 +104,14 @@ def test_the_engines_failures(box: Box, fields: dict[str, Any], kind: str, told:
     assert box.containers() == []
 
 
+@ON_DOCKER
 @pytest.mark.parametrize("program", ["/no/such/docker", "container-runner-none-such", "/etc/passwd"])
-def test_a_program_that_is_not_there(docker: RealEngine, workspace: Path, program: str) -> None:
-    box = Box.make(docker, workspace)
-
+def test_a_program_that_is_not_there(box: Box, program: str) -> None:
     with pytest.raises(EngineNotFoundError, match=Path(program).name):
         box.run("go", engine=program)
 
 
+@ON_DOCKER
 @pytest.mark.parametrize(
     "words",
     [
@@ -124,21 +127,16 @@ def test_a_program_that_is_not_there(docker: RealEngine, workspace: Path, progra
         "container-runner: oom 3",
     ],
 )
-def test_an_agent_that_speaks_like_an_engine_is_still_the_agent(
-    docker: RealEngine, workspace: Path, words: str
-) -> None:
-    box = Box.make(docker, workspace)
-
+def test_an_agent_that_speaks_like_an_engine_is_still_the_agent(box: Box, words: str) -> None:
     error = error_of(box.run("go", shell(f"echo '{words}'; echo '{words}' >&2; exit 1")))
 
     assert error is not None
     assert (error.kind, error.exit_code) == ("agent_failed", 1)
 
 
+@ON_ROOTFUL
 @pytest.mark.parametrize("command", ["tail /dev/zero", "tail /dev/zero; exit 1"])
 def test_an_agent_that_needs_more_memory_than_it_may_is_told_apart(box: Box, command: str) -> None:
-    skip_where_limits_are_ignored(box.engine)
-
     error = error_of(box.run("go", shell(command), memory="16m"))
 
     assert error is not None
@@ -147,9 +145,8 @@ def test_an_agent_that_needs_more_memory_than_it_may_is_told_apart(box: Box, com
     assert box.containers() == []
 
 
+@ON_ROOTFUL
 def test_a_tool_that_ran_out_of_memory_is_the_agents_to_judge(box: Box) -> None:
-    skip_where_limits_are_ignored(box.engine)
-
     result_of(box.run("sh tail /dev/zero", memory="16m"))
 
 
@@ -162,6 +159,7 @@ def test_children_that_outlive_the_agent_do_not_outlive_the_run(box: Box) -> Non
     assert box.containers() == []
 
 
+@ON_ROOTFUL
 @pytest.mark.parametrize(
     ("prompt", "fields", "kind", "stop"),
     [
@@ -183,6 +181,7 @@ def test_the_clocks_end_a_run(box: Box, prompt: str, fields: dict[str, Any], kin
     assert box.containers() == []
 
 
+@ON_ROOTFUL
 async def test_leaving_the_loop_ends_the_run(box: Box, anyio_backend: str) -> None:
     async with messages_of(box.runner(), box.options("sleep 1000")) as messages:
         async for _ in messages:
@@ -193,6 +192,7 @@ async def test_leaving_the_loop_ends_the_run(box: Box, anyio_backend: str) -> No
     assert box.containers() == []
 
 
+@ON_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_an_exception_of_the_reader_ends_the_run(box: Box) -> None:
     async def read() -> None:
@@ -205,6 +205,7 @@ async def test_an_exception_of_the_reader_ends_the_run(box: Box) -> None:
     assert box.containers() == []
 
 
+@ON_ROOTFUL
 @pytest.mark.parametrize("seconds", [0.05, 0.4, 1.5])
 async def test_a_deadline_of_the_caller_ends_the_run_whenever_it_comes(
     box: Box, seconds: float, anyio_backend: str
@@ -220,6 +221,7 @@ async def test_a_deadline_of_the_caller_ends_the_run_whenever_it_comes(
     assert box.containers() == []
 
 
+@ON_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_an_agent_that_ignores_term_is_killed_after_the_grace_period(box: Box) -> None:
     async with messages_of(box.runner(), box.options("ignore-term", grace=1)) as messages:
@@ -231,6 +233,7 @@ async def test_an_agent_that_ignores_term_is_killed_after_the_grace_period(box: 
     assert box.containers() == []
 
 
+@ON_ROOTFUL
 async def test_runs_side_by_side_do_not_touch_each_other(box: Box, anyio_backend: str) -> None:
     told: dict[int, list[str]] = {}
 
@@ -246,6 +249,7 @@ async def test_runs_side_by_side_do_not_touch_each_other(box: Box, anyio_backend
     assert box.containers() == []
 
 
+@ON_ROOTFUL
 def test_every_line_before_the_end_is_kept(box: Box) -> None:
     messages = box.run("go", shell("seq 1000; exit 3"))
 

@@ -8,7 +8,7 @@ import pytest
 
 from container_runner import ConfigError, Mount
 from tests.integration.engines import RealEngine
-from tests.integration.runs import Box, collect, drain, result_of, tool_output
+from tests.integration.runs import ON_DOCKER, Box, collect, drain, result_of, tool_output
 
 NAMES = [
     "with space",
@@ -59,6 +59,7 @@ def test_volumes_may_have_any_name_and_are_read_only_on_request(box: Box) -> Non
         assert not (box.folder / name / "never").exists()
 
 
+@ON_DOCKER
 @pytest.mark.parametrize("name", ["two\nlines", "tab\tbed"])
 def test_a_path_with_a_control_character_is_refused_before_anything_is_started(box: Box, name: str) -> None:
     workspace = box.new_folder(name)

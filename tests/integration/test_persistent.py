@@ -12,7 +12,7 @@ import pytest
 from container_runner import ContainerManager
 from container_runner.errors import ContainerGoneError
 from tests.integration.engines import RealEngine
-from tests.integration.runs import Box, error_of, messages_of, result_of, said, tool_output
+from tests.integration.runs import ON_ROOTFUL, Box, error_of, messages_of, result_of, said, tool_output
 
 
 @pytest.fixture
@@ -55,6 +55,7 @@ def test_a_second_process_finds_the_container(box: Box) -> None:
     assert box.containers() == [first]
 
 
+@ON_ROOTFUL
 def test_each_run_has_variables_of_its_own(box: Box) -> None:
     keep(box, env={"COLOUR": "green"})
 
@@ -64,6 +65,7 @@ def test_each_run_has_variables_of_its_own(box: Box) -> None:
     assert len(box.containers()) == 1
 
 
+@ON_ROOTFUL
 @pytest.mark.parametrize(
     "fields", [{"memory": "300m"}, {"image": "container-runner-test/tiny:latest"}, {"read_only": False}]
 )
@@ -76,6 +78,7 @@ def test_another_configuration_is_another_container(box: Box, fields: dict[str, 
     assert first != second
 
 
+@ON_ROOTFUL
 def test_agents_have_containers_of_their_own(box: Box) -> None:
     keep(box, "edit /tmp/note mine", agent="one")
 
@@ -85,11 +88,10 @@ def test_agents_have_containers_of_their_own(box: Box) -> None:
     assert len(box.containers()) == 2
 
 
+@ON_ROOTFUL
 @pytest.mark.parametrize("verb", ["stop", "kill", "pause"])
 def test_a_container_that_does_not_run_is_replaced(box: Box, verb: str) -> None:
     first = keep(box)
-    if verb == "pause" and box.engine.name == "podman-rootless":
-        pytest.skip("rootless podman can not pause on cgroup v1")
     box.engine.run(verb, first)
 
     second = keep(box)
@@ -98,6 +100,7 @@ def test_a_container_that_does_not_run_is_replaced(box: Box, verb: str) -> None:
     assert first != second
 
 
+@ON_ROOTFUL
 async def test_runs_that_begin_together_share_one_container(box: Box, anyio_backend: str) -> None:
     ended: list[str] = []
 
@@ -114,12 +117,14 @@ async def test_runs_that_begin_together_share_one_container(box: Box, anyio_back
     assert len(box.containers()) == 1
 
 
+@ON_ROOTFUL
 def test_beyond_max_containers_the_oldest_are_removed(box: Box) -> None:
     kept = [keep(box, labels={"number": str(number)}, max_containers=2) for number in range(3)]
 
     assert {*box.containers()} == {*kept[1:]}
 
 
+@ON_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_container_in_use_is_never_cleaned_up(box: Box) -> None:
     async with box.at_work("sleep 60", ephemeral=False) as used:
@@ -131,6 +136,7 @@ async def test_a_container_in_use_is_never_cleaned_up(box: Box) -> None:
         assert box.containers() == [used]
 
 
+@ON_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_leaving_one_run_does_not_touch_another_in_the_same_container(box: Box) -> None:
     runner = box.runner(ephemeral=False)
@@ -158,6 +164,7 @@ def test_an_agent_that_was_stopped_leaves_no_process(box: Box, prompt: str) -> N
     assert "bin/claude" not in processes
 
 
+@ON_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_stop_removes_a_container_of_ours_and_no_other(box: Box) -> None:
     runner = box.runner(ephemeral=False)
@@ -180,6 +187,7 @@ async def test_stop_removes_a_container_of_ours_and_no_other(box: Box) -> None:
         box.engine.remove(other)
 
 
+@ON_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_prune_keeps_what_runs_and_removes_what_has_ended(box: Box) -> None:
     for number in range(2):

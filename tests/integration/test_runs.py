@@ -15,7 +15,7 @@ import pytest
 from container_runner import CommandRuntime, Engine, Plan, Runtime, process
 from container_runner.environment import host_environment
 from tests.integration.engines import RealEngine
-from tests.integration.runs import Box, collect, error_of, lines_of, result_of, said
+from tests.integration.runs import ON_DOCKER, ON_ROOTFUL, Box, collect, error_of, lines_of, result_of, said
 
 
 @pytest.fixture
@@ -67,6 +67,7 @@ def test_execute_runs_what_plan_shows(
     assert "value-of-" not in f"{plan} {plan.to_shell()}"
 
 
+@ON_ROOTFUL
 def test_execute_runs_what_plan_shows_for_a_container_that_is_kept(box: Box, commands: list[tuple[str, ...]]) -> None:
     plan = plan_of(box, ephemeral=False)
     commands.clear()
@@ -81,6 +82,7 @@ def test_execute_runs_what_plan_shows_for_a_container_that_is_kept(box: Box, com
     assert any({*look} <= {*command} for command in ran[: ran.index(others[0])])
 
 
+@ON_DOCKER
 def test_plan_starts_nothing_and_makes_nothing(box: Box, commands: list[tuple[str, ...]]) -> None:
     box.runner().plan(box.options("hello"))
 
@@ -88,6 +90,7 @@ def test_plan_starts_nothing_and_makes_nothing(box: Box, commands: list[tuple[st
     assert [path.name for path in box.folder.iterdir()] == ["project"]
 
 
+@ON_ROOTFUL
 def test_the_commands_of_a_plan_work_in_a_shell(box: Box) -> None:
     box.run("hello")  # which makes the sessions folder
     plan = plan_of(box)
@@ -117,6 +120,7 @@ async def test_a_runner_stands_wherever_a_runtime_can(box: Box, anyio_backend: s
     assert box.containers() == []
 
 
+@ON_DOCKER
 def test_one_runner_serves_one_run_after_another(box: Box) -> None:
     runner = box.runner()
 
@@ -125,6 +129,7 @@ def test_one_runner_serves_one_run_after_another(box: Box) -> None:
     assert told == [["number 0"], ["number 1"], ["number 2"]]
 
 
+@ON_ROOTFUL
 def test_a_session_is_resumed_under_its_id(box: Box) -> None:
     first = result_of(box.run("hello"))
 
@@ -134,6 +139,7 @@ def test_a_session_is_resumed_under_its_id(box: Box) -> None:
     assert second.session_id == first.session_id
 
 
+@ON_DOCKER
 def test_arguments_of_the_agent_reach_it_in_one_piece(box: Box) -> None:
     words = ["", " ", "a b", "$HOME", "`id`", "'", '"', "\\", "*", "-x", "--", "é\n"]
     runtime = CommandRuntime(["printf", "<%s>\\n", *words])

@@ -52,8 +52,9 @@ def test_the_agent_gets_what_was_asked_for_and_nothing_else(box: Box, values: di
     assert not {"UNASKED", "PYTEST_CURRENT_TEST"} & {*names}
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_secrets_are_on_no_command_line_and_not_in_what_the_engine_knows(
-    box: Box, values: dict[str, str], anyio_backend: str
+    box: Box, values: dict[str, str]
 ) -> None:
     async with box.at_work("sleep 60", **asked(values)) as container:
         shown = box.engine.run("inspect", container).stdout

@@ -12,7 +12,7 @@ import pytest
 
 from container_runner import AssistantMessage, CommandRuntime, OversizedLine
 from tests.integration.engines import RealEngine
-from tests.integration.runs import Box, error_of, lines_of, messages_of, said
+from tests.integration.runs import ON_DOCKER, ON_ROOTFUL, Box, error_of, lines_of, messages_of, said
 
 MIB = 1024**2
 
@@ -64,7 +64,9 @@ async def test_200000_messages_arrive_in_order_and_in_memory_that_does_not_grow(
     assert most - before < 60 * MIB
 
 
-async def test_a_reader_that_is_slow_loses_nothing_and_hoards_nothing(box: Box, anyio_backend: str) -> None:
+@ON_ROOTFUL
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_a_reader_that_is_slow_loses_nothing_and_hoards_nothing(box: Box) -> None:
     count = 100_000
     before, numbers = memory(), []
 
@@ -79,6 +81,7 @@ async def test_a_reader_that_is_slow_loses_nothing_and_hoards_nothing(box: Box, 
     assert numbers == [*range(count)]
 
 
+@ON_ROOTFUL
 def test_a_line_of_100_mb_arrives_whole_and_the_next_one_after_it(box: Box) -> None:
     size = 100_000_000
 
@@ -90,6 +93,7 @@ def test_a_line_of_100_mb_arrives_whole_and_the_next_one_after_it(box: Box) -> N
     assert second == b"next"
 
 
+@ON_ROOTFUL
 def test_a_line_over_the_limit_is_counted_and_the_next_one_is_whole(box: Box) -> None:
     size, before = 100_000_000, memory()
 
@@ -110,12 +114,14 @@ def test_bytes_arrive_as_they_were_written(box: Box) -> None:
     assert lines_of(box.run("go", CommandRuntime(["printf", "%b", octal]))) == wanted
 
 
+@ON_ROOTFUL
 def test_json_that_is_not_utf8_is_still_a_message(box: Box) -> None:
     line = r'{"type":"assistant","message":{"content":[{"type":"text","text":"caf\351"}]}}\n'
 
     assert said(box.run("go", CommandRuntime(["printf", line.replace("%", "%%")]))) == ["caf\N{REPLACEMENT CHARACTER}"]
 
 
+@ON_ROOTFUL
 def test_a_flood_on_stderr_holds_nothing_up(box: Box) -> None:
     before = memory()
 
@@ -130,6 +136,7 @@ def test_a_flood_on_stderr_holds_nothing_up(box: Box) -> None:
     assert memory() - before < 60 * MIB
 
 
+@ON_ROOTFUL
 def test_a_prompt_of_5_mb_arrives_whole(box: Box) -> None:
     prompt = "-" + "--help $(id) 'é\n" * 300_000
 
@@ -139,17 +146,17 @@ def test_a_prompt_of_5_mb_arrives_whole(box: Box) -> None:
     assert lines_of(messages) == [hashlib.sha256(prompt.encode()).hexdigest().encode()]
 
 
+@ON_DOCKER
 @pytest.mark.parametrize(
     "prompt",
     ["-n", "--help", "", "$(touch /tmp/x); `id` && \"quotes\" 'quotes' \\ * ~ !", "\x1b[2J\x07 \x03\x04", "a\n\nb\n"],
 )
-def test_a_prompt_is_text_to_no_shell_and_no_parser(docker: RealEngine, workspace: Path, prompt: str) -> None:
-    box = Box.make(docker, workspace)
-
+def test_a_prompt_is_text_to_no_shell_and_no_parser(box: Box, prompt: str) -> None:
     messages = box.run(prompt, shell("od -An -v -tx1 | tr -d ' \\n'; echo"))
 
     assert b"".join(lines_of(messages)).decode() == prompt.encode().hex()
 
 
+@ON_ROOTFUL
 def test_an_agent_that_does_not_read_its_prompt_is_none_the_worse(box: Box) -> None:
     assert lines_of(box.run("x" * 1_000_000, shell("exec <&-; echo done"))) == [b"done"]

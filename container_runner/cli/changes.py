@@ -1,0 +1,91 @@
+"""Which files of a workspace a run has changed.
+
+Two looks at the folder are compared, before and after. `git status` would know more, but it obeys the repository's
+own configuration, which may name programs to run, and which the agent can write.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+MOST_FILES: Final = 50_000
+MOST_SECONDS: Final = 2.0
+MOST_DEPTH: Final = 50
+"""The bounds of one look. A folder beyond them is not compared: half a look would tell of changes that are none."""
+
+UNSEEN: Final = frozenset(
+    {
+        *(".git", ".hg", ".svn"),
+        *("node_modules", ".venv", "__pycache__", ".tox", ".nox"),
+        *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"),
+    }
+)
+"""Folders that are not looked into, wherever they are: what changes there by itself tells a person little."""
+
+Snapshot = Mapping[str, tuple[int, ...]]
+"""The files of a folder, by their path in it, with what changes when a file does."""
+
+
+@attrs.frozen(kw_only=True)
+class Changes:
+    """What differs between two looks. The paths are relative to the workspace."""
+
+    added: tuple[str, ...] = ()
+    modified: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+
+    @classmethod
+    def between(cls, before: Snapshot | None, after: Snapshot | None) -> Changes | None:
+        """What has changed; None if it can not be told."""
+        if before is None or after is None:
+            return None
+        return cls(
+            added=tuple(sorted(after.keys() - before.keys())),
+            modified=tuple(sorted(path for path in before.keys() & after.keys() if before[path] != after[path])),
+            deleted=tuple(sorted(before.keys() - after.keys())),
+        )
+
+    def marked(self) -> list[tuple[str, str]]:
+        """All of them by path, each with "+", "~" or "-" before it."""
+        marks = (("+", self.added), ("~", self.modified), ("-", self.deleted))
+        return sorted(((mark, path) for mark, paths in marks for path in paths), key=lambda item: item[1])
+
+
+def snapshot(folder: Path) -> Snapshot | None:
+    """The files in *folder*; symlinks are not followed. None if it has too many, or can not be read."""
+    ends_at = time.monotonic() + MOST_SECONDS
+    found: dict[str, tuple[int, ...]] = {}
+    try:
+        for path, facts in _files(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), "", 0):
+            found[path] = facts
+            if len(found) > MOST_FILES or time.monotonic() > ends_at:
+                return None
+    except (OSError, RecursionError):
+        return None
+    return found
+
+
+def _files(fd: int, prefix: str, depth: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every file below the open folder *fd*, which is closed at the end."""
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                facts = entry.stat(follow_symlinks=False)
+                if not stat.S_ISDIR(facts.st_mode):
+                    yield prefix + entry.name, (facts.st_mode, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+                elif entry.name not in UNSEEN and depth < MOST_DEPTH:
+                    try:
+                        # Opened from its parent and without following: nobody can put a symlink in its place.
+                        child = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                    except OSError:
+                        continue  # it is gone, or not for us
+                    yield from _files(child, f"{prefix}{entry.name}/", depth + 1)
+    finally:
+        os.close(fd)

@@ -1,0 +1,170 @@
+"""Faults from outside of the run: its client, its container, the engine's daemon, podman's conmon."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import anyio
+import pytest
+
+from container_runner import engine as engine_module
+from container_runner import manager as manager_module
+from container_runner import process as process_module
+from container_runner import run as run_module
+from container_runner import stream as stream_module
+from container_runner.messages import Message
+from tests.faults.conftest import TABLE
+from tests.faults.scene import Scene, descendants, last
+from tests.integration.conftest import on
+from tests.integration.engines import NAMES, RealEngine
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+
+PROMPT = "setsid-sleep 1001\nsh sleep 1002"
+
+
+def struck(
+    scene: Scene, strike: Callable[[str], object], *, backend: str = "asyncio", prompt: str = PROMPT, **fields: object
+) -> tuple[list[Message], float]:
+    """The messages of a run whose container is given to *strike* after the first one, and when that was."""
+    since = 0.0
+
+    async def main() -> list[Message]:
+        nonlocal since
+        messages: list[Message] = []
+        async with contextlib.aclosing(scene.runner(**fields).execute(scene.options(prompt))) as stream:
+            async for message in stream:
+                messages.append(message)
+                if len(messages) == 1:
+                    (container,) = scene.containers()
+                    await anyio.sleep(0.3)
+                    since = time.monotonic()
+                    strike(container)
+        return messages
+
+    messages = anyio.run(main, backend=backend)
+    return messages, since
+
+
+@pytest.mark.parametrize("engine", on(*NAMES), indirect=True)
+@pytest.mark.parametrize(
+    ("what", "verb"),
+    [
+        ("the container is killed", ["kill"]),
+        ("the container is stopped", ["stop", "--time=1"]),
+        ("the container is removed", ["rm", "--force"]),
+    ],
+)
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_container_is_ended(scene: Scene, what: str, verb: list[str], backend: str) -> None:
+    messages, since = struck(scene, lambda name: scene.engine.run(*verb, name, check=False), backend=backend)
+    scene.settle(what, last(messages), since=since, backend=backend)
+    assert last(messages) == "container_gone"
+
+
+def test_the_container_is_paused(scene: Scene) -> None:
+    """Nothing in it can act then, not even our watchdog; the container goes."""
+
+    async def main() -> tuple[list[Message], float]:
+        messages = []
+        async with contextlib.aclosing(scene.runner().execute(scene.options(PROMPT, timeout=2, grace=1))) as stream:
+            async for message in stream:
+                messages.append(message)
+                if len(messages) == 1:
+                    (container,) = scene.containers()
+                    scene.engine.run("pause", container)
+                    since = time.monotonic()
+        return messages, since
+
+    messages, since = anyio.run(main)
+    scene.settle("the container is paused, then a timeout", last(messages), since=since + 2)
+    assert last(messages) == "total_timeout (container)"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
+def test_the_client_is_killed(scene: Scene, number: signal.Signals) -> None:
+    def strike(_: str) -> None:
+        for pid in descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    messages, since = struck(scene, strike)
+    scene.settle(f"the engine's client gets {number.name}", last(messages), since=since)
+    assert last(messages).split()[0] in ("agent_killed", "container_gone", "exec_lost", "engine")
+
+
+@pytest.mark.parametrize("engine", on("podman"), indirect=True)
+@pytest.mark.parametrize("whose", ["exec", "container"])
+def test_conmon_is_killed(scene: Scene, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """podman's client hangs when its conmon is gone; we look after it when the agent has been silent for a while."""
+    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 1.0)
+
+    def strike(container: str) -> None:
+        for pid, line in scene.processes().items():
+            if "conmon" in line.split()[0] and ("--exec-attach" in line) == (whose == "exec"):
+                os.kill(pid, signal.SIGKILL)
+
+    messages, since = struck(scene, strike)
+    scene.settle(f"SIGKILL of the {whose}'s conmon", last(messages), since=since)
+    assert last(messages).split()[0] in ("exec_lost", "container_gone", "agent_killed")
+
+
+def test_the_daemon_is_killed(private_docker: Callable[[], RealEngine]) -> None:
+    engine = private_docker()
+    with Scene.on(engine, TABLE) as scene:
+        assert engine.daemon is not None
+        messages, since = struck(scene, lambda _: os.kill(engine.daemon_pid, signal.SIGKILL))
+        saw = last(messages)
+        engine.restart_daemon()
+        pruned_at = time.monotonic()
+        follow_up, _ = struck(scene, lambda _: None, prompt="hello")
+        assert last(follow_up) == "result"
+        scene.settle("SIGKILL of the daemon, then a restart", saw, since=min(pruned_at, time.monotonic()))
+        assert saw.split()[0] in ("engine_unreachable", "cleanup", "container_gone")
+        assert since
+
+
+def test_the_daemon_is_killed_and_comes_back_while_we_run(private_docker: Callable[[], RealEngine]) -> None:
+    engine = private_docker()
+    with Scene.on(engine, TABLE) as scene:
+
+        def strike(_: str) -> None:
+            os.kill(engine.daemon_pid, signal.SIGKILL)
+            engine.restart_daemon()
+
+        messages, since = struck(scene, strike)
+        scene.settle("SIGKILL of the daemon, restarted at once", last(messages), since=since)
+        assert last(messages).split()[0] in ("engine_unreachable", "container_gone")
+
+
+def test_the_daemon_is_stopped(private_docker: Callable[[], RealEngine], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that does not answer hangs each of its clients; each has a time limit."""
+    monkeypatch.setattr(engine_module, "CONTROL_TIMEOUT", 2.0)
+    for module in (manager_module, run_module):
+        monkeypatch.setattr(module, "CLEANUP_TIMEOUT", 4.0)
+    monkeypatch.setattr(process_module, "TERM_GRACE", 1.0)
+    engine = private_docker()
+    with Scene.on(engine, TABLE) as scene:
+
+        async def main() -> list[Message]:
+            messages: list[Message] = []
+            async with contextlib.aclosing(scene.runner().execute(scene.options(PROMPT, timeout=2, grace=1))) as stream:
+                async for message in stream:
+                    messages.append(message)
+                    if len(messages) == 1:
+                        os.kill(engine.daemon_pid, signal.SIGSTOP)
+            return messages
+
+        began = time.monotonic()
+        try:
+            messages = anyio.run(main)
+        finally:
+            took = time.monotonic() - began
+            os.kill(engine.daemon_pid, signal.SIGCONT)
+        scene.settle("SIGSTOP of the daemon, then a timeout; CONT later", last(messages), since=time.monotonic())
+        assert last(messages).startswith("total_timeout")
+        assert took < 30

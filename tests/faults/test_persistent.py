@@ -1,0 +1,177 @@
+"""Persistent containers: they stay, whatever happens to a run in them, and hold nothing of a run that has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anyio
+import attrs
+import psutil
+import pytest
+
+from container_runner import ContainerManager, Engine
+from container_runner.argv import LABEL
+from container_runner.environment import host_environment
+from container_runner.messages import Message
+from container_runner.owner import Owner
+from tests.faults.scene import Scene, last
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
+
+KEEP = {"config": {"ephemeral": False}}
+
+
+@pytest.mark.parametrize("tree", [False, True], ids=["alone", "tree"])
+def test_sigkill_leaves_the_container_without_a_process_of_the_dead_run(scene: Scene, tree: bool) -> None:
+    """Another run in it goes on untouched."""
+    other = scene.victim("sh echo alive >alive; sleep 8; echo unharmed", **KEEP)
+    other.wait_for("system")
+    keep = scene.containers()
+    victim = scene.victim("setsid-hold 1001\nsh trap '' TERM; setsid sleep 1002 & sleep 1003; sleep 1004", **KEEP)
+    victim.wait_for("assistant")
+    assert len(scene.agents()) > 6
+    mine = {pid for pid, line in scene.agents().items() if "sleep 100" in line}
+    assert len(mine) >= 3
+    since = victim.kill(tree=tree)
+    who = "our whole tree" if tree else "we alone"
+
+    def dead() -> list[str]:
+        return [line for pid, line in scene.agents().items() if pid in mine]
+
+    while dead() and time.monotonic() < since + 15:
+        time.sleep(0.05)
+    seconds = time.monotonic() - since
+    assert not dead()
+    assert other.wait_for("done") == "done result", "the other run was harmed"
+    scene.settle(
+        f"SIGKILL of {who}, persistent container, another run in it",
+        "nothing; the other run: result",
+        since=time.monotonic() - seconds,
+        keep=keep,
+    )
+
+
+def test_cancelling_one_run_leaves_another_in_the_same_container_untouched(scene: Scene) -> None:
+    async def main() -> tuple[list[Message], float]:
+        runner = scene.runner(ephemeral=False)
+        ended: list[list[Message]] = []
+
+        async def whole() -> None:
+            options = scene.options("sh sleep 6; echo unharmed")
+            ended.append([message async for message in runner.execute(options)])
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(whole)
+            await anyio.sleep(1)
+            options = scene.options("sh trap '' TERM; setsid sleep 1001 & sleep 1002; sleep 1003")
+            async with contextlib.aclosing(runner.execute(options)) as messages:
+                async for _ in messages:
+                    await anyio.sleep(0.3)
+                    since = time.monotonic()
+                    break
+            took = time.monotonic() - since
+            assert "unharmed" not in str(ended)
+        return ended[0], took
+
+    messages, took = anyio.run(main)
+    keep = scene.containers()
+    scene.settle(
+        "one of two runs in a persistent container is cancelled",
+        f"the other: {last(messages)}",
+        since=time.monotonic() - took,
+        keep=keep,
+    )
+    assert len(keep) == 1
+    assert last(messages) == "result"
+    assert "unharmed" in str(messages)
+
+
+RACES = 50
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_race_for_one_container(scene: Scene) -> None:
+    """Both get the same one, each time."""
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.racer", scene.engine.binary, scene.engine.images.tiny,
+             scene.token, str(scene.state)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    worst = 0.0
+    races = RACES if scene.engine.name == "docker" else 20
+    try:
+        for number in range(races):
+            began = time.monotonic()
+            for racer in racers:
+                assert racer.stdin is not None
+                print(f"{scene.token}-{number}", file=racer.stdin, flush=True)
+            names = {racer.stdout.readline().strip() for racer in racers if racer.stdout is not None}
+            worst = max(worst, time.monotonic() - began)
+            assert len(names) == 1, names
+            (name,) = names
+            assert name.startswith("container-runner-"), name
+            # No more than this one exists, and then it goes.
+            found = scene.engine.run(
+                "ps", "--all", "--quiet", f"--filter=label=container-runner.agent={scene.token}-{number}"
+            ).stdout.split()
+            assert len(found) == 1, found
+            scene.engine.remove(name)
+    finally:
+        for racer in racers:
+            racer.communicate()
+        for lock in scene.state.glob("locks/container.*"):
+            lock.unlink()  # the containers were removed behind our back
+    scene.settle(f"two processes race for one persistent container, {races} times", "the same container",
+                 since=time.monotonic())  # fmt: skip
+
+
+def test_prune_removes_what_has_no_living_owner_and_nothing_else(scene: Scene) -> None:
+    me = Owner.current()
+    with subprocess.Popen(["sleep", "0"]) as ended:
+        pass
+    owners = {
+        "live": me,
+        "dead": attrs.evolve(me, pid=ended.pid),
+        "reused-pid": attrs.evolve(me, started=me.started - 1000),
+        "before-the-boot": attrs.evolve(me, boot=me.boot - 5000),
+        "elsewhere": attrs.evolve(me, host="0" * 16),
+    }
+    ours = {f"{LABEL}run": "1", f"{LABEL}agent": scene.token, f"{LABEL}kind": "ephemeral"}
+    for word, owner in owners.items():
+        start(scene, word, {**ours, **owner.to_labels()})
+    start(scene, "foreign", {"other.run": "1", f"{LABEL}agent": scene.token, **owners["dead"].to_labels()})
+    start(scene, "kept", {**ours, f"{LABEL}kind": "persistent", **owners["dead"].to_labels()})
+    overdue = {f"{LABEL}deadline": str(int(time.time()) - 5)}
+    start(scene, "overdue", {**ours, **owners["elsewhere"].to_labels(), **overdue})
+
+    async def main() -> set[str]:
+        manager = ContainerManager(await Engine.probe(scene.engine.binary, host_environment()), Path(scene.state))
+        return {info.name.removeprefix(f"{scene.token}-") for info in await manager.prune() if scene.token in info.name}
+
+    began = time.monotonic()
+    pruned = anyio.run(main)
+    assert pruned == {"dead", "reused-pid", "before-the-boot", "overdue"}
+    left = {scene.engine.run("inspect", "--format={{.Name}}", name).stdout.strip() for name in scene.containers()}
+    assert {name.lstrip("/").removeprefix(f"{scene.token}-") for name in left} == {
+        "live", "elsewhere", "foreign", "kept",
+    }  # fmt: skip
+    for name in scene.containers():
+        scene.engine.remove(name)
+    scene.settle("prune beside live owners and foreign containers", "only the dead ones' go", since=began)
+
+
+def start(scene: Scene, word: str, labels: dict[str, str]) -> None:
+    flags = [f"--label={key}={value}" for key, value in labels.items()]
+    scene.engine.run("run", "--detach", f"--name={scene.token}-{word}", "--network=none", *flags, "--",
+                     scene.engine.images.tiny, "sleep", "1000")  # fmt: skip
+
+
+_ = (os, psutil)
