@@ -8,33 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import re
 import shlex
-import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import attrs
-import orjson
 
-from container_runner import argv, guest
-from container_runner.config import ContainerConfig
+from container_runner import argv
 from container_runner.engine import Engine
 from container_runner.environment import host_environment
 from container_runner.errors import (
     ConfigError,
     ContainerRunnerError,
     EngineNotFoundError,
-    EnginePermissionError,
-    ImageNotFoundError,
 )
-from container_runner.messages import ErrorMessage, OutputLine
 from container_runner.mounts import sessions_folder
 from container_runner.options import ExecuteOptions
 from container_runner.runner import ContainerRunner
-from container_runner.runtimes import ClaudeRuntime, Command, CommandLineRuntime
 from container_runner.user import User
 
 __all__ = ["NAMES", "Check", "Status", "examine"]

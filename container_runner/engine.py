@@ -65,7 +65,8 @@ _FAILURES: Final[tuple[tuple[str, type[EngineError], str], ...]] = (
     (r'exec: "sh": executable file not found|exec: "sh": stat sh|executable file `sh` not found', ImageUnsuitableError,
      "The image has no shell."),
     (r"resource temporarily unavailable|device or resource busy|context deadline exceeded|connection reset by peer"
-     r"|i/o timeout|database is locked|TLS handshake timeout|too many open files|unexpected EOF", EngineBusyError,
+     r"|i/o timeout|database is locked|TLS handshake timeout|too many open files|unexpected EOF"
+     r"|conmon bytes|no logs from conmon", EngineBusyError,
      "The engine could not do it just now."),
     (r"unknown flag|unknown shorthand flag|invalid argument|invalid reference format|flag needs an argument|bad flag"
      r"|repository name must be lowercase|Range of CPUs|invalid value|Unknown runtime|OCI runtime \"[^\"]*\" not found",

@@ -23,6 +23,7 @@ from container_runner.errors import ContainerGoneError, EngineError
 from container_runner.locks import LockFile
 from container_runner.owner import Owner
 from container_runner.plan import Plan
+from container_runner.process import settle
 
 RUN_LABEL: Final = f"{LABEL}run"
 """The id of the run that a container was made for. All of ours carry it."""
@@ -44,6 +45,7 @@ CLEANUP_TIMEOUT: Final = 60.0
 """Seconds that clean-up may take in all, whatever is cancelled meanwhile."""
 
 _log = logging.getLogger(__name__)
+logging.getLogger("container_runner").addHandler(logging.NullHandler())  # silent, unless the program says otherwise
 
 
 @attrs.frozen(kw_only=True)
@@ -186,12 +188,15 @@ class ContainerManager:
             await self.engine.create(plan.run, may_pull=plan.may_pull)
         except BaseException:
             # However it failed, there may be a container.
-            with anyio.CancelScope(shield=True), anyio.move_on_after(CLEANUP_TIMEOUT):
-                try:
-                    await self.remove(plan.container)
-                except EngineError as error:
-                    _log.debug("%s: %s", plan.container, error.message)
+            await settle(lambda: self._remove_quietly(plan.container))
             raise
+
+    async def _remove_quietly(self, name: str) -> None:
+        try:
+            with anyio.move_on_after(CLEANUP_TIMEOUT):
+                await self.remove(name)
+        except EngineError as error:
+            _log.debug("%s: %s", name, error.message)
 
     async def _remove_if_idle(self, name: str) -> bool:
         lock = self._use_lock(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import anyio
@@ -16,7 +17,7 @@ from container_runner.errors import ContainerRunnerError, EngineTimeoutError
 from container_runner.manager import Container, ContainerManager
 from container_runner.mounts import prepare_sessions, recheck
 from container_runner.plan import Plan
-from container_runner.process import Process
+from container_runner.process import Process, settle
 
 HOLD_TIMEOUT: Final = 30.0
 """Seconds that a new container may take until somebody holds its lease."""
@@ -71,7 +72,7 @@ class Pool:
             self._taken.set()
             if warm.holder.returncode is None:
                 return warm
-            await self._discard(warm)  # it ended while it waited
+            await self._discard(warm.container, warm.holder)  # it ended while it waited
         return None
 
     async def fill(self) -> None:
@@ -88,7 +89,9 @@ class Pool:
     async def close(self) -> None:
         """Remove what nobody took."""
         while self._ready:
-            await self._discard(self._ready.popleft())
+            warm = self._ready[0]
+            await settle(partial(self._discard, warm.container, warm.holder))
+            self._ready.popleft()
 
     async def _add(self) -> None:
         plan, engine = self._make_plan(), self._manager.engine
@@ -106,18 +109,15 @@ class Pool:
                     raise EngineTimeoutError("A container of the pool ended before it could be held.")
                 self._ready.append(Warm(container, holder))
             except BaseException as error:
-                with anyio.CancelScope(shield=True):
-                    if holder is not None:
-                        await Warm(container, holder).let_go()
-                    await self._manager.release(container)
+                await settle(lambda: self._discard(container, holder))
                 if isinstance(error, OSError):
                     raise spawn_error(command, error) from None
                 raise
 
-    async def _discard(self, warm: Warm) -> None:
-        with anyio.CancelScope(shield=True):
-            await warm.let_go()
-            try:
-                await self._manager.release(warm.container)
-            except ContainerRunnerError as error:
-                _log.warning("%s may be left: %s", warm.container.name, error)
+    async def _discard(self, container: Container, holder: Process | None) -> None:
+        if holder is not None:
+            await Warm(container, holder).let_go()
+        try:
+            await self._manager.release(container)
+        except ContainerRunnerError as error:
+            _log.warning("%s may be left: %s", container.name, error)

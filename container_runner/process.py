@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 import os
 import selectors
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 import anyio.abc
@@ -23,6 +23,8 @@ from anyio import open_process
 
 from container_runner.errors import EngineTimeoutError
 from container_runner.lines import LineSplitter, OversizedLine
+
+T = TypeVar("T")
 
 CHUNK: Final = 256 * 1024
 STDERR_TAIL: Final = 64 * 1024
@@ -293,26 +295,50 @@ async def run(
     process = await Process.start(argv, env=env, stdin=stdin)
     lines: list[bytes | OversizedLine] = []
     deadline = anyio.current_time() + timeout
+    patience = TERM_GRACE
     try:
         while batch := await process.read(max(0.0, deadline - anyio.current_time())):
             lines += batch
         with anyio.fail_after(max(0.0, deadline - anyio.current_time())):
             returncode = await process.wait()
     except TimeoutError:
+        patience = 0.0
         msg = f"`{' '.join([Path(argv[0]).name, *argv[1:2]])}` took longer than {timeout:g} seconds."
         raise EngineTimeoutError(msg, stderr=process.stderr.decode("utf-8", "replace")) from None
-    except BaseException:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(TERM_GRACE):
-            while await process.read():
-                pass
-            await process.wait()
-        raise
     finally:
-        with anyio.CancelScope(shield=True):
-            await process.terminate()
-        process.close()
+        try:
+            await settle(lambda: _end(process, patience))
+        finally:
+            process.close()
     return Completed(
         returncode=returncode,
         stdout=b"\n".join(line for line in lines if isinstance(line, bytes)),
         stderr=process.stderr.decode("utf-8", "replace"),
     )
+
+
+async def settle(clean_up: Callable[[], Awaitable[T]]) -> T:
+    """Run *clean_up* to its end, whatever is cancelled meanwhile, and then let the cancellation go on.
+
+    A shield keeps anyio's own cancellation out. asyncio's `Task.cancel()` reaches into it, once for each call; so
+    *clean_up* is begun again, and must be made for that.
+    """
+    cancelled: BaseException | None = None
+    with anyio.CancelScope(shield=True):
+        while True:
+            try:
+                result = await clean_up()
+                break
+            except anyio.get_cancelled_exc_class() as error:
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return result
+
+
+async def _end(process: Process, patience: float) -> None:
+    with anyio.move_on_after(patience):
+        while await process.read():
+            pass
+        await process.wait()
+    await process.terminate()

@@ -31,7 +31,7 @@ from container_runner.mounts import prepare_sessions, recheck
 from container_runner.options import ExecuteOptions
 from container_runner.plan import Plan
 from container_runner.pool import Pool, Warm
-from container_runner.process import Completed, Process
+from container_runner.process import Completed, Process, settle
 from container_runner.runtimes import CommandLineRuntime
 from container_runner.stream import MessageStream, killed
 
@@ -140,19 +140,7 @@ class Run:
         """Leave nothing behind, whatever is cancelled meanwhile; what could not be removed is an error."""
         if self._process is not None:
             self._process.close_stdin()  # it takes no await, so nothing can come in between: the agent will end
-        cancelled: BaseException | None = None
-        with anyio.CancelScope(shield=True):
-            for _ in range(3):
-                try:
-                    error = await self._finish(max_containers)
-                    break
-                except anyio.get_cancelled_exc_class() as exception:  # asyncio's own cancel() reaches into a shield
-                    cancelled = exception
-            else:
-                error = None
-        if cancelled is not None:
-            raise cancelled
-        return error
+        return await settle(lambda: self._finish(max_containers))
 
     @property
     def _running(self) -> Process:
@@ -197,8 +185,7 @@ class Run:
             reraise=True,
         ):
             with attempt:
-                with anyio.CancelScope(shield=True):
-                    await self._clear()
+                await settle(self._clear)
                 self._plan = self._make_plan()
                 return await self._start()
         raise error

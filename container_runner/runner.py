@@ -34,6 +34,7 @@ from container_runner.options import Agent, ExecuteOptions
 from container_runner.owner import Owner
 from container_runner.plan import Plan
 from container_runner.pool import Pool
+from container_runner.process import settle
 from container_runner.run import Run
 from container_runner.runtimes import CommandLineRuntime, Runtime
 from container_runner.stream import MessageStream
@@ -201,8 +202,7 @@ class ContainerRunner:
                 raise failure
         finally:
             del self._pools[pool.digest]
-            with anyio.CancelScope(shield=True):
-                await pool.close()
+            await settle(pool.close)
 
     async def manager(self) -> ContainerManager:
         """The containers of this runner's engine and state folder.

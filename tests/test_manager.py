@@ -186,7 +186,7 @@ async def test_one_that_is_in_use_is_not_removed_though_it_is_the_oldest(
     world: World, manager: ContainerManager, state: Path
 ) -> None:
     world.holds(*kept(state, "one", "two", "three"))
-    lock = LockFile(state.resolve() / "locks/container.one.lock")
+    lock = LockFile(manager.state_dir / "locks/container.one.lock")
     assert lock.try_acquire(shared=True)
 
     assert await manager.clean_up("bot", 1) == ["two", "three"]

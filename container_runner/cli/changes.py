@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +22,7 @@ MOST_DEPTH: Final = 50
 """The bounds of one look. A folder beyond them is not compared: half a look would tell of changes that are none."""
 
 UNSEEN: Final = frozenset(
-    {
-        *(".git", ".hg", ".svn"),
-        *("node_modules", ".venv", "__pycache__", ".tox", ".nox"),
-        *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"),
-    }
+    [".git", ".hg", ".svn", "node_modules", ".venv", "__pycache__", ".tox", ".nox", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"]
 )
 """Folders that are not looked into, wherever they are: what changes there by itself tells a person little."""
 
@@ -63,21 +60,25 @@ def snapshot(folder: Path) -> Snapshot | None:
     ends_at = time.monotonic() + MOST_SECONDS
     found: dict[str, tuple[int, ...]] = {}
     try:
-        for path, facts in _files(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), "", 0):
-            found[path] = facts
-            if len(found) > MOST_FILES or time.monotonic() > ends_at:
-                return None
-    except (OSError, RecursionError):
+        with closing(_files(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), "", 0)) as files:
+            for path, facts in files:
+                found[path] = facts
+                if len(found) > MOST_FILES or time.monotonic() > ends_at:
+                    return None
+    except OSError:
         return None
     return found
 
 
-def _files(fd: int, prefix: str, depth: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _files(fd: int, prefix: str, depth: int) -> Generator[tuple[str, tuple[int, ...]], None, None]:
     """Every file below the open folder *fd*, which is closed at the end."""
     try:
         with os.scandir(fd) as entries:
             for entry in entries:
-                facts = entry.stat(follow_symlinks=False)
+                try:
+                    facts = entry.stat(follow_symlinks=False)
+                except OSError:
+                    continue  # it has gone meanwhile
                 if not stat.S_ISDIR(facts.st_mode):
                     yield prefix + entry.name, (facts.st_mode, facts.st_size, facts.st_mtime_ns, facts.st_ino)
                 elif entry.name not in UNSEEN and depth < MOST_DEPTH:

@@ -214,9 +214,7 @@ class Scene:
             if not left or seconds > patience:
                 break
             time.sleep(0.05)
-        row = Row(
-            fault=fault, engine=self.engine.name, backend=backend, saw=saw, left=len(left), seconds=seconds
-        )
+        row = Row(fault=fault, engine=self.engine.name, backend=backend, saw=saw, left=len(left), seconds=seconds)
         self.table.add(row)
         assert not left, f"{fault}: after {seconds:.1f} s there is still\n" + "\n".join(left)
         return seconds
@@ -315,8 +313,10 @@ def _all_processes() -> Iterator[tuple[int, str, bytes]]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             command = _read(entry / "cmdline")
-            yield int(entry.name), command.replace(b"\0", b" ").decode(errors="replace"), command + b"\0" + _read(
-                entry / "environ"
+            yield (
+                int(entry.name),
+                command.replace(b"\0", b" ").decode(errors="replace"),
+                command + b"\0" + _read(entry / "environ"),
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import subprocess
+import tarfile
 import time
 from collections.abc import Callable
 
@@ -17,11 +17,18 @@ from container_runner.runtimes import CommandLineRuntime
 from tests.faults.scene import Scene, last
 from tests.integration.conftest import on
 from tests.integration.engines import NAMES
-from tests.integration.images import PASSWD, add_file, add_folder, add_link, add_programs, import_image
+from tests.integration.images import PASSWD, add_file, add_folder, add_programs, import_image
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
 
-STUBBORN = "sh trap '' TERM HUP INT; setsid sh -c 'trap \"\" TERM; while :; do sleep 9; done' & setsid sleep 1001 & sleep 1002; sleep 1003"
+STUBBORN = """\
+trap '' TERM HUP INT
+echo ready
+setsid sh -c 'while :; do sleep 9; done' &
+setsid sleep 1001 &
+sleep 1002 &
+while :; do sleep 1003; done
+"""
 
 
 def run_for(
@@ -52,16 +59,19 @@ def run_for(
         return messages
 
     messages = anyio.run(main, backend=backend)
-    return messages, since + (seconds or 0) if seconds else time.monotonic()
+    now = time.monotonic()
+    return messages, min(now, since + seconds) if seconds else now
 
 
 @pytest.mark.parametrize("engine", on(*NAMES), indirect=True)
 @pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
 def test_an_agent_that_ignores_term_with_children_elsewhere(scene: Scene, ephemeral: bool) -> None:
-    messages, since = run_for(scene, 1.5, STUBBORN, ephemeral=ephemeral)
+    messages, since = run_for(scene, 1.5, runtime=CommandRuntime(["sh", "-c", STUBBORN]), ephemeral=ephemeral)
     keep = [] if ephemeral else scene.containers()
     kind = "ephemeral" if ephemeral else "persistent"
-    scene.settle(f"total timeout, TERM ignored, children in other sessions ({kind})", last(messages), since=since, keep=keep)
+    scene.settle(
+        f"total timeout, TERM ignored, children in other sessions ({kind})", last(messages), since=since, keep=keep
+    )
     assert last(messages) == "total_timeout (kill)"
     assert len(keep) == (not ephemeral)
 
@@ -71,8 +81,8 @@ def test_an_agent_that_ignores_term_with_children_elsewhere(scene: Scene, epheme
     ("what", "script", "wanted"),
     [
         ("the agent is killed by 9", "kill -9 $$", "agent_killed"),
-        ("the agent does `kill -9 -1`", "kill -9 -1; sleep 1000", "agent_killed"),
-        ("the agent kills its parent, our wrapper", "kill -9 $PPID; sleep 1000", "agent_killed"),
+        ("the agent does `kill -9 -1`", "kill -9 -1; sleep 1000", "agent_killed container_gone"),
+        ("the agent kills its parent, our wrapper", "kill -9 $PPID; sleep 1000", "agent_killed container_gone"),
         ("the agent closes its output and leaves", "exec >&- 2>&-; sleep 0.5; exit 7", "agent_failed"),
     ],
 )
@@ -80,7 +90,8 @@ def test_the_agent_kills(scene: Scene, what: str, script: str, wanted: str, ephe
     messages, since = run_for(scene, None, runtime=CommandRuntime(["sh", "-c", script]), ephemeral=ephemeral)
     keep = [] if ephemeral else scene.containers()
     scene.settle(what, last(messages), since=since, keep=keep)
-    assert last(messages).split()[0] == wanted
+    # When our wrapper dies an ephemeral container goes, and that may be seen first.
+    assert last(messages).split()[0] in wanted.split()
     assert len(keep) == (not ephemeral)
 
 
@@ -105,7 +116,7 @@ def test_the_agent_stops_our_watchdog(scene: Scene, ephemeral: bool) -> None:
     assert last(messages) == f"total_timeout ({'container' if ephemeral else 'sweep'})"
 
 
-FORK_BOMB = "trap '' TERM; bomb() { bomb | bomb & sleep 1000; }; bomb"
+FORK_BOMB = "trap '' TERM; bomb() { bomb | bomb & sleep 1000; }; bomb & exec tail -f /dev/null"
 
 
 @pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
@@ -115,7 +126,7 @@ def test_a_fork_bomb_at_the_limit_that_ignores_term(scene: Scene, ephemeral: boo
     keep = scene.containers() if not ephemeral else []
     kind = "ephemeral" if ephemeral else "persistent"
     scene.settle(f"fork bomb at the pids limit, then a timeout ({kind})", last(messages), since=since, keep=keep)
-    assert last(messages).startswith(("total_timeout", "agent_failed", "agent_killed"))
+    assert last(messages).startswith("total_timeout")
 
 
 def test_out_of_memory(scene: Scene) -> None:
@@ -135,20 +146,17 @@ CUT_DOWN = ("cat", "head", "mkfifo", "rm", "sleep", "wc")
 
 
 def cut_down(scene: Scene, *tools: str) -> str:
-    """An image with these programs and no others, as busybox links."""
-    busybox = shutil.which("busybox")
-    if busybox is None:
-        pytest.skip("there is no busybox to cut down")
-    image = f"container-runner-test/cut-{len(tools)}"
+    """An image with these programs of this machine and no others. (busybox's shell has all of its own within.)"""
+    programs = {tool: path for tool in tools if (path := shutil.which(tool))}
+    assert len(programs) == len(tools)
+    image = f"container-runner-test/cut-{'-'.join(tools)}"
 
-    def add(archive: object) -> None:
+    def add(archive: tarfile.TarFile) -> None:
         for folder in ("bin", "dev", "etc", "proc", "sys"):
-            add_folder(archive, folder)  # type: ignore[arg-type]
-        add_folder(archive, "tmp", mode=0o1777)  # type: ignore[arg-type]
-        add_file(archive, "etc/passwd", PASSWD.encode())  # type: ignore[arg-type]
-        add_programs(archive, {".box": busybox})  # type: ignore[arg-type]
-        for tool in tools:
-            add_link(archive, f"bin/{tool}", ".box")  # type: ignore[arg-type]
+            add_folder(archive, folder)
+        add_folder(archive, "tmp", mode=0o1777)
+        add_file(archive, "etc/passwd", PASSWD.encode())
+        add_programs(archive, programs)
 
     import_image(scene.engine.binary, image, add)
     scene.engine.images.imported.append(image)
@@ -177,6 +185,3 @@ def test_an_image_that_lacks_a_tool(scene: Scene, what: str, tools: tuple[str, .
     messages, since = run_for(scene, None, image=cut_down(scene, *tools), runtime=CommandRuntime(["cat"]))
     scene.settle(what, last(messages), since=since)
     assert last(messages) == "image_unsuitable"
-
-
-_ = subprocess

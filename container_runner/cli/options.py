@@ -1,0 +1,163 @@
+"""The flags of a request that `RunFlags` has not: one for each remaining field of ExecuteOptions and Agent."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import attrs
+import orjson
+from cyclopts import Group, Parameter
+
+from container_runner.errors import ConfigError
+from container_runner.options import ExecuteOptions
+from container_runner.values import parse_size
+
+_AGENT = Group("Agent", sort_key=1)
+_RUN = Group("Run", sort_key=2)
+
+AGENT_FIELDS = ("tools", "setting_sources", "plugin_dirs", "args")
+
+
+def _several(alias: str) -> Parameter:
+    return Parameter(group=_AGENT, alias=alias, negative=(), show_default=False)
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class ExecuteFlags:
+    """More of `ExecuteOptions` and `Agent`. What is not given stays as it is without the flag."""
+
+    tools: Annotated[tuple[str, ...], _several("--tool")] = ()
+    """The only tools that the agent has. Can be given again."""
+
+    setting_sources: Annotated[tuple[str, ...], _several("--setting-source")] = ()
+    """A settings file of claude's to read: user, project or local. Can be given again."""
+
+    plugin_dirs: Annotated[tuple[str, ...], _several("--plugin-dir")] = ()
+    """A plugin's folder, as a path in the container. Can be given again."""
+
+    mcp_config: Annotated[Path | None, Parameter(group=_AGENT)] = None
+    """A JSON file with MCP servers, by name or below "mcpServers"."""
+
+    args: Annotated[tuple[str, ...], _several("--arg")] = ()
+    """One more argument for the agent's command, as --arg=--verbose. Can be given again."""
+
+    session_id: Annotated[str | None, Parameter(group=_RUN)] = None
+    """The id that a new session gets. Default: the agent chooses."""
+
+    include_partial_messages: Annotated[bool | None, Parameter(group=_RUN)] = None
+    """Pass on each piece of text as it comes. Default: only in the live view."""
+
+    result_timeout: Annotated[float | None, Parameter(group=_RUN)] = None
+    """Seconds that the agent may take to leave after its result. 0: any time. Default: 10."""
+
+    grace: Annotated[int | None, Parameter(group=_RUN)] = None
+    """Whole seconds between asking the agent to stop and making it stop. Default: 3."""
+
+    line_limit: Annotated[str | None, Parameter(group=_RUN)] = None
+    """The longest line of output that is kept whole, as "1m". Default: any length."""
+
+    def apply(self, options: ExecuteOptions) -> ExecuteOptions:
+        """*options* with what these flags say.
+
+        Raises:
+            ConfigError: a value that is refused, named as the flag that it came from.
+        """
+        agent: dict[str, Any] = {name: value for name in AGENT_FIELDS if (value := getattr(self, name))}
+        if self.mcp_config is not None:
+            agent["mcp_servers"] = load_mcp_servers(self.mcp_config)
+        changes: dict[str, Any] = {
+            name: value
+            for name in ("session_id", "include_partial_messages", "grace")
+            if (value := getattr(self, name)) is not None
+        }
+        if self.result_timeout is not None:
+            changes["result_timeout"] = self.result_timeout or None
+        try:
+            if self.line_limit is not None:
+                changes["line_limit"] = parse_size(self.line_limit, "line_limit")
+            return attrs.evolve(options, agent=attrs.evolve(options.agent, **agent), **changes)
+        except ConfigError as error:
+            raise error.with_source("command line") from None
+
+
+def load_mcp_servers(path: Path) -> dict[str, Any]:
+    """The MCP servers in a JSON file.
+
+    Raises:
+        ConfigError: it can not be read, or holds something else.
+    """
+    try:
+        loaded = orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError("--mcp-config", str(path), f"a file that can be read ({error.strerror})") from None
+    except orjson.JSONDecodeError as error:
+        raise ConfigError("--mcp-config", str(path), f"a file with JSON ({error})") from None
+    servers = loaded.get("mcpServers", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(servers, dict) or not all(isinstance(server, dict) for server in servers.values()):
+        raise ConfigError("--mcp-config", str(path), 'an object of servers by name, or {"mcpServers": {...}}')
+    return servers
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The prompt that a command line gives: as an argument ("-" stands for stdin) or in a file.
+
+    Raises:
+        ConfigError: there is none, or there are two.
+    """
+    if prompt is not None and file is not None:
+        raise ConfigError("--prompt-file", str(file), "a prompt as an argument, or in a file, but not both")
+    if file is not None:
+        try:
+            text = file.read_bytes().decode("utf-8", "replace")
+        except OSError as error:
+            raise ConfigError("--prompt-file", str(file), f"a file that can be read ({error.strerror})") from None
+        if not text.strip():
+            raise ConfigError("--prompt-file", str(file), "a file with some text in it")
+        return text
+    if prompt is None:
+        raise ConfigError("prompt", None, "some text, - to read it from stdin, or --prompt-file=FILE")
+    if prompt == "-":
+        import sys
+
+        if sys.stdin.isatty():
+            print("Type the prompt; Ctrl-D ends it.", file=sys.stderr)
+        return sys.stdin.buffer.read().decode("utf-8", "replace")
+    return prompt
+
+
+def spelled(*flags: object, without: tuple[str, ...] = ()) -> list[str]:
+    """The flags as words of a command line, those that are as they are by default left out.
+
+    Values of variables are left out too: they may be secrets, and the words are shown.
+    """
+    words: list[str] = []
+    for given in flags:
+        if given is None:
+            continue
+        for field in attrs.fields(type(given)):
+            value = getattr(given, field.name)
+            if value == field.default or field.name in without:
+                continue
+            name = field.name.replace("_", "-")
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, bool):
+                    words.append(f"--{name}" if item else f"--no-{name}")
+                else:
+                    words.append(f"--{name}={_hidden(field.name, str(item))}")
+    return words
+
+
+def to_shell(words: list[str]) -> str:
+    """The words as a person types them; they hold no control characters."""
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def _hidden(field: str, word: str) -> str:
+    if field == "env":
+        return f"{word.partition('=')[0]}=…"
+    if field == "extra_args" and word.startswith(("--env=", "-e")):
+        return f"{word.partition('=')[0]}=…"
+    return word
