@@ -197,6 +197,8 @@ class Run:
                 if self._process is not None and self._process.returncode is None and self._has_started:
                     await self.stop()
                 persistent = self._container is not None and not self._plan.ephemeral
+                if persistent and self._has_started and self._report()[0].ended is None:
+                    await self._climb("sweep")  # nobody inside was left to do it
                 await self._clear()
                 if persistent:
                     await self._manager.clean_up(self._plan.agent, max_containers)
