@@ -195,7 +195,8 @@ def shell_argv(
         binary,
         "exec",
         "--interactive",
-        *(["--tty"] if terminal else []),
+        # The default keys for leaving, ctrl-p ctrl-q, would swallow a shell's ctrl-p.
+        *(["--tty", "--detach-keys=ctrl-@,ctrl-_"] if terminal else []),
         f"--user={user}",
         f"--workdir={guest.WORKSPACE}",
         *(f"--env={variable}" for variable in env.spelled),

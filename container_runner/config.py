@@ -34,6 +34,7 @@ from container_runner.laws import (
     refuse,
     whole,
 )
+from container_runner.protect import PROTECTED
 from container_runner.values import (
     DAY,
     GIB,
@@ -334,6 +335,15 @@ class ContainerConfig:
 
     workspace_mode: Literal["rw", "ro"] = attrs.field(default="rw", validator=one_of("rw", "ro"))
     """`rw` lets the agent change the workspace, `ro` only read it."""
+
+    unprotected: tuple[str, ...] = attrs.field(
+        default=(),
+        converter=_strings,
+        validator=each(f"one of {', '.join(PROTECTED)}", lambda value: value in PROTECTED),
+    )
+    """Paths in a writable workspace that the agent may write although the host acts on them later: `.git/hooks`,
+    `.git/config`, `.claude`, `.envrc` and the like are read-only if they exist. `.git` stands for all below it.
+    docs/how-to/configuration.md has the list."""
 
     credentials: Literal["auto", "env", "file", "none"] = attrs.field(
         default="auto", validator=one_of("auto", "env", "file", "none")

@@ -1,32 +1,41 @@
 """Whether a run would work on this machine: each thing that it needs as a check, with the line to type if it fails.
 
-Nothing is guessed that can be tried: the checks inside of the box come from a real run, with the very flags, user,
-mounts and variables of yours, in which a small script stands where the agent would.
+Nothing is guessed that can be tried: the checks of the box come from a real run, with your very flags, user, mounts
+and variables, in which a small script stands where the agent would.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
+import platform
 import re
 import shlex
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import attrs
+import orjson
 
-from container_runner import argv
+from container_runner import argv, guest
+from container_runner.config import ContainerConfig
 from container_runner.engine import Engine
 from container_runner.environment import host_environment
 from container_runner.errors import (
     ConfigError,
     ContainerRunnerError,
     EngineNotFoundError,
+    EnginePermissionError,
+    EngineUnreachableError,
+    ImageNotFoundError,
 )
+from container_runner.messages import ErrorMessage, OutputLine
 from container_runner.mounts import sessions_folder
 from container_runner.options import ExecuteOptions
+from container_runner.plan import Plan
 from container_runner.runner import ContainerRunner
+from container_runner.runtimes import ClaudeRuntime, Command, CommandLineRuntime, Credentials
 from container_runner.user import User
 
 __all__ = ["NAMES", "Check", "Status", "examine"]
@@ -39,6 +48,7 @@ NAMES: Final = (
     "secrets",
     "engine",
     "daemon",
+    "rootless",
     "versions",
     "image",
     "box",
@@ -54,6 +64,8 @@ NAMES: Final = (
 PROBE_TIMEOUT: Final = 60.0
 """Seconds that the script in the box may take, the agent's `--version` included."""
 
+DEFAULT_IMAGE: Final = "container-runner/claude"
+
 
 @attrs.frozen(kw_only=True)
 class Check:
@@ -66,25 +78,26 @@ class Check:
     """"ok"; "warn": a run works, and you should know this; "fail": a run would fail; "skip": not looked at."""
 
     found: str
-    """What was seen, in a sentence or less. It may hold text of the engine's."""
+    """What was seen, in a line or two. It may hold text of the engine's or the image's."""
 
     fix: str | None = None
     """A line to type, or None where there is nothing to do."""
 
 
-async def examine(
-    prepare: Callable[[], tuple[ContainerRunner, ExecuteOptions]], *, engine: str = "auto"
-) -> AsyncGenerator[Check, None]:
-    """Make every check there is, one `Check` for each of `NAMES`.
+Prepare = Callable[[], tuple[ContainerRunner, ExecuteOptions]]
 
-    It changes nothing but what a run changes too: containers of dead owners are removed.
+
+async def examine(prepare: Prepare, *, engine: str = "auto") -> AsyncGenerator[Check, None]:
+    """Make the checks, and yield one `Check` for each of `NAMES`. None of them fails if, and only if, a run works.
+
+    It leaves nothing behind. Like the first run of a runner it removes containers whose owner is dead.
 
     Args:
         prepare: makes the runner and the options of the run in question; a `ConfigError` of it is a check that failed.
         engine: the engine to look at if *prepare* fails.
     """
     seen: set[str] = set()
-    async with contextlib.aclosing(_examine(prepare, engine)) as checks:
+    async with aclosing(_examine(prepare, engine)) as checks:
         async for check in checks:
             seen.add(check.name)
             yield check
@@ -93,97 +106,505 @@ async def examine(
             yield Check(name=name, status="skip", found="not looked at, because of what failed above")
 
 
-async def _examine(
-    prepare: Callable[[], tuple[ContainerRunner, ExecuteOptions]], wanted: str
-) -> AsyncGenerator[Check, None]:
+async def _examine(prepare: Prepare, wanted: str) -> AsyncGenerator[Check, None]:
     runner: ContainerRunner | None = None
-    usable = False
+    plan: Plan | None = None
+    refused = False
     try:
         runner, options = prepare()
         wanted = runner.config.engine
-        with contextlib.suppress(EngineNotFoundError):  # the engine has a check of its own
-            runner.plan(options)
-        usable = True
-        image = f"image {runner.config.image}, agent {options.agent.name}"
-        yield Check(name="configuration", status="ok", found=image)
+        with suppress(EngineNotFoundError):  # the engine has a check of its own
+            plan = runner.plan(options)
+            yield _ok("configuration", f"agent {options.agent.name} in the image {runner.config.image}")
+            yield check_credentials(runner.config, _command(runner, options).credentials, plan, runner.state_dir)
+            yield check_secrets(runner.config, plan)
     except ConfigError as error:
+        refused = True
         yield _refused(error, runner)
-    if runner is not None:
-        yield _credentials(runner)
-        yield _secrets(runner.config)
     try:
-        found = await Engine.probe(wanted, host_environment())
+        engine = await Engine.probe(wanted, host_environment())
     except ContainerRunnerError as error:
-        yield _without_engine(error)
+        yield _without_engine(error, wanted)
         return
-    yield Check(name="engine", status="ok", found=_described(found))
+    yield _engine(engine)
     try:
-        info = await _ask(found, argv.info_argv(found.binary))
-        versions = await _ask(found, argv.version_argv(found.binary))
+        info = await _ask(engine, argv.info_argv(engine.binary))
+        versions = await _ask(engine, argv.version_argv(engine.binary))
     except ContainerRunnerError as error:
-        yield _without_daemon(error, found)
+        yield _without_daemon(error, engine)
         return
-    yield Check(name="daemon", status="ok", found=_daemon(found, info))
-    yield _versions(found, info, versions)
-    if runner is None:
-        yield _limits(found, info, None, {})
+    yield check_daemon(engine, info)
+    yield check_rootless(engine, info)
+    yield check_versions(engine, info, versions)
+    if runner is None or refused:
+        yield check_limits(engine, info, None, {})
         return
-    image_check = await _image(found, runner.config)
-    yield image_check
-    if not usable or image_check.status == "fail":
-        yield _limits(found, info, runner.config, {})
+    image = await _image(engine, runner.config)
+    if image.status == "fail":
+        yield image
+        yield check_limits(engine, info, None, {})
         return
-    seen, failure = await _look_inside(runner, options)
-    if failure is not None:
-        check = _failed(failure, found, runner)
-        if check.name != image_check.name:
-            yield check
-    for check in _inside(runner, options, found, seen):
-        if failure is None or check.name != _failed(failure, found, runner).name:
-            yield check
-    yield _limits(found, info, runner.config, seen)
+    inside, failure = await look_inside(runner, options)
+    failed = None if failure is None else _failed(failure, engine, runner.config)
+    if failed is None or failed.name != "image":
+        yield image
+    if failed is not None:
+        yield failed
+        yield check_limits(engine, info, None, {})
+        return
+    for check in check_inside(runner, options, info, inside):
+        yield check
+    yield check_limits(engine, info, runner.config, inside)
+
+
+def _ok(name: str, found: str) -> Check:
+    return Check(name=name, status="ok", found=found)
 
 
 # Before anything is started
 
 
 def _refused(error: ConfigError, runner: ContainerRunner | None) -> Check:
-    name = {"agent.workspace": "workspace", "credentials": "credentials", "state_dir": "sessions"}.get(error.field)
+    names = {"agent.workspace": "workspace", "credentials": "credentials", "state_dir": "sessions"}
     fix = error.next_step
-    if name == "workspace" and runner is not None and Path(str(error.value)).is_dir() and "can write" in error.allowed:
+    if error.field in ("image", "--image"):
+        fix = f"container-runner image build && container-runner doctor --image={DEFAULT_IMAGE}"
+    elif error.field == "agent.workspace" and runner is not None and " can write" in error.allowed:
         workspace = Path(str(error.value)).resolve()
         fix = _as_root(f"chown -R {User.of(runner.config, workspace)} {shlex.quote(str(workspace))}")
-    elif error.field in ("image", "--image"):
-        fix = "container-runner image build && container-runner doctor --image=container-runner/claude"
-    return Check(name=name or "configuration", status="fail", found=error.message, fix=fix)
+    elif error.field == "agent.workspace" and not Path(str(error.value)).expanduser().exists():
+        fix = f"mkdir -p {shlex.quote(str(error.value))}"
+    return Check(name=names.get(error.field, "configuration"), status="fail", found=error.message, fix=fix)
 
 
-_LOGIN: Final = re.compile(r"(ANTHROPIC|CLAUDE_CODE|AWS|GOOGLE|VERTEX)_\w+")
-"""Variables by which claude gets at a model in ways that are not ours to check."""
+_ELSEWHERE: Final = re.compile(r"(ANTHROPIC|CLAUDE_CODE|AWS|GOOGLE|VERTEX|OPENAI|GEMINI)_\w+")
+"""Variables by which an agent gets at a model in ways that are not ours to check."""
 
 
-def _credentials(runner: ContainerRunner) -> Check:
-    config, environ = runner.config, host_environment()
-    credentials = _command(runner).credentials
-    if not credentials.names and credentials.file is None:
-        return Check(name="credentials", status="ok", found="the command needs none that we know of")
+def check_credentials(config: ContainerConfig, credentials: Credentials, plan: Plan, state_dir: Path) -> Check:
+    """Whether the agent is given something to log in with. No value is looked at."""
+    name = "credentials"
+    if not credentials.names:
+        return _ok(name, "this command needs none that we know of")
     if config.credentials == "none":
-        return Check(name="credentials", status="ok", found="none are given, as configured")
-    by_name = [name for name in credentials.names if environ.get(name)]
-    if by_name and config.credentials in ("auto", "env"):
-        return Check(name="credentials", status="ok", found=f"{by_name[0]} is set")
-    file = Path(credentials.file or os.devnull).expanduser()
-    if file.is_file() and config.credentials in ("auto", "file"):
-        return Check(name="credentials", status="ok", found=f"the file {file}")
-    configured = [name for name in (*config.env, *config.secrets) if _LOGIN.fullmatch(name)]
-    if configured:
-        return Check(name="credentials", status="ok", found=f"{', '.join(configured)}, as configured")
-    login = sessions_folder(runner.state_dir.resolve(), _agent_of(runner)) / ".credentials.json" if _agents else None
-    if login is not None and login.is_file():
-        return Check(name="credentials", status="ok", found="the agent has logged in itself")
+        return _ok(name, "none are given, as configured")
+    given = [variable for variable in plan.variables if _ELSEWHERE.fullmatch(variable) or variable in credentials.names]
+    if given:
+        return _ok(name, f"{' and '.join(given)} from the environment")
+    if any(mount.target == credentials.target for mount in plan.mounts):
+        return _ok(name, f"the login in {credentials.file}")
+    if (sessions_folder(state_dir, plan.agent) / ".credentials.json").is_file():
+        return _ok(name, "the agent has logged in itself, in an earlier run")
+    found = f"neither {' nor '.join(credentials.names)} is set, and no login can be read in {credentials.file}"
+    return Check(name=name, status="fail", found=found, fix=f"export {credentials.names[0]}=YOUR-KEY")
+
+
+def check_secrets(config: ContainerConfig, plan: Plan) -> Check:
+    """Whether the secrets that are to be passed on are set here. No value is looked at."""
+    unset = [name for name in config.secrets if name not in plan.variables]
+    if unset:
+        found = f"{', '.join(unset)} not set here, so the agent goes without"
+        return Check(name="secrets", status="warn", found=found, fix=f"export {unset[0]}=VALUE")
+    return _ok("secrets", f"{', '.join(config.secrets)} passed on" if config.secrets else "none are asked for")
+
+
+# The engine
+
+
+def _engine(engine: Engine) -> Check:
+    real, called = engine.dialect.name, Path(engine.binary).name
+    alias = f", under the name {called}" if real not in called else ""
+    return _ok("engine", f"{real} {engine.version}{alias}")
+
+
+def _without_engine(error: ContainerRunnerError, wanted: str) -> Check:
+    if isinstance(error, EngineNotFoundError):
+        fix = _install(wanted if wanted in ("docker", "podman") else "podman")
+        return Check(name="engine", status="fail", found=error.message, fix=fix)
+    return Check(name="engine", status="fail", found=_told(error), fix=error.next_step)
+
+
+def _without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
+    fix = error.next_step
+    environ = host_environment()
+    if isinstance(error, EnginePermissionError):
+        fix = "sudo usermod -aG docker $USER && newgrp docker"
+    elif isinstance(error, EngineUnreachableError):
+        elsewhere = next((name for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST") if environ.get(name)), "")
+        if elsewhere:
+            fix = f"unset {elsewhere}    # or start the engine that it names"
+        elif platform.system() == "Darwin":
+            fix = "open -a Docker" if engine.dialect.name == "docker" else "podman machine start"
+        else:
+            fix = _as_root("systemctl start docker" if Path("/run/systemd/system").is_dir() else "service docker start")
+    return Check(name="daemon", status="fail", found=_told(error), fix=fix)
+
+
+async def _ask(engine: Engine, command: Sequence[str]) -> Mapping[str, Any]:
+    answer = orjson.loads((await engine.run(command)).stdout or b"{}")
+    return answer if isinstance(answer, dict) else {}
+
+
+def check_daemon(engine: Engine, info: Mapping[str, Any]) -> Check:
+    """That there is a daemon, or that none is needed."""
+    if engine.dialect.name == "podman":
+        return _ok("daemon", "podman needs none")
+    return _ok("daemon", f"Docker Engine {info.get('ServerVersion', '?')} on {info.get('OperatingSystem', '?')}")
+
+
+def check_rootless(engine: Engine, info: Mapping[str, Any]) -> Check:
+    """Whose rights the engine itself has."""
+    if engine.dialect.keep_id:
+        return _ok("rootless", "yes: the engine has your rights and no more")
+    if _is_rootless_docker(info):
+        # Its container's uid 1000 is a uid above 100000 on the host, and it has no keep-id.
+        found = "yes, as Docker does it: only the container's root can write what is yours"
+        return Check(name="rootless", status="warn", found=found, fix="container-runner run --user=root …")
+    return _ok("rootless", "no: the engine is root, the agent is not")
+
+
+def check_versions(engine: Engine, info: Mapping[str, Any], versions: Mapping[str, Any]) -> Check:
+    """Whether a version is known to be bad. Distributions repair some without a new number, so it only warns."""
+    bad: list[str] = []
+    if engine.dialect.name == "docker" and (28, 0, 0) <= _number(engine.version) <= (28, 0, 2):
+        bad.append(f"the docker client {engine.version} cuts off the end of what `docker run` prints (28.0.3 does not)")
+    runc = _runc(engine, info, versions)
+    if runc and (vulnerabilities := runc_vulnerabilities(runc)):
+        fixes = ", ".join(vulnerabilities)
+        bad.append(f"runc {runc} is older than the fixes of {fixes}, unless your distribution has added them to it")
+    names = [f"{engine.dialect.name} client {engine.version}", *([f"runc {runc}"] if runc else [])]
+    if bad:
+        package = "docker-ce-cli" if "client" in bad[0] else "runc"
+        return Check(name="versions", status="warn", found="; ".join(bad), fix=_install(package, upgrade=True))
+    note = ""
+    if engine.dialect.name == "podman" and _number(engine.version) < (5, 1):
+        note = "; its `rm` of several containers may leave some, so we remove one at a time"
+    return _ok("versions", f"{', '.join(names)}{note}")
+
+
+def runc_vulnerabilities(version: str) -> list[str]:
+    """The ways out of a container that were repaired in a later runc than this."""
+    number = _number(version)
+    found = ["CVE-2024-21626"] if number < (1, 1, 12) else []
+    if number < (1, 2, 8) or (1, 3) <= number < (1, 3, 3):
+        found += ["CVE-2025-31133", "CVE-2025-52565", "CVE-2025-52881"]
+    return found
+
+
+def _runc(engine: Engine, info: Mapping[str, Any], versions: Mapping[str, Any]) -> str:
+    if engine.dialect.name == "podman":
+        said = str(_at(info, "host", "ociRuntime", "version"))
+        return said.removeprefix("runc version ").split("\n")[0] if said.startswith("runc ") else ""
+    for part in _at(versions, "Server", "Components") or []:
+        if isinstance(part, dict) and part.get("Name") == "runc":
+            return str(part.get("Version", ""))
+    return ""
+
+
+def _is_rootless_docker(info: Mapping[str, Any]) -> bool:
+    return any("rootless" in str(option) for option in info.get("SecurityOptions") or [])
+
+
+# The image and the box
+
+
+async def _image(engine: Engine, config: ContainerConfig) -> Check:
+    try:
+        image_id = (await engine.run(argv.image_argv(engine.binary, config.image))).text.strip()
+    except ImageNotFoundError as error:
+        if config.pull != "never":
+            return _ok("image", f"{config.image} was pulled")
+        return Check(name="image", status="fail", found=_told(error), fix=_get_image(engine, config))
+    except ContainerRunnerError as error:
+        return Check(name="image", status="fail", found=_told(error), fix=error.next_step)
+    return _ok("image", f"{config.image} ({image_id.removeprefix('sha256:')[:12]})")
+
+
+def _get_image(engine: Engine, config: ContainerConfig) -> str:
+    first, slash, _ = config.image.partition("/")
+    if config.image.partition(":")[0] == DEFAULT_IMAGE:
+        return f"container-runner image build{_engine_flag(config)}"
+    if slash and set(first) & set(".:"):
+        return f"{engine.binary} pull {config.image}"
+    return f"container-runner image build --tag={config.image}{_engine_flag(config)}"
+
+
+def _engine_flag(config: ContainerConfig) -> str:
+    return "" if config.engine == "auto" else f" --engine={shlex.quote(config.engine)}"
+
+
+PROBE: Final = f"""\
+say() {{ printf '%s\\t%s\\n' "$1" "$2"; }}
+try() {{
+  file=$2/.container-runner-doctor-${guest.MARK}
+  if (: >"$file") 2>/dev/null && rm -f "$file" 2>/dev/null; then say "$1" yes; else say "$1" no; fi
+}}
+get() {{ for file in $2; do [ ! -r "$file" ] || {{ read -r value <"$file"; say "$1" "$value"; return; }}; done; }}
+while read -r key value rest; do
+  case $key in Uid: | CapBnd: | NoNewPrivs: | Seccomp:) say "${{key%:}}" "$value" ;; esac
+done </proc/self/status
+try root /
+try tmp /tmp
+try home "$HOME"
+try workspace {guest.WORKSPACE}
+try sessions {guest.SESSIONS}
+cgroup=/sys/fs/cgroup
+get memory "$cgroup/memory.max $cgroup/memory/memory.limit_in_bytes"
+get pids "$cgroup/pids.max $cgroup/pids/pids.max"
+get shares $cgroup/cpu/cpu.shares
+get weight $cgroup/cpu.weight
+while IFS=' :' read -r name rest; do
+  case $rest in *'|'* | '') ;; *) say network "$name" ;; esac
+done </proc/net/dev
+program=$(command -v "$1") && say agent "$program"
+if [ "$2" = version ] && [ -n "$program" ]; then
+  version=$("$1" --version 2>&1 </dev/null); say code $?; say version "$version"
+fi
+exit 0
+"""
+"""What stands where the agent would: `sh -c PROBE sh PROGRAM MODE`. It prints lines of a name, a tab and a value."""
+
+
+class _Probe(CommandLineRuntime):
+    """A runtime that is given all that another one's agent would be, and runs `PROBE` instead of it."""
+
+    def __init__(self, runtime: CommandLineRuntime) -> None:
+        self._runtime = runtime
+
+    def command(self, options: ExecuteOptions, *, contained: bool) -> Command:
+        command = self._runtime.command(options, contained=contained)
+        # Only of claude do we know that --version does nothing else.
+        mode = "version" if isinstance(self._runtime, ClaudeRuntime) else "-"
+        return attrs.evolve(command, argv=("sh", "-c", PROBE, "sh", command.argv[0], mode), stdin=b"")
+
+
+async def look_inside(
+    runner: ContainerRunner, options: ExecuteOptions
+) -> tuple[Mapping[str, tuple[str, ...]], ErrorMessage | None]:
+    """Run `PROBE` just as the agent would run.
+
+    Returns:
+        What it said, as the values by their names, and the failure if the run failed.
+    """
+    # A kept container of the same agent may hold the ports; and a new one must not take its place.
+    config = attrs.evolve(runner.config, ephemeral=True, ports=())
+    options = attrs.evolve(options, prompt="doctor", timeout=PROBE_TIMEOUT, idle_timeout=PROBE_TIMEOUT)
+    sessions = sessions_folder(runner.state_dir.resolve(), options.agent.name)
+    new = [folder for folder in (sessions, sessions.parent, runner.state_dir) if not folder.exists()]
+    said: dict[str, tuple[str, ...]] = {}
+    failure: ErrorMessage | None = None
+    probe = ContainerRunner(_Probe(runner.runtime), config, runner.state_dir)
+    try:
+        async with aclosing(probe.execute(options)) as messages:
+            async for message in messages:
+                if isinstance(message, OutputLine):
+                    name, _, value = message.text.partition("\t")
+                    said[name] = (*said.get(name, ()), value)
+                elif isinstance(message, ErrorMessage):
+                    failure = message
+    finally:
+        for folder in new:
+            with suppress(OSError):  # something else is in it by now
+                folder.rmdir()
+    return said, failure
+
+
+def _failed(failure: ErrorMessage, engine: Engine, config: ContainerConfig) -> Check:
+    """The check that the failure of the run belongs to."""
+    checks = {
+        "image_not_found": ("image", _get_image(engine, config)),
+        "pull_failed": ("image", f"{engine.binary} pull {config.image}"),
+        "image_unsuitable": ("tools", _other_image(config)),
+        "network_not_found": ("network", f"{engine.binary} network create {shlex.quote(config.network)}"),
+        "state": ("sessions", failure.next_step),
+    }
+    name, fix = checks.get(failure.kind, ("box", failure.next_step))
+    stderr = failure.stderr.strip()
     return Check(
-        name="credentials",
-        status="fail",
-        found=f"neither {' nor '.join(credentials.names)} is set, and there is no login in {file}",
-        fix=f"export {credentials.names[0]}=…",
+        name=name, status="fail", found=f"{failure.message}\n{stderr}" if stderr else failure.message, fix=fix
     )
+
+
+def check_inside(
+    runner: ContainerRunner, options: ExecuteOptions, info: Mapping[str, Any], said: Mapping[str, tuple[str, ...]]
+) -> Iterator[Check]:
+    """What `PROBE` said, as checks."""
+    config, program = runner.config, _command(runner, options).argv[0]
+
+    def one(name: str) -> str:
+        return said.get(name, ("",))[0]
+
+    yield _box(config, one)
+    yield _ok("tools", f"sh, {', '.join(guest.TOOLS)}")
+    yield _agent(config, program, one)
+    state, agent = runner.state_dir.resolve(), options.agent
+    user = User.of(config, None if agent.workspace is None else Path(agent.workspace).expanduser().resolve())
+    if config.workspace_mode == "ro":
+        yield _ok("workspace", "read-only, as configured")
+    elif agent.workspace is None:
+        yield _writable("workspace", "a scratch folder", one("workspace"), user, None, info)
+    else:
+        folder = Path(agent.workspace).expanduser().resolve()
+        yield _writable("workspace", str(folder), one("workspace"), user, folder, info)
+    folder = sessions_folder(state, agent.name)
+    yield _writable("sessions", str(folder), one("sessions"), user, folder, info)
+    yield _network(runner, said.get("network", ()))
+
+
+def _box(config: ContainerConfig, one: Callable[[str], str]) -> Check:
+    open_ = [
+        *(["it has capabilities"] if one("CapBnd").strip("0") else []),
+        *(["it may gain privileges"] if one("NoNewPrivs") != "1" else []),
+        *(["it may make any system call"] if one("Seccomp") != "2" else []),
+        *(["it can write the image's files"] if config.read_only and one("root") == "yes" else []),
+    ]
+    if open_:
+        fix = "container-runner argv --json …    # and look for what undoes the box, such as extra_args"
+        return Check(name="box", status="warn", found=f"the box is not closed: {'; '.join(open_)}", fix=fix)
+    for name, place in (("tmp", "/tmp"), ("home", "HOME")):  # noqa: S108  a path in the container
+        if one(name) != "yes":
+            return Check(name="box", status="fail", found=f"the agent can not write its {place}", fix=_other_image(config))
+    return _ok("box", f"uid {one('Uid')}, no capabilities, no new privileges, system calls filtered")
+
+
+def _agent(config: ContainerConfig, program: str, one: Callable[[str], str]) -> Check:
+    if not one("agent"):
+        found = f"there is no {program!r} in the image {config.image}"
+        return Check(name="agent", status="fail", found=found, fix=_other_image(config))
+    if one("code") not in ("", "0"):
+        found = f"{one('agent')} --version fails with code {one('code')}: {one('version')}"
+        return Check(name="agent", status="fail", found=found, fix=_other_image(config))
+    version = f", {one('version')}" if one("version") else ""
+    return _ok("agent", f"{one('agent')}{version}")
+
+
+def _writable(
+    name: str, where: str, answer: str, user: User, folder: Path | None, info: Mapping[str, Any]
+) -> Check:
+    if answer == "yes":
+        return _ok(name, f"{where}, writable by the agent's user {user}")
+    fix = "container-runner run --user=root …" if _is_rootless_docker(info) else None
+    if fix is None and folder is not None:
+        fix = _as_root(f"chown -R {user} {shlex.quote(str(folder))}")
+    return Check(name=name, status="fail", found=f"the agent's user {user} can not write in {where}", fix=fix)
+
+
+def _network(runner: ContainerRunner, interfaces: Sequence[str]) -> Check:
+    wanted, others = runner.config.network, [name for name in interfaces if name != "lo"]
+    if wanted == "none":
+        if isinstance(runner.runtime, ClaudeRuntime):
+            found = "none, as configured: an agent that asks a model on the internet will fail"
+            return Check(name="network", status="warn", found=found, fix="container-runner run --network=bridge …")
+        return _ok("network", "none, as configured")
+    if not others and wanted != "host":
+        found = f"{wanted}, but the box has no network interface"
+        return Check(name="network", status="fail", found=found, fix=f"{runner.config.engine} network inspect {wanted}")
+    return _ok("network", f"{wanted} ({', '.join(others) or 'lo'})")
+
+
+# Limits
+
+
+def check_limits(
+    engine: Engine, info: Mapping[str, Any], config: ContainerConfig | None, said: Mapping[str, tuple[str, ...]]
+) -> Check:
+    """Which limits hold: as measured in the box, or as the engine says where no box was to be had."""
+    version, holds = engine_limits(engine, info)
+    if config is not None:
+        holds = measured_limits(config, said)
+    rootless = ", rootless" if engine.dialect.keep_id or _is_rootless_docker(info) else ""
+    without = [name for name in ("memory", "processes", "processors") if name not in holds]
+    if not without:
+        return _ok("limits", f"cgroup v{version}{rootless}: memory, processes and processors are limited")
+    found = f"cgroup v{version}{rootless}: no limit on {', '.join(without)}, whatever the configuration says"
+    return Check(name="limits", status="warn", found=found, fix=_enable_limits(version, bool(rootless)))
+
+
+def engine_limits(engine: Engine, info: Mapping[str, Any]) -> tuple[str, set[str]]:
+    """The cgroup version, and which of "memory", "processes" and "processors" the engine can limit."""
+    if engine.dialect.name == "podman":
+        controllers = {"memory": "memory", "pids": "processes", "cpu": "processors"}
+        usable = _at(info, "host", "cgroupControllers") or []
+        version = str(_at(info, "host", "cgroupVersion") or "?").removeprefix("v")
+        return version, {controllers[name] for name in usable if name in controllers}
+    flags = {"MemoryLimit": "memory", "PidsLimit": "processes", "CPUShares": "processors"}
+    return str(info.get("CgroupVersion", "1")), {what for flag, what in flags.items() if info.get(flag)}
+
+
+def measured_limits(config: ContainerConfig, said: Mapping[str, tuple[str, ...]]) -> set[str]:
+    """Which of "memory", "processes" and "processors" are limited as configured, read in the box."""
+
+    def at_most(name: str, limit: int) -> bool:
+        value = said.get(name, ("",))[0]
+        return value.isdecimal() and int(value) <= limit
+
+    # On cgroup v2 the shares become a weight, by a formula that has changed; an untouched one is 100.
+    shared = said.get("shares") == (str(config.cpu_shares),)
+    weighed = said.get("weight", ("100",)) != ("100",) or (config.cpu_shares == 1024 and "weight" in said)
+    return {
+        *(["memory"] if at_most("memory", config.memory) else []),
+        *(["processes"] if at_most("pids", config.pids_limit) else []),
+        *(["processors"] if shared or weighed else []),
+    }
+
+
+def _enable_limits(version: str, rootless: bool) -> str:
+    if not rootless:
+        return f"{_as_root('grep . /proc/cgroups')}    # a 0 in the last column is a controller that the kernel lacks"
+    if version == "1":
+        return "sudo grubby --update-kernel=ALL --args=systemd.unified_cgroup_hierarchy=1 && sudo reboot"
+    folder = "/etc/systemd/system/user@.service.d"
+    text = r"[Service]\nDelegate=cpu cpuset io memory pids\n"
+    return f"sudo mkdir -p {folder} && printf '{text}' | sudo tee {folder}/delegate.conf && sudo systemctl daemon-reload"
+
+
+# Words
+
+
+def _command(runner: ContainerRunner, options: ExecuteOptions) -> Command:
+    return runner.runtime.command(options, contained=True)
+
+
+def _other_image(config: ContainerConfig) -> str:
+    flag = _engine_flag(config)
+    return f"container-runner image build{flag} && container-runner doctor --image={DEFAULT_IMAGE}{flag}"
+
+
+def _told(error: ContainerRunnerError) -> str:
+    return "\n".join(filter(None, (error.message, error.stderr.strip())))
+
+
+def _as_root(command: str) -> str:
+    return command if os.geteuid() == 0 else f"sudo {command}"
+
+
+def _install(package: str, *, upgrade: bool = False) -> str:
+    """The line that installs a package, for the system that this is."""
+    if platform.system() == "Darwin":
+        return f"brew {'upgrade' if upgrade else 'install'} {package}"
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        release = {}
+    family = {release.get("ID", ""), *release.get("ID_LIKE", "").split()}
+    if family & {"debian", "ubuntu"}:
+        package = {"docker": "docker.io"}.get(package, package)
+        return _as_root(f"apt-get install {'--only-upgrade ' if upgrade else ''}{package}")
+    if family & {"fedora", "rhel", "centos"}:
+        return _as_root(f"dnf {'upgrade' if upgrade else 'install'} {package}")
+    if "arch" in family:
+        return _as_root(f"pacman -S {package}")
+    if "alpine" in family:
+        return _as_root(f"apk add {'--upgrade ' if upgrade else ''}{package}")
+    return f"# {'upgrade' if upgrade else 'install'} {package} with your system's package manager"
+
+
+def _number(version: str) -> tuple[int, ...]:
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def _at(value: Any, *keys: str) -> Any:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

@@ -72,6 +72,8 @@ class ContainerManager:
     def __init__(self, engine: Engine, state_dir: Path) -> None:
         self.engine = engine
         self.state_dir = state_dir.resolve()
+        self._known: dict[str, str] = {}
+        """The persistent containers that were good a moment ago, by `Plan.digest`."""
 
     async def get_or_create(self, plan: Plan) -> Container:
         """A container for *plan*: a new one, or in persistent mode the agent's own if it still runs as configured.
@@ -84,6 +86,12 @@ class ContainerManager:
         if plan.ephemeral:
             await self._create(plan)
             return Container(name=plan.container, created=True)
+        if known := self._known.get(plan.digest):
+            # Whoever would remove it needs this lock for itself alone. If it has gone already, its exec will say so,
+            # and the next attempt will look for it.
+            lock = self._use_lock(known)
+            if lock.try_acquire(shared=True):
+                return Container(name=known, created=False, lock=lock)
         async with self._agent_lock(plan.agent).held():
             for info in await self.containers(plan.reuse_labels):
                 if info.is_running:
@@ -100,14 +108,21 @@ class ContainerManager:
                 raise
             return Container(name=plan.container, created=True, lock=lock)
 
-    async def release(self, container: Container) -> None:
+    async def release(self, container: Container, *, digest: str = "", is_good: bool = False) -> None:
         """Give a container back: an ephemeral one is removed, a persistent one waits for its next run.
+
+        Args:
+            digest: its `Plan.digest`.
+            is_good: whether a run has just ended well in it, so that the next one need not look for it.
 
         Raises:
             EngineError: it could not be removed.
         """
         if container.lock is not None:
             container.lock.release()
+            self._known.pop(digest, None)
+            if is_good:
+                self._known[digest] = container.name
         else:
             await self.engine.remove(container.name)
 

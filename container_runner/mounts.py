@@ -6,6 +6,7 @@ the places that are never mounted: a source may neither lie inside one of them n
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from typing import Final
 
 import attrs
 
-from container_runner import guest
+from container_runner import guest, protect
 from container_runner.config import ContainerConfig
 from container_runner.errors import ConfigError, StateError
 from container_runner.laws import is_line
@@ -51,7 +52,7 @@ class ContainerMounts:
     """The mounts of one container, with their sources resolved."""
 
     mounts: tuple[Mount, ...]
-    """The binds, in their order: workspace, sessions, credentials, custom volumes."""
+    """The binds, in their order: workspace, what is protected in it, sessions, credentials, custom volumes."""
 
     masks: tuple[str, ...]
     """Paths in the container that an empty read-only tmpfs hides."""
@@ -70,6 +71,9 @@ def build_container_mounts(
     environ: Iterable[str] = (),
 ) -> ContainerMounts:
     """The mounts for *agent*: its workspace, its sessions folder, its credentials file, the configured volumes.
+
+    In a writable workspace what the host acts on later is read-only (see `container_runner.protect`), and a git
+    worktree comes with its repository.
 
     Nothing is created: see `prepare_sessions`.
 
@@ -94,6 +98,9 @@ def build_container_mounts(
             allowed = f"a folder that is not inside our state folder {state}"
             raise ConfigError("agent.workspace", str(agent.workspace), allowed)
         mounts.append(Mount(str(workspace), guest.WORKSPACE, config.workspace_mode == "ro"))
+        if config.workspace_mode == "rw":
+            mounts += protect.protect(workspace, config.unprotected)
+        mounts += _worktree(workspace, config, state)
         if _contains(workspace, state):
             # Other agents' sessions and our locks are none of its business.
             masks.append(f"{guest.WORKSPACE}/{state.relative_to(workspace)}")
@@ -177,12 +184,32 @@ def prepare_sessions(state: Path, agent: str, user: User) -> None:
 def recheck(mounts: Iterable[Mount]) -> None:
     """Make sure, just before the run, that no source has become a symlink since it was resolved.
 
+    An empty `hooks` folder is made where a repository has none, so that there is something to protect.
+
     Raises:
         ConfigError: one has; an agent that ran before may have swapped a folder for a link.
+        StateError: a `hooks` folder can not be made.
     """
+    mounts = tuple(mounts)
     for mount in mounts:
         if os.path.realpath(mount.source) != mount.source:
             raise ConfigError("mounts", mount.source, "a path that stays what it is; it has just become a symlink")
+    try:
+        protect.make_hooks(mounts)
+    except OSError as error:
+        raise StateError(f"{error.filename} can not be made: {error.strerror}.") from None
+
+
+def _worktree(workspace: Path, config: ContainerConfig, state: Path) -> list[Mount]:
+    """What git needs in a workspace that is a worktree, unless a configured volume provides it."""
+    worktree = protect.find_worktree(workspace)
+    if worktree is None or worktree.target in {volume.target for volume in config.volumes}:
+        return []
+    common = resolve_source(worktree.common, "agent.workspace")
+    if _contains(state, common) or _contains(common, state):
+        allowed = f"a worktree whose repository {common} is apart from our state folder {state}"
+        raise ConfigError("agent.workspace", str(workspace), allowed)
+    return protect.worktree_mounts(worktree, workspace, config.unprotected, read_only=config.workspace_mode == "ro")
 
 
 def _credentials_file(config: ContainerConfig, credentials: Credentials, user: User) -> list[Mount]:
@@ -198,6 +225,7 @@ def _credentials_file(config: ContainerConfig, credentials: Credentials, user: U
     raise ConfigError("credentials", "file", allowed)
 
 
+@functools.cache  # a hundred system calls; these places do not move while we live
 def _never_mounted(home: Path) -> list[Path]:
     places = [Path(place) for place in SYSTEM] + [home / name for name in (*PRIVATE, *AGENT_STATE)]
     # Both as they are spelled and as what they are: /etc is /private/etc on macOS.

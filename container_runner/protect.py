@@ -16,7 +16,7 @@ import stat
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from posixpath import normpath
-from typing import Final
+from typing import Final, Literal
 
 import attrs
 
@@ -93,15 +93,12 @@ def protect(workspace: Path, unprotected: Collection[str]) -> list[Mount]:
         kind = _kind(workspace / name, name)
         if name == ".git" and kind == "folder":
             _protect(found, workspace, _repository(workspace / name, ".git", kept))
-        elif name == ".git" and kind == "file":
-            _protect(found, workspace, [(workspace / name, True)])
-            elsewhere = _read_link(workspace / name)
-            repository = None if elsewhere is None else _common(workspace / elsewhere)
-            if repository is not None and workspace in repository.parents:
-                _protect(found, workspace, _repository(repository, str(repository.relative_to(workspace)), kept))
         elif kind is not None:
             _protect(found, workspace, [(workspace / name, True)])
-    return list(found.values())
+            if name == ".git" and (repository := _repository_inside(workspace)):
+                _protect(found, workspace, _repository(repository, str(repository.relative_to(workspace)), kept))
+    closed = [f"{mount.target}/" for mount in found.values() if mount.read_only]
+    return [mount for mount in found.values() if mount.read_only or not mount.target.startswith(tuple(closed))]
 
 
 def missing(workspace: Path) -> frozenset[str]:
@@ -131,17 +128,19 @@ def find_worktree(workspace: Path) -> Worktree | None:
     if not names_us or git.resolve() != git or _common(git) != common or not _is_repository(common):
         allowed = f"a worktree that its repository knows: type `git worktree repair` in {common}, or remove {link}"
         raise ConfigError("agent.workspace", str(workspace), allowed)
-    inside = normpath(f"{guest.WORKSPACE}/{elsewhere}") if not os.path.isabs(elsewhere) else str(git)
+    inside = normpath(f"{guest.WORKSPACE}/{elsewhere}") if not elsewhere.startswith("/") else str(git)
     assert back is not None  # noqa: S101  names_us
     return Worktree(
         common=common,
         name=git.name,
         target=str(Path(inside).parent.parent),
-        link=normpath(f"{inside}/{back}") if not os.path.isabs(back) else back,
+        link=normpath(f"{inside}/{back}") if not back.startswith("/") else back,
     )
 
 
-def worktree_mounts(worktree: Worktree, workspace: Path, unprotected: Collection[str], *, read_only: bool) -> list[Mount]:
+def worktree_mounts(
+    worktree: Worktree, workspace: Path, unprotected: Collection[str], *, read_only: bool
+) -> list[Mount]:
     """The binds that make git work in a worktree: its repository, and its own `.git` where the repository expects it.
 
     The other worktrees are read-only, because to git in the container they look as if they were gone.
@@ -158,11 +157,7 @@ def worktree_mounts(worktree: Worktree, workspace: Path, unprotected: Collection
         (own, False),
         *((own / name, True) for name in ("commondir", "config.worktree", "gitdir") if _kind(own / name, name)),
     ]
-    found += (
-        Mount(str(path), f"{target}/{path.relative_to(common)}", only)
-        for path, only in places
-        if path != common
-    )
+    found += (Mount(str(path), f"{target}/{path.relative_to(common)}", only) for path, only in places if path != common)
     return found
 
 
@@ -212,8 +207,8 @@ def _linked(folder: Path) -> Iterator[Path]:
                 yield file
 
 
-def _kind(path: Path, name: str) -> str | None:
-    """ "file", "folder", or None for nothing."""
+def _kind(path: Path, name: str) -> Literal["file", "folder"] | None:
+    """What is there; None for nothing. Raises ConfigError for a link, or anything else."""
     try:
         mode = path.lstat().st_mode
     except OSError:
@@ -241,6 +236,15 @@ def _common(git: Path) -> Path | None:
         return None
     shared = _read(real / "commondir") if real.parent.name == "worktrees" else None
     return real if shared is None else _resolved(real / shared)
+
+
+def _repository_inside(workspace: Path) -> Path | None:
+    """The repository that a file `.git` names, if it lies in the workspace as well, as in "gitdir: ./.bare"."""
+    elsewhere = _read_link(workspace / ".git")
+    if elsewhere is None:
+        return None
+    git = Path(normpath(workspace / elsewhere))
+    return git if workspace in git.parents and _resolved(git) == git and _is_repository(git) else None
 
 
 def _read_link(file: Path) -> str | None:

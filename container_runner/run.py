@@ -32,6 +32,7 @@ from container_runner.options import ExecuteOptions
 from container_runner.plan import Plan
 from container_runner.pool import Pool, Warm
 from container_runner.process import Completed, Process, settle
+from container_runner.records import Recorder
 from container_runner.runtimes import CommandLineRuntime
 from container_runner.stream import MessageStream, killed
 
@@ -54,6 +55,7 @@ class Run:
     Args:
         make_plan: makes the plan, anew for each attempt to start, because a name is never used twice.
         pools: containers that are ready, by their digest.
+        record: what is written, traced and logged of the run.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Run:
         options: ExecuteOptions,
         make_plan: Callable[[], Plan],
         pools: Mapping[str, Pool],
+        record: Recorder,
     ) -> None:
         self._manager = manager
         self._runtime = runtime
@@ -70,6 +73,7 @@ class Run:
         self._make_plan = make_plan
         self._plan = make_plan()
         self._pools = pools
+        self._record = record
         self._warm: Warm | None = None
         self._container: Container | None = None
         self._process: Process | None = None
@@ -116,6 +120,10 @@ class Run:
         Returns:
             What the agent still said on the way.
         """
+        with self._record.trace.span("stop"):
+            return await self._stop()
+
+    async def _stop(self) -> list[Message]:
         process = self._running
         said: list[Message] = []
         process.close_stdin()
@@ -134,6 +142,7 @@ class Run:
                 continue
             self.stopped_by = self.stopped_by or self._report()[0].stop
             break
+        self._record.stopped(self.stopped_by)
         return said
 
     async def finish(self, max_containers: int) -> EngineError | None:
@@ -150,9 +159,11 @@ class Run:
     async def _start(self) -> MessageStream:
         options, plan = self._options, self._plan
         async with start_limiter():
-            if plan.digest in self._pools:
-                self._warm = await self._pools[plan.digest].take()
-            self._container = self._warm.container if self._warm else await self._manager.get_or_create(plan)
+            with self._record.trace.span("create"):
+                if plan.digest in self._pools:
+                    self._warm = await self._pools[plan.digest].take()
+                self._container = self._warm.container if self._warm else await self._manager.get_or_create(plan)
+            self._record.in_container(self._container.name)
             command = plan.exec_in(self._container.name)
             try:
                 self._process = await Process.start(
@@ -170,13 +181,14 @@ class Run:
                 raise EngineTimeoutError(f"The agent had not started after {START_TIMEOUT:g} seconds.") from None
         if not started:
             raise await self._refusal(self._process)
-        self._stream = MessageStream(self._process, self._runtime, options, self._check)
+        self._stream = MessageStream(self._process, self._runtime, options, self._check, self._record.record)
         return self._stream
 
     async def _retry(self, error: EngineError) -> MessageStream:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
         _log.info("starting again: %s", error.message)
+        self._record.note("restart", kind=error.kind, message=error.message)
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(TRANSIENT),
             stop=stop_after_attempt(START_ATTEMPTS - 1),
@@ -197,10 +209,12 @@ class Run:
                 if self._process is not None and self._process.returncode is None and self._has_started:
                     await self.stop()
                 persistent = self._container is not None and not self._plan.ephemeral
-                if persistent and self._has_started and self._report()[0].ended is None:
+                is_good = self._has_started and self._report()[0].ended is not None
+                if persistent and self._has_started and not is_good:
                     await self._climb("sweep")  # nobody inside was left to do it
-                await self._clear()
-                if persistent:
+                was_created = self._container is not None and self._container.created
+                await self._clear(is_good=is_good)
+                if persistent and was_created:
                     await self._manager.clean_up(self._plan.agent, max_containers)
         except TimeoutError:
             left = CleanupError(f"Cleaning up took too long; {name} may be left.", left=(name,))
@@ -211,18 +225,19 @@ class Run:
         _log.warning("%s", left)
         return left
 
-    async def _clear(self) -> None:
-        """End the client, and give the container back."""
+    async def _clear(self, *, is_good: bool = False) -> None:
+        """End the client, and give the container back, which is good if the run ended well."""
         if self._process is not None:
             self._process.close_stdin()
             await self._process.terminate()
+            self._record.trace.end_exec(self._process.returncode)
             self._process.close()
             self._process = None
         if self._warm is not None:
             await self._warm.let_go()
             self._warm = None
         if self._container is not None:
-            await self._manager.release(self._container)
+            await self._manager.release(self._container, digest=self._plan.digest, is_good=is_good)
             self._container = None
 
     @property

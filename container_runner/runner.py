@@ -35,6 +35,7 @@ from container_runner.owner import Owner
 from container_runner.plan import Plan
 from container_runner.pool import Pool
 from container_runner.process import settle
+from container_runner.records import Recorder, RecordLimits
 from container_runner.run import Run
 from container_runner.runtimes import CommandLineRuntime, Runtime
 from container_runner.stream import MessageStream
@@ -56,20 +57,28 @@ class ContainerRunner:
     Args:
         runtime: a runtime that can describe its command, such as `ClaudeRuntime` or `CommandRuntime`.
         config: the box.
-        state_dir: where sessions and locks are kept; made when it is first needed. Default: ".container-runner".
+        state_dir: where sessions, records and locks are kept; made when it is first needed. Default:
+            ".container-runner".
+        records: whether each run leaves a transcript and a summary in the state folder, or how much of them is kept.
 
     Raises:
         UnsupportedRuntimeError: the runtime can not describe its command.
     """
 
     def __init__(
-        self, runtime: Runtime, config: ContainerConfig, state_dir: str | os.PathLike[str] = ".container-runner"
+        self,
+        runtime: Runtime,
+        config: ContainerConfig,
+        state_dir: str | os.PathLike[str] = ".container-runner",
+        *,
+        records: bool | RecordLimits = True,
     ) -> None:
         if not isinstance(runtime, CommandLineRuntime):
             raise UnsupportedRuntimeError(f"{type(runtime).__name__} can not describe the command that it runs.")
         self.runtime = runtime
         self.config = config
         self.state_dir = Path(state_dir).expanduser().absolute()
+        self._limits = RecordLimits() if records is True else records or None
         self._engine: Engine | None = None
         self._manager: ContainerManager | None = None
         self._has_pruned = False
@@ -86,15 +95,15 @@ class ContainerRunner:
             ConfigError: the options or the configuration can not be carried out; raised here, before the first
                 message is asked for.
         """
-        self.plan(options)
-        return self._execute(options)
+        return self._execute(options, self.plan(options))
 
-    def plan(self, options: ExecuteOptions, *, engine: Engine | None = None) -> Plan:
+    def plan(self, options: ExecuteOptions, *, engine: Engine | None = None, run_id: str | None = None) -> Plan:
         """The commands that `execute` would run. Nothing is started, and nothing is changed.
 
         Args:
             engine: the engine to speak to. None: the one that was used before, or what the files on this machine
                 tell of it.
+            run_id: the run's id. None: a new one.
 
         Raises:
             ConfigError: the options or the configuration can not be carried out.
@@ -111,7 +120,7 @@ class ContainerRunner:
             agent, config, self.state_dir, user=user, credentials=command.credentials, environ=environ
         )
         env = build_container_env(config, command, environ, credentials=mounts.credentials_by_name)
-        run_id = secrets.token_hex(16)
+        run_id = run_id or secrets.token_hex(16)
         name = f"container-runner-{agent.name}-{run_id[:12]}"
         found_by = {
             AGENT_LABEL: agent.name,
@@ -215,13 +224,24 @@ class ContainerRunner:
             self._manager = ContainerManager(self._engine, self.state_dir)
         return self._manager
 
-    async def _execute(self, options: ExecuteOptions) -> AsyncGenerator[Message, None]:
+    async def _execute(self, options: ExecuteOptions, first: Plan) -> AsyncGenerator[Message, None]:
         run: Run | None = None
         error: ContainerRunnerError | None = None
+        broken: BaseException | None = None
+        as_read = type(self.runtime).parse_line is CommandLineRuntime.parse_line
+        record = Recorder.start(first, options, self._limits, as_read=as_read, plain=self.config.env)
+        ids = [first.run_id]  # which only the first attempt takes
         try:
             try:
                 manager = await self.manager()
-                run = Run(manager, self.runtime, options, lambda: self.plan(options), self._pools)
+                run = Run(
+                    manager,
+                    self.runtime,
+                    options,
+                    lambda: self.plan(options, run_id=ids.pop() if ids else None),
+                    self._pools,
+                    record,
+                )
                 stream = await self._start(run, manager)
                 while messages := await stream.read():
                     for message in messages:
@@ -234,10 +254,16 @@ class ContainerRunner:
             if run is not None and isinstance(error, AgentError):
                 for message in await run.stop():
                     yield message
+        except BaseException as exception:
+            broken = exception
+            raise
         finally:
-            if run is not None:
-                left = await run.finish(self.config.max_containers)
-                error = error or left
+            try:
+                if run is not None:
+                    left = await run.finish(self.config.max_containers)
+                    error = error or left
+            finally:
+                record.finish(error or broken, stop=None if run is None else run.stopped_by)
         if error is not None:
             yield ErrorMessage.from_error(error, stop=None if run is None else run.stopped_by)
 

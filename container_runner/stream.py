@@ -39,6 +39,7 @@ class MessageStream:
 
     Args:
         check: called after each `CHECK_INTERVAL` seconds of silence; it raises if nothing can come any more.
+        record: called with lines and the messages that they are, one for each, before anybody else sees them.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class MessageStream:
         runtime: CommandLineRuntime,
         options: ExecuteOptions,
         check: Callable[[], Awaitable[None]] | None = None,
+        record: Callable[[list[bytes | OversizedLine], list[Message]], None] | None = None,
     ) -> None:
         self._check = check
+        self._record = record
         self._process = process
         self._runtime = runtime
         self._options = options
@@ -87,6 +90,7 @@ class MessageStream:
     def parse(self, lines: list[bytes | OversizedLine]) -> list[Message]:
         """Lines as messages; blank ones are none."""
         messages: list[Message] = []
+        said: list[bytes | OversizedLine] = []
         for line in lines:
             message = line if isinstance(line, OversizedLine) else self._runtime.parse_line(line)
             if message is None:
@@ -94,7 +98,10 @@ class MessageStream:
             if isinstance(message, ResultMessage):
                 self.result = message
                 self._result_at = anyio.current_time()
+            said.append(line)
             messages.append(message)
+        if messages and self._record is not None:
+            self._record(said, messages)
         return messages
 
     def _total_timeout(self) -> TotalTimeoutError:

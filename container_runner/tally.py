@@ -116,4 +116,3 @@ class Tally:
         self._size += len(self._lines[-1]) + 1
         while self._size > OUTPUT_TAIL and len(self._lines) > 1:
             self._size -= len(self._lines.popleft()) + 1
-

@@ -81,7 +81,10 @@ def added(**config: Any) -> tuple[list[str], list[str]]:
     ids=["docker", "podman", "podman-rootless"],
 )
 def test_run_with_the_default_configuration(dialect: Dialect, identity: list[str], more: list[str]) -> None:
-    assert run_argv(dialect) == [dialect.name, "run", *HEAD, *identity, *BOX, *more, *TAIL]
+    # podman would copy what the image has there.
+    box = [f"{word},notmpcopyup" if word.startswith("--tmpfs=") and dialect is not DOCKER else word for word in BOX]
+
+    assert run_argv(dialect) == [dialect.name, "run", *HEAD, *identity, *box, *more, *TAIL]
 
 
 def test_run_with_everything_on() -> None:
@@ -143,14 +146,14 @@ def test_run_with_everything_on() -> None:
         "--add-host=db:10.0.0.1",
         "--publish=127.0.0.1:8080:80/tcp",
         "--publish=[::1]:53:5353/udp",
-        "--tmpfs=/tmp:rw,nosuid,nodev,exec,size=536870912,mode=1777",
-        "--tmpfs=/container-runner/home:rw,nosuid,nodev,exec,size=536870912,mode=1777",
-        "--tmpfs=/container-runner/run:rw,nosuid,nodev,noexec,size=51380224,mode=1777",
-        "--tmpfs=/workspace:rw,nosuid,nodev,exec,size=536870912,mode=1777",
-        "--tmpfs=/cache:rw,nosuid,nodev,exec,size=1048576,mode=700",
+        "--tmpfs=/tmp:rw,nosuid,nodev,exec,size=536870912,mode=1777,notmpcopyup",
+        "--tmpfs=/container-runner/home:rw,nosuid,nodev,exec,size=536870912,mode=1777,notmpcopyup",
+        "--tmpfs=/container-runner/run:rw,nosuid,nodev,noexec,size=51380224,mode=1777,notmpcopyup",
+        "--tmpfs=/workspace:rw,nosuid,nodev,exec,size=536870912,mode=1777,notmpcopyup",
+        "--tmpfs=/cache:rw,nosuid,nodev,exec,size=1048576,mode=700,notmpcopyup",
         "--mount=type=bind,src=/a,dst=/workspace,readonly",
         '--mount=type=bind,"src=/b,c",dst=/data',
-        "--mount=type=tmpfs,dst=/workspace/state,tmpfs-size=4096,ro",
+        "--mount=type=tmpfs,dst=/workspace/state,tmpfs-size=4096,ro,notmpcopyup",
         "--http-proxy=false",
         "--read-only-tmpfs=false",
         "--runtime=runsc",
@@ -195,6 +198,7 @@ def test_run_with_everything_on() -> None:
         # What concerns the exec, the mounts or us alone changes nothing of `run`.
         ({"user": "5:6"}, set(), set()),
         ({"env": {"A": "B"}, "secrets": ["C"]}, set(), set()),
+        ({"pool": 3, "unprotected": [".envrc"]}, set(), set()),
         ({"max_containers": 9, "credentials": "none", "workspace_mode": "ro", "engine": "x"}, set(), set()),
     ],
     ids=str,
@@ -296,11 +300,54 @@ def test_exec() -> None:
             argv.kill_argv("docker", name="N", user=USER, run_id="RUN", group=7),
             ["docker", "exec", "--user=1000:1001", "--", "N", "sh", "-c", guest.KILL, "sh", "RUN", "7"],
         ),
+        (
+            argv.hold_argv("docker", name="N", user=USER, run_id="RUN"),
+            ["docker", "exec", "--interactive", "--user=1000:1001", "--", "N", "sh", "-c", guest.HOLD, "sh", "RUN"],
+        ),
+        (argv.info_argv("docker"), ["docker", "info", "--format={{json .}}"]),
+        (argv.version_argv("docker"), ["docker", "version", "--format={{json .}}"]),
+        (argv.image_argv("docker", "i:1"), ["docker", "image", "inspect", "--format={{.Id}}", "--", "i:1"]),
+        (
+            argv.build_argv("docker", tag="t", arguments={"A": "b"}, inherited=["https_proxy"], pull=True, cache=False),
+            [
+                *("docker", "build", "--tag=t", "--pull", "--no-cache"),
+                *("--build-arg=A=b", "--build-arg=https_proxy", "-"),
+            ],
+        ),
+        (
+            argv.build_argv("docker", tag="t", arguments={}, inherited=[], pull=False, cache=True),
+            ["docker", "build", "--tag=t", "-"],
+        ),
+        (
+            argv.import_argv("docker", tag="t", changes=["USER 1000"]),
+            ["docker", "import", "--change=USER 1000", "-", "t"],
+        ),
     ],
-    ids=["probe", "rm", "rm-podman", "ps", "inspect", "kill"],
+    ids=lambda value: "" if isinstance(value[0], list) else " ".join(value[:2]),
 )
 def test_the_other_verbs(words: list[str], expected: list[str]) -> None:
     assert words == expected
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_persons_command_gets_the_same_variables_and_a_terminal_if_there_is_one(terminal: bool) -> None:
+    env = ContainerEnv(spelled=("HOME=/h",), named=("TOKEN",), values={"TOKEN": "secret"})
+
+    assert argv.shell_argv("docker", name="N", user=USER, env=env, terminal=terminal, command=["bash", "-l"]) == [
+        *("docker", "exec", "--interactive"),
+        *(["--tty", "--detach-keys=ctrl-@,ctrl-_"] if terminal else []),
+        *("--user=1000:1001", "--workdir=/workspace", "--env=HOME=/h", "--env=TOKEN", "--", "N", "bash", "-l"),
+    ]
+
+
+def test_a_trial_of_an_image_has_no_network_no_rights_and_nothing_of_the_host() -> None:
+    words = argv.try_argv("docker", image="i", program="claude", arguments=["--version"])
+
+    assert words[words.index("--") :] == ["--", "i", "--version"]
+    assert {"--rm", "--pull=never", "--entrypoint=claude", "--network=none", "--read-only", "--cap-drop=ALL"} <= {
+        *words
+    }
+    assert not [word for word in words if word.startswith(("--mount", "--volume", "-v", "--privileged"))]
 
 
 # Quoting

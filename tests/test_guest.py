@@ -15,7 +15,7 @@ from container_runner.guest import Report
 
 RUN = "0123456789abcdef" * 2
 SHELLS = [["sh"], ["dash"], ["bash"], ["busybox", "sh"]]
-SCRIPTS = {"PID1": guest.PID1, "EXEC": guest.EXEC, "KILL": guest.KILL}
+SCRIPTS = {"PID1": guest.PID1, "EXEC": guest.EXEC, "HOLD": guest.HOLD, "KILL": guest.KILL}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -244,8 +244,8 @@ def test_recheck_refuses_a_folder_that_became_a_link(tmp_path: Path, swapped: st
 
 
 def test_a_sessions_folder_is_private(tmp_path: Path) -> None:
-    prepare_sessions(tmp_path / "deep/state", Agent(name="bot"), ME)
-    prepare_sessions(tmp_path / "deep/state", Agent(name="bot"), ME)
+    prepare_sessions(tmp_path / "deep/state", "bot", ME)
+    prepare_sessions(tmp_path / "deep/state", "bot", ME)
 
     assert (tmp_path / "deep/state/sessions/bot").stat().st_mode & 0o777 == 0o700
 
@@ -258,14 +258,14 @@ def test_a_link_in_the_place_of_sessions_is_refused(tmp_path: Path, name: str) -
         (tmp_path / "state/sessions").rmdir()
     (tmp_path / "state" / name).symlink_to(tmp_path / "elsewhere")
 
-    refused("state_dir", prepare_sessions, tmp_path / "state", Agent(name="bot"), ME)
+    refused("state_dir", prepare_sessions, tmp_path / "state", "bot", ME)
 
 
 def test_a_state_folder_that_can_not_be_made_is_a_state_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(StateError):
-        prepare_sessions(tmp_path / "file/state", Agent(name="bot"), ME)
+        prepare_sessions(tmp_path / "file/state", "bot", ME)
 
 
 # Credentials

@@ -22,7 +22,20 @@ MOST_DEPTH: Final = 50
 """The bounds of one look. A folder beyond them is not compared: half a look would tell of changes that are none."""
 
 UNSEEN: Final = frozenset(
-    [".git", ".hg", ".svn", "node_modules", ".venv", "__pycache__", ".tox", ".nox", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"]
+    [
+        ".git",
+        ".hg",
+        ".svn",
+        "node_modules",
+        ".venv",
+        "__pycache__",
+        ".tox",
+        ".nox",
+        ".mypy_cache",
+        ".pytest_cache",
+        ".ruff_cache",
+        ".hypothesis",
+    ]
 )
 """Folders that are not looked into, wherever they are: what changes there by itself tells a person little."""
 
@@ -55,12 +68,12 @@ class Changes:
         return sorted(((mark, path) for mark, paths in marks for path in paths), key=lambda item: item[1])
 
 
-def snapshot(folder: Path) -> Snapshot | None:
+def snapshot(folder: str | Path) -> Snapshot | None:
     """The files in *folder*; symlinks are not followed. None if it has too many, or can not be read."""
     ends_at = time.monotonic() + MOST_SECONDS
     found: dict[str, tuple[int, ...]] = {}
     try:
-        with closing(_files(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), "", 0)) as files:
+        with closing(_files(os.open(Path(folder).expanduser(), os.O_RDONLY | os.O_DIRECTORY), "", 0)) as files:
             for path, facts in files:
                 found[path] = facts
                 if len(found) > MOST_FILES or time.monotonic() > ends_at:

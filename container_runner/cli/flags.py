@@ -20,6 +20,7 @@ from cyclopts import Group, Parameter
 from container_runner.config import ContainerConfig
 from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions
+from container_runner.policy import Effective, effective
 from container_runner.runner import ContainerRunner
 from container_runner.runtimes import ClaudeRuntime, CommandRuntime
 
@@ -68,29 +69,23 @@ ConfigFlags: Any = _make_flags()
 """An attrs class with the fields of `ContainerConfig`, None or () where no flag was given."""
 
 
-def config_from_flags(flags: Any) -> ContainerConfig:
-    """The configuration that the flags give.
+def effective_from_flags(flags: RunFlags, box: Any) -> Effective:
+    """The configuration that all sources and these flags come to.
 
     Raises:
-        ConfigError: a value that is refused, named as the flag that it came from.
+        ConfigError: a value that is refused, named as the source that it came from.
     """
-    given = {} if flags is None else attrs.asdict(flags, recurse=False)
-    mapping: dict[str, Any] = {name: value for name, value in given.items() if value is not None and value != ()}
+    given: dict[str, Any] = {name: getattr(flags, name) for name in _CONFIGURABLE}
     hints = typing.get_type_hints(ContainerConfig)
-    for name, value in mapping.items():
-        hint = hints[name]
-        if typing.get_origin(hint) is Mapping:
-            mapping[name] = dict(_pair(name, word) for word in value)
-        elif typing.get_origin(hint) is tuple:
-            mapping[name] = list(value)
-        else:
-            mapping[name] = _number(value, hint)
-    if "image" not in mapping:
-        raise ConfigError("--image", None, "the name of an image, such as --image=my/claude")
-    try:
-        return ContainerConfig(**mapping)
-    except ConfigError as error:
-        raise error.with_source("command line") from None
+    for name, value in ({} if box is None else attrs.asdict(box, recurse=False)).items():
+        given[name] = dict(_pair(name, word) for word in value) if typing.get_origin(hints[name]) is Mapping else value
+    return effective(
+        agent=agent_name(flags),
+        workspace=flags.workspace,
+        flags={name: value for name, value in given.items() if value is not None and value not in ((), {})},
+        file=flags.config,
+        profile=flags.profile,
+    )
 
 
 def _pair(name: str, word: str) -> tuple[str, str]:
@@ -100,16 +95,19 @@ def _pair(name: str, word: str) -> tuple[str, str]:
     return key, value
 
 
-def _number(value: Any, hint: Any) -> Any:
-    """A word as the number that the field wants, where it is one. What is none goes on to be refused."""
-    kinds = typing.get_args(hint) or (hint,)
-    for kind in (int, float):
-        if kind in kinds and isinstance(value, str):
-            try:
-                return kind(value)
-            except ValueError:
-                continue
-    return value
+_CONFIGURABLE = (
+    "model",
+    "system_prompt",
+    "append_system_prompt",
+    "permission_mode",
+    "allowed_tools",
+    "disallowed_tools",
+    "max_turns",
+    "command",
+    "timeout",
+    "idle_timeout",
+)
+"""The fields of `RunFlags` that a file can set as well."""
 
 
 @Parameter(name="*")
@@ -156,11 +154,17 @@ class RunFlags:
     timeout: Annotated[float | None, Parameter(group=_RUN)] = None
     """Seconds that the agent may take in all."""
 
-    idle_timeout: Annotated[float, Parameter(group=_RUN)] = 1800.0
-    """Seconds that it may be silent. 0: any time."""
+    idle_timeout: Annotated[float | None, Parameter(group=_RUN)] = None
+    """Seconds that it may be silent. 0: any time. Default: 1800."""
 
     state_dir: Annotated[Path | None, Parameter(group=_RUN)] = None
     """Where sessions and locks are kept. Default: the folder for such things in your home."""
+
+    config: Annotated[Path | None, Parameter(group=_RUN)] = None
+    """Your configuration file. Default: config.toml in the folder for such things in your home."""
+
+    profile: Annotated[str | None, Parameter(group=_RUN)] = None
+    """The name of one of its [profiles]."""
 
     json: Annotated[bool, Parameter(group=_RUN, negative=())] = False
     """Print JSON for programs instead of text for people."""
@@ -176,27 +180,16 @@ def prepare(prompt: str, flags: RunFlags, box: Any) -> tuple[ContainerRunner, Ex
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
     if not prompt.strip():
         raise ConfigError("prompt", prompt, "some text, or - to read it from stdin")
-    agent = Agent(
-        name=_agent_name(flags.workspace) if flags.agent is None else flags.agent,
-        workspace=flags.workspace,
-        model=flags.model,
-        system_prompt=flags.system_prompt,
-        permission_mode=flags.permission_mode,  # type: ignore[arg-type]  # the class checks it
-        allowed_tools=flags.allowed_tools,
-        disallowed_tools=flags.disallowed_tools,
-        max_turns=flags.max_turns,
-    )
-    options = ExecuteOptions(
-        prompt=prompt,
-        agent=agent,
-        resume=flags.resume,
-        fork=flags.fork,
-        append_system_prompt=flags.append_system_prompt,
-        timeout=flags.timeout,
-        idle_timeout=flags.idle_timeout or None,
-    )
-    runtime = ClaudeRuntime() if flags.command is None else CommandRuntime(_split(flags.command))
-    return ContainerRunner(runtime, config_from_flags(box), state_dir=flags.state_dir or _state_dir()), options
+    found = effective_from_flags(flags, box)
+    agent = Agent(name=agent_name(flags), workspace=flags.workspace, **found.agent)
+    options = ExecuteOptions(prompt=prompt, agent=agent, resume=flags.resume, fork=flags.fork, **found.request)
+    runtime = ClaudeRuntime() if found.command is None else CommandRuntime(_split(found.command))
+    return ContainerRunner(runtime, found.config, state_dir=flags.state_dir or _state_dir()), options
+
+
+def agent_name(flags: RunFlags) -> str:
+    """The agent's name: the one that was given, or the folder's."""
+    return _agent_name(flags.workspace) if flags.agent is None else flags.agent
 
 
 def _split(command: str) -> list[str]:

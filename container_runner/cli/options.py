@@ -128,7 +128,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     return prompt
 
 
-def spelled(*flags: object, without: tuple[str, ...] = ()) -> list[str]:
+def spelled(*flags: Any, without: tuple[str, ...] = ()) -> list[str]:
     """The flags as words of a command line, those that are as they are by default left out.
 
     Values of variables are left out too: they may be secrets, and the words are shown.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -15,7 +16,7 @@ async def until_signalled(
     *,
     stopping: Callable[[str], None],
     leaving: Callable[[], None],
-    beside: Callable[[], Awaitable[None]] | None = None,
+    beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> signal.Signals | None:
     """Do *work*; INT, TERM and HUP cancel it, and the process leaves at the second of them.
 

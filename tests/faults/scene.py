@@ -93,6 +93,7 @@ class Scene:
     """The agent's name. It is in the name of every container, and in every process's environment."""
 
     _before: frozenset[int] = attrs.field(default=frozenset(), repr=False)
+    _zombies: frozenset[int] = attrs.field(factory=lambda: frozenset(_zombie_children()), repr=False)
     _victims: list[Victim] = attrs.field(factory=list, repr=False)
 
     @classmethod
@@ -181,6 +182,11 @@ class Scene:
                 found[pid] = line
         return found
 
+    def clients(self, verb: str) -> list[int]:
+        """The engine's clients that this very process has started for a verb."""
+        children = [(pid, _command(pid)) for pid in _children(os.getpid())]
+        return [pid for pid, line in children if verb.encode() in line.split(b"\0") and self.token.encode() in line]
+
     def left(self, *, keep: Collection[str] = ()) -> list[str]:
         """What is there of this scene. Of the containers *keep*, only what runs of agents left in them counts."""
         processes = self.agents() if keep else self.processes()
@@ -193,7 +199,7 @@ class Scene:
         left += [f"file {path}" for path in (self.folder / "tmp").iterdir()]
         if not keep:
             left += [f"lock {path.name}" for path in self.state.glob("locks/container.*")]
-        left += [f"zombie child {pid}" for pid in _zombie_children()]
+        left += [f"zombie child {pid}" for pid in _zombie_children() if pid not in self._zombies]
         return left
 
     def settle(
@@ -322,7 +328,11 @@ def _all_processes() -> Iterator[tuple[int, str, bytes]]:
 
 def _engine_processes(engine: RealEngine) -> dict[int, str]:
     """conmon, runc, shims and clients of an engine that is only for tests, and every runtime without a parent."""
-    found = processes_of(Path(engine.binary).parent)
+    found = {
+        pid: line
+        for pid, line in processes_of(Path(engine.binary).parent).items()
+        if _comm(pid) not in ("dockerd", "containerd")
+    }
     for pid in _children(1):
         if _comm(pid).startswith(("runc", "crun")):
             found[pid] = _comm(pid)
@@ -347,4 +357,4 @@ def resources() -> dict[str, int]:
     """What a leak in this process would make grow."""
     # trio keeps a thread that has nothing to do for ten seconds.
     threads = [thread for thread in threading.enumerate() if not thread.name.startswith("Trio")]
-    return {"descriptors": len(os.listdir("/proc/self/fd")), "threads": len(threads)}
+    return {"descriptors": sum(1 for _ in Path("/proc/self/fd").iterdir()), "threads": len(threads)}

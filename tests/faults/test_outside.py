@@ -18,7 +18,7 @@ from container_runner import run as run_module
 from container_runner import stream as stream_module
 from container_runner.messages import Message
 from tests.faults.conftest import TABLE
-from tests.faults.scene import Scene, descendants, last
+from tests.faults.scene import Scene, last
 from tests.integration.conftest import on
 from tests.integration.engines import NAMES, RealEngine
 
@@ -88,9 +88,8 @@ def test_the_container_is_paused(scene: Scene) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
 def test_the_client_is_killed(scene: Scene, number: signal.Signals) -> None:
     def strike(_: str) -> None:
-        for pid in descendants(os.getpid()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        (pid,) = scene.clients("exec")
+        os.kill(pid, number)
 
     messages, since = struck(scene, strike)
     scene.settle(f"the engine's client gets {number.name}", last(messages), since=since)
@@ -145,7 +144,7 @@ def test_the_daemon_is_stopped(private_docker: Callable[[], RealEngine], monkeyp
     """A daemon that does not answer hangs each of its clients; each has a time limit."""
     monkeypatch.setattr(engine_module, "CONTROL_TIMEOUT", 2.0)
     for module in (manager_module, run_module):
-        monkeypatch.setattr(module, "CLEANUP_TIMEOUT", 4.0)
+        monkeypatch.setattr(module, "CLEANUP_TIMEOUT", 10.0)
     monkeypatch.setattr(process_module, "TERM_GRACE", 1.0)
     engine = private_docker()
     with Scene.on(engine, TABLE) as scene:

@@ -1,0 +1,315 @@
+"""`container-runner batch`: many prompts, some at a time."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import anyio
+import attrs
+import orjson
+from cyclopts import Parameter
+
+from container_runner.batch import Job, JobResult, ResultFile, Watch, finished, run_batch
+from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
+from container_runner.cli.options import ExecuteFlags
+from container_runner.cli.run import LEAVING, Plain, wants_live
+from container_runner.cli.signals import until_signalled
+from container_runner.cli.text import clean, cost, count, duration, line
+from container_runner.config import ContainerConfig
+from container_runner.errors import ConfigError
+from container_runner.laws import NOT_SHOWN
+from container_runner.options import Agent, ExecuteOptions
+from container_runner.runner import ContainerRunner
+
+_OPTIONS = [
+    field.name for field in attrs.fields(ExecuteOptions) if field.name not in ("agent", "include_partial_messages")
+]
+_AGENT = [field.name for field in attrs.fields(Agent) if field.name not in ("name", "workspace")]
+KEYS = ("id", "prompt", "prompt_file", "workspace", "agent", *_AGENT, *(name for name in _OPTIONS if name != "prompt"))
+"""What a job may say."""
+
+
+def batch(
+    file: Path,
+    *,
+    jobs: Annotated[int, Parameter(alias="-j")] = 2,
+    results: Path | None = None,
+    retry_failed: Annotated[bool, Parameter(negative=())] = False,
+    live: Annotated[bool | None, Parameter(show_default=False)] = None,
+    flags: RunFlags | None = None,
+    more: ExecuteFlags | None = None,
+    box: ConfigFlags | None = None,
+) -> int:
+    """Run many prompts, some at a time, and keep their results.
+
+    FILE has a JSON object a line, or is TOML with a [[job]] for each. A job has a prompt, and may have an id and
+    whatever else a run takes: workspace, agent, model, resume, timeout, ...; the flags hold for all jobs that do not
+    say otherwise. Results are added to a file as the jobs end, and a job that has a result there is not run again.
+    The exit code is 1 if any job has failed, now or before.
+
+    Parameters
+    ----------
+    file
+        The jobs. "-": JSON lines from stdin.
+    jobs
+        How many run at the same time.
+    results
+        Where the results go. Default: beside FILE, as NAME.results.jsonl.
+    retry_failed
+        Run those again that have failed before.
+    live
+        Show the live view. Default: if stdout is a terminal.
+    """
+    flags, more = flags or RunFlags(), more or ExecuteFlags()
+    if results is None and str(file) != "-":
+        results = file.with_name(f"{file.name.removesuffix(file.suffix)}.results.jsonl")
+    if results is None and not flags.json:
+        raise ConfigError("--results", None, "a file, or --json: jobs from stdin have no name to make one of")
+    listed = list(make_jobs(file, flags, more, box))
+    with ExitStack() as stack:
+        kept = None if results is None else stack.enter_context(ResultFile(results))
+        done = finished(listed, kept, retry_failed=retry_failed)
+        view: _Json = _Json(listed, done)
+        if not flags.json:
+            view = _Live(listed, done) if wants_live(live) else _Plain(listed, done)
+        return anyio.run(_run, listed, jobs, kept, retry_failed, view)
+
+
+def make_jobs(file: Path, flags: Any, more: ExecuteFlags, box: Any) -> Iterator[Job]:
+    """The jobs that a file asks for.
+
+    Raises:
+        ConfigError: it can not be read, or a job says what it can not; names the file and the line or the job.
+    """
+    folder = Path() if str(file) == "-" else file.parent
+    runners: list[ContainerRunner] = []
+    for number, (where, table) in enumerate(read_tables(file), 1):
+        try:
+            yield _make_job(table, str(number), folder, flags, more, box, runners)
+        except ConfigError as error:
+            raise error.with_source(where) from None
+
+
+def read_tables(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The tables in a file of jobs, each with the place that it came from.
+
+    Raises:
+        ConfigError: it can not be read, or holds something else.
+    """
+    try:
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise ConfigError("FILE", str(file), f"a file that can be read ({error.strerror})") from None
+    if file.suffix == ".toml":
+        yield from _read_toml(file, data)
+        return
+    for number, text in enumerate(data.splitlines(), 1):
+        if not text.strip():
+            continue
+        try:
+            table = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            raise ConfigError("line", NOT_SHOWN, f"a JSON object ({error})", source=f"{file}:{number}") from None
+        if isinstance(table, str):
+            table = {"prompt": table}
+        if not isinstance(table, dict):
+            raise ConfigError("line", NOT_SHOWN, "a JSON object, or a prompt as a string", source=f"{file}:{number}")
+        yield f"{file}:{number}", table
+
+
+def _read_toml(file: Path, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        whole = tomllib.loads(data.decode())
+    except ValueError as error:
+        raise ConfigError("FILE", str(file), f"TOML ({error})") from None
+    defaults, tables = whole.pop("defaults", {}), whole.pop("job", [])
+    if not isinstance(defaults, dict) or not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+        raise ConfigError("FILE", str(file), "[defaults], and a [[job]] for each job")
+    for key in whole:
+        _refuse_key(key, ("job", "defaults"), source=str(file))
+    for number, table in enumerate(tables, 1):
+        yield f"{file}, job {number}", {**defaults, **table}
+
+
+def _make_job(
+    table: Mapping[str, Any],
+    number: str,
+    folder: Path,
+    flags: Any,
+    more: ExecuteFlags,
+    box: Any,
+    runners: list[ContainerRunner],
+) -> Job:
+    for key in table:
+        if key not in KEYS:
+            _refuse_key(key, KEYS)
+    given = {name: _path(table, name, folder) for name in ("workspace", "prompt_file") if name in table}
+    named = {name: _word(table, name) for name in ("agent", "model") if name in table}
+    workspace = {"workspace": given["workspace"]} if "workspace" in given else {}
+    runner, options = prepare("…", attrs.evolve(flags, **workspace, **named), box)
+    options = more.apply(options)
+    changes = {name: table[name] for name in _OPTIONS if name in table}
+    changes["prompt"] = _prompt(table, given.get("prompt_file"))
+    for name in ("timeout", "idle_timeout", "result_timeout"):
+        if changes.get(name) == 0:
+            changes[name] = None  # as the flags have it: any time
+    agent = attrs.evolve(options.agent, **{name: table[name] for name in _AGENT if name in table})
+    return Job(
+        id=table.get("id", number),
+        runner=_shared(runner, runners),
+        options=attrs.evolve(options, agent=agent, **changes),
+    )
+
+
+def _shared(runner: ContainerRunner, runners: list[ContainerRunner]) -> ContainerRunner:
+    """The first runner with the same box, so that the engine is asked once."""
+    for known in runners:
+        if (known.config, known.state_dir) == (runner.config, runner.state_dir):
+            return known
+    runners.append(runner)
+    return runner
+
+
+def _prompt(table: Mapping[str, Any], file: Path | None) -> Any:
+    if (file is None) == ("prompt" not in table):
+        raise ConfigError("prompt", NOT_SHOWN, "either prompt or prompt_file")
+    prompt = table.get("prompt")
+    if file is not None:
+        try:
+            prompt = file.read_bytes().decode("utf-8", "replace")
+        except OSError as error:
+            raise ConfigError("prompt_file", str(file), f"a file that can be read ({error.strerror})") from None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ConfigError("prompt", prompt, "some text")
+    return prompt
+
+
+def _word(table: Mapping[str, Any], name: str) -> str:
+    value = table[name]
+    if not isinstance(value, str):
+        raise ConfigError(name, value, "a string")
+    return value
+
+
+def _path(table: Mapping[str, Any], name: str, folder: Path) -> Path:
+    """A path in the file, relative to the file's own folder."""
+    return folder / Path(_word(table, name)).expanduser()
+
+
+def _refuse_key(key: str, known: tuple[str, ...], source: str | None = None) -> NoReturn:
+    if key in {field.name for field in attrs.fields(ContainerConfig)}:
+        allowed = f"a flag, as --{key.replace('_', '-')}: the box is given for all jobs"
+        raise ConfigError(key, NOT_SHOWN, allowed, source=source)
+    guess = difflib.get_close_matches(key, known, n=1)
+    hint = f"perhaps {guess[0]}; " if guess else ""
+    raise ConfigError(clean(key), NOT_SHOWN, f"{hint}the keys are {', '.join(known)}", source=source)
+
+
+async def _run(jobs: list[Job], at_once: int, results: ResultFile | None, retry_failed: bool, view: _Json) -> int:
+    ended: list[JobResult] = []
+
+    async def work() -> None:
+        ended.extend(
+            await run_batch(jobs, at_once=at_once, results=results, retry_failed=retry_failed, watch=view.watch)
+        )
+
+    def leave() -> None:
+        view.stop()
+        view.note(LEAVING)
+
+    view.start()
+    try:
+        received = await until_signalled(
+            work,
+            stopping=lambda name: view.note(f"{name}: stopping the agents…"),
+            leaving=leave,
+            beside=view.beside,
+        )
+    finally:
+        view.stop()
+    view.end(results, stopped=received is not None)
+    if received is not None:
+        return 128 + received
+    return 0 if all(result.succeeded for result in ended) else 1
+
+
+class _Json:
+    """Each result as a line of JSON."""
+
+    def __init__(self, jobs: list[Job], done: Mapping[str, JobResult]) -> None:
+        self.jobs = jobs
+        self.before = done
+        self.ended: dict[str, JobResult] = {}
+        self._began = time.monotonic()
+
+    @property
+    def watch(self) -> Watch:
+        return Watch(ended=self._ended)
+
+    def start(self) -> None:
+        """Just before the first job."""
+
+    async def beside(self) -> None:
+        """What goes on while the jobs run."""
+
+    def note(self, text: str) -> None:
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        """All jobs are over, however that went."""
+
+    def end(self, results: ResultFile | None, *, stopped: bool) -> None:
+        """The last lines."""
+
+    def show(self, result: JobResult) -> None:
+        sys.stdout.buffer.write(result.to_json() + b"\n")
+        sys.stdout.buffer.flush()
+
+    def _ended(self, job: Job, result: JobResult) -> None:
+        self.ended[job.id] = result
+        self.show(result)
+
+    def ending(self, results: ResultFile | None, *, stopped: bool) -> list[str]:
+        """The lines at the end of a batch."""
+        known = {**self.before, **self.ended}
+        failed = [result for result in known.values() if not result.succeeded]
+        left = len(self.jobs) - len(known)
+        facts = [f"{len(known) - len(failed)} of {len(self.jobs)} jobs succeeded"]
+        facts += [f"{len(failed)} failed"] * bool(failed)
+        facts += [f"{left} did not end"] * bool(left)
+        facts += [f"{len(self.before)} were done before"] * bool(self.before)
+        took = [duration(time.monotonic() - self._began)]
+        if tokens := sum(result.tokens for result in self.ended.values()):
+            took.append(f"{count(tokens)} tokens")
+        if dollars := sum(result.cost_usd or 0 for result in self.ended.values()):
+            took.append(cost(dollars))
+        rows = [f"{'✗' if failed or stopped else '✓'} {', '.join(facts)} ({', '.join(took)})"]
+        rows += [f"    ✗ {clean(result.id)}: {line(result.message or '')}" for result in failed[:MOST_FAILED]]
+        rows += [f"    and {len(failed) - MOST_FAILED} more"] * (len(failed) > MOST_FAILED)
+        if results is not None:
+            rows.append(f"  Results: {clean(str(results.path))}")
+        if stopped:
+            rows.append("  Stopped. No container is left. Run it again to go on.")
+        elif failed:
+            rows.append("  Run it again with --retry-failed to try what failed.")
+        return rows
+
+
+MOST_FAILED = 10
+"""Failed jobs that are listed at the end."""
+
+
+class _Plain(_Json, Plain):
+    """A line a job."""
+
+    def __init__(self, jobs: list[Job], done: Mapping[str, JobResult]) -> None:
+        _Json.__init__(self, jobs, done)
+        Plain.__init__(self)

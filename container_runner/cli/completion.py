@@ -1,0 +1,24 @@
+"""`container-runner completion`: what makes a shell complete our commands and flags."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
+    """Print the completion script of a shell.
+
+    bash: container-runner completion bash > ~/.local/share/bash-completion/completions/container-runner
+
+    zsh: container-runner completion zsh > _container-runner, in a folder of $fpath
+
+    fish: container-runner completion fish > ~/.config/fish/completions/container-runner.fish
+
+    Parameters
+    ----------
+    shell
+        bash, zsh or fish.
+    """
+    from container_runner.cli.app import app
+
+    print(app.generate_completion(shell=shell), end="")

@@ -1,0 +1,135 @@
+"""What `ps`, `stop`, `prune` and `shell` share: the containers of a state folder, as rows."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import attrs
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from container_runner.engine import ContainerInfo
+    from container_runner.manager import ContainerManager
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class EngineFlags:
+    """Where the containers are."""
+
+    engine: str = "auto"
+    """auto, docker, podman, or a program's name or path."""
+
+    state_dir: Path | None = None
+    """Where sessions and locks are kept. Default: the folder for such things in your home."""
+
+
+JsonFlag = Annotated[bool, Parameter(negative=())]
+"""The type of --json."""
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """One container of ours."""
+
+    name: str
+    agent: str
+    kind: str
+    """"ephemeral" or "persistent"."""
+
+    status: str
+    """The engine's word: "running", "exited", "created" and the like."""
+
+    created: dt.datetime
+    owner: Literal["alive", "dead", "elsewhere", "unknown"]
+    """What is known of the process that made it: it may be one of another machine."""
+
+    owner_pid: int | None
+    in_use: bool | None
+    """Whether somebody runs something in it now. None where that can not be told: in another state folder."""
+
+    is_here: bool
+    """Whether it belongs to the state folder that was asked for."""
+
+    id: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON has it."""
+        return {**attrs.asdict(self), "created": self.created.isoformat()}
+
+
+async def open_manager(flags: EngineFlags) -> ContainerManager:
+    """The containers of the engine and the state folder that the flags name.
+
+    Raises:
+        EngineError: there is no engine, or it does not answer.
+    """
+    from container_runner.cli.flags import _state_dir
+    from container_runner.engine import Engine
+    from container_runner.environment import host_environment
+    from container_runner.manager import ContainerManager
+
+    engine = await Engine.probe(flags.engine, host_environment())
+    return ContainerManager(engine, (flags.state_dir or _state_dir()).expanduser().absolute())
+
+
+async def rows(manager: ContainerManager, *, everywhere: bool = False) -> list[Row]:
+    """Our containers, oldest first: of the manager's state folder, or *everywhere* on its engine."""
+    from container_runner.manager import STATE_LABEL, state_digest
+
+    labels = None if everywhere else {STATE_LABEL: state_digest(manager.state_dir)}
+    return [_row(manager, info) for info in await manager.containers(labels)]
+
+
+def _row(manager: ContainerManager, info: ContainerInfo) -> Row:
+    from container_runner.manager import AGENT_LABEL, KIND_LABEL, STATE_LABEL, state_digest
+    from container_runner.owner import Owner
+
+    owner = Owner.from_labels(info.labels)
+    here = info.labels.get(STATE_LABEL) == state_digest(manager.state_dir)
+    known: Literal["alive", "dead", "elsewhere", "unknown"] = "unknown"
+    if owner is not None:
+        known = ("alive" if owner.is_alive else "dead") if owner.is_on_this_host else "elsewhere"
+    kind = info.labels.get(KIND_LABEL, "")
+    in_use: bool | None = None
+    if info.status != "running":
+        in_use = False
+    elif kind == "ephemeral":
+        in_use = {"alive": True, "dead": False}.get(known)
+    elif here:
+        in_use = _is_locked(manager.state_dir / "locks" / f"container.{info.name}.lock")
+    return Row(
+        name=info.name,
+        agent=info.labels.get(AGENT_LABEL, ""),
+        kind=kind,
+        status=info.status,
+        created=info.created,
+        owner=known,
+        owner_pid=None if owner is None else owner.pid,
+        in_use=in_use,
+        is_here=here,
+        id=info.id,
+    )
+
+
+def _is_locked(path: Path) -> bool:
+    from container_runner.locks import LockFile
+
+    if not path.exists():
+        return False
+    lock = LockFile(path)
+    if not lock.try_acquire():
+        return True
+    lock.release()
+    return False
+
+
+def age(created: dt.datetime, now: dt.datetime) -> str:
+    """How long ago something was, in its largest unit: "42s", "3m", "5h", "2d"."""
+    seconds = max(0, int((now - created).total_seconds()))
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"

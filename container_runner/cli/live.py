@@ -1,0 +1,320 @@
+"""What a person sees at a terminal: lines that stay, and below them a region that moves.
+
+Everything that an agent wrote goes through `clean`, and reaches rich as `Text`, which interprets no markup.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from typing import Final
+
+import anyio
+import attrs
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from container_runner.cli.text import clean, count, duration, render, tool_call, tool_result
+from container_runner.cli.text import line as one_line
+from container_runner.messages import (
+    AssistantMessage,
+    ErrorMessage,
+    Message,
+    ResultMessage,
+    StreamEvent,
+    SystemMessage,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    UserMessage,
+)
+from container_runner.tally import Tally
+
+FRAME: Final = 0.1
+"""Seconds between two pictures."""
+
+MOST_PENDING: Final = 500
+"""Lines that wait for the next picture; more are drawn at once, so that an agent that floods is slowed down."""
+
+MOST_STREAMED: Final = 256 * 1024
+"""Characters of an unfinished text that are kept to be compared with the finished one."""
+
+MOST_TOOLS: Final = 4
+"""Tools at work that are shown."""
+
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+
+
+class Screen:
+    """Lines that stay, and a region below them that is drawn anew for each picture.
+
+    A terminal that has gone away is no error: from then on nothing is drawn.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        # `force_terminal`, because it was decided already whether this is one.
+        self.console = console or Console(file=sys.stdout, force_terminal=True, highlight=False, emoji=False)
+        self._live = Live(self, console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
+        self._pending: list[Text] = []
+        self._gone = False
+        self._began = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first picture."""
+        return time.monotonic() - self._began
+
+    def start(self) -> None:
+        """Draw the first picture."""
+        self._began = time.monotonic()
+        self._attempt(self._live.start)
+
+    def show(self, *lines: Text) -> None:
+        """Add lines that stay."""
+        self._pending += lines
+        if len(self._pending) > MOST_PENDING:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw a picture now."""
+        pending, self._pending = self._pending, []
+        if pending:  # the region follows what is printed
+            self._attempt(lambda: self.console.print(Group(*pending)))
+        else:
+            self._attempt(self._live.refresh)
+
+    async def animate(self) -> None:
+        """Draw pictures until it is cancelled."""
+        while not self._gone:
+            self.draw()
+            await anyio.sleep(FRAME)
+
+    def stop(self, *lines: Text) -> None:
+        """Take the region away, give the cursor back, and add the last lines. They are not wrapped, to be copied."""
+        pending, self._pending = self._pending, []
+        if pending:
+            self._attempt(lambda: self.console.print(Group(*pending)))
+        self._attempt(self._live.stop)
+        for last in lines:
+            self._attempt(lambda last=last: self.console.print(last, soft_wrap=True))
+
+    def region(self) -> RenderableType:
+        """What moves."""
+        raise NotImplementedError
+
+    def __rich__(self) -> RenderableType:
+        return self.region()
+
+    def spinner(self) -> str:
+        return _SPINNER[int(self.elapsed / FRAME) % len(_SPINNER)]
+
+    def fitted(self, text: Text) -> Text:
+        """*text* cut to one row, with room for the ^C that a terminal may echo behind it."""
+        text.truncate(max(1, self.console.width - 3), overflow="ellipsis")
+        return text
+
+    def _attempt(self, draw: object) -> None:
+        if self._gone:
+            return
+        try:
+            draw()  # type: ignore[operator]
+        except OSError:
+            self._gone = True
+
+
+@attrs.define
+class _Tool:
+    """A tool at work."""
+
+    name: str
+    told: str
+    began: float
+    indent: str
+
+    def line(self, mark: str, style: str) -> Text:
+        return Text.assemble((f"{self.indent}{mark} ", style), (self.name, "bold"), f" {self.told}")
+
+
+class RunView(Screen):
+    """One run: what the agent says and does, and what it has taken so far."""
+
+    def __init__(self, tally: Tally, prompt: str, place: str, console: Console | None = None) -> None:
+        super().__init__(console)
+        self._tally = tally
+        self._activity = "starting the container"
+        self._note = ""
+        self._tools: dict[str, _Tool] = {}
+        self._streamed = ""
+        self._printed = 0
+        self._spaced = True
+        self.show(Text.assemble(("❯ ", "cyan"), (one_line(prompt), "bold")), Text(f"  {clean(place)}", "dim"))
+
+    def add(self, message: Message) -> None:
+        """Show one more message."""
+        match message:
+            case StreamEvent():
+                self._stream(message)
+            case AssistantMessage():
+                self._activity = "waiting for the model"
+                indent = "  " if message.parent_tool_use_id else ""
+                for block in message.content:
+                    self._say(block, indent)
+            case UserMessage():
+                for block in message.content:
+                    if isinstance(block, ToolResultBlock):
+                        self._finish_tool(block)
+                self._activity = "waiting for the model"
+            case ResultMessage():
+                self._activity = "finishing"
+            case SystemMessage() if message.is_init:
+                self._activity = "waiting for the model"
+                self.show(Text(render(message) or "", "dim"))
+            case ErrorMessage():
+                pass  # the end tells of it
+            case _:
+                if text := render(message):
+                    self._activity = "at work"
+                    self.show(Text(text))
+
+    def draw(self) -> None:
+        self._flush()
+        super().draw()
+
+    def note(self, text: str) -> None:
+        """Say what we are doing instead of what the agent does."""
+        self._note = text
+        self.draw()
+
+    def close(self, *lines: Text) -> None:
+        """The end: tools that never answered, and the last lines."""
+        self._flush(whole=True)
+        for tool in self._tools.values():
+            self.show(tool.line("○", "yellow"))
+        self._tools.clear()
+        self.stop(*lines)
+
+    def region(self) -> RenderableType:
+        rows: list[Text] = []
+        if rest := clean(self._streamed[self._printed :][-1000:]):
+            wrapped = Text(rest).wrap(self.console, max(10, self.console.width - 1))
+            rows += wrapped[-3:]
+        tools = list(self._tools.values())
+        for tool in tools[-MOST_TOOLS:]:
+            took = time.monotonic() - tool.began
+            row = tool.line("●", "yellow")
+            row.truncate(max(1, self.console.width - 14), overflow="ellipsis")
+            rows.append(self.fitted(row.append(f"  {duration(took)}", "dim")))
+        if len(tools) > MOST_TOOLS:
+            rows.append(Text(f"  and {len(tools) - MOST_TOOLS} more", "dim"))
+        rows.append(self.fitted(self._status()))
+        return Group(Text(), *rows)
+
+    def _status(self) -> Text:
+        tally = self._tally
+        activity = self._note or (f"{len(self._tools)} tools at work" if len(self._tools) > 1 else self._activity)
+        if len(self._tools) == 1 and not self._note:
+            activity = "a tool at work"
+        facts = [clock(self.elapsed)]
+        if tally.turns:
+            facts.append(f"{tally.turns} turn{'s' * (tally.turns != 1)}")
+        if tally.tokens:
+            facts.append(f"{count(tally.tokens)} tokens")
+        if tally.cost_usd:
+            facts.append(f"${tally.cost_usd:.2f}")
+        facts.append("Ctrl-C again leaves at once" if self._note else "Ctrl-C stops")
+        return Text.assemble((f"{self.spinner()} ", "cyan"), activity, (f"  {' · '.join(facts)}", "dim"))
+
+    def _stream(self, event: StreamEvent) -> None:
+        if event.parent_tool_use_id:
+            return
+        if event.event_type == "content_block_start":
+            block = event.event.get("content_block")
+            kind = block.get("type") if isinstance(block, dict) else None
+            name = one_line(str(block.get("name", ""))[:80]) if isinstance(block, dict) else ""
+            self._activity = {"text": "writing", "thinking": "thinking"}.get(str(kind), f"calling {name}".strip())
+        if event.event_type in ("message_start", "content_block_start"):
+            self._flush(whole=True)
+            self._streamed, self._printed = "", 0
+        if event.text:
+            self._streamed += event.text
+            if len(self._streamed) > MOST_STREAMED:
+                self._flush(whole=True)
+                self._streamed, self._printed = "", 0
+
+    def _flush(self, *, whole: bool = False) -> None:
+        """Let the finished lines of a text that still comes stay, or *whole*: all of it."""
+        end = len(self._streamed) if whole else self._streamed.rfind("\n") + 1
+        if end > self._printed:
+            self._write(self._streamed[self._printed : end].removesuffix("\n"))
+            self._printed = end
+
+    def _say(self, block: object, indent: str) -> None:
+        match block:
+            case TextBlock(text=text):
+                if not indent and self._printed and text.startswith(self._streamed[: self._printed]):
+                    text = text[self._printed :]
+                if not indent:
+                    self._streamed, self._printed = "", 0
+                if text.strip():
+                    self._write(text, indent)
+                self._spaced = False
+            case ToolUseBlock(name=name, input=arguments, id=key):
+                if len(self._tools) >= 64:  # nobody runs that many; they are not answered
+                    self._show_tool(self._tools.pop(next(iter(self._tools))), Text())
+                self._tools[key] = _Tool(*tool_call(name, arguments), time.monotonic(), indent)
+            case ThinkingBlock():
+                self._activity = "thinking"
+            case _:
+                pass
+
+    def _write(self, text: str, indent: str = "") -> None:
+        """The agent's own words, set apart from its tools by an empty line."""
+        if not self._printed or indent:
+            self.show(Text())
+        lines = clean(text).rstrip().split("\n")
+        self.show(*(Text(f"{indent}{row}") for row in lines))
+        self._spaced = False
+
+    def _finish_tool(self, block: ToolResultBlock) -> None:
+        tool = self._tools.pop(block.tool_use_id, None) or _Tool("?", "", time.monotonic(), "")
+        told = Text(f"{tool.indent}  ⎿ ", "dim")
+        told.append(tool_result(block) or "done", "red" if block.is_error else "dim")
+        took = time.monotonic() - tool.began
+        if took >= 1:
+            told.append(f"  {duration(took)}", "dim")
+        self._show_tool(tool, told, failed=block.is_error)
+
+    def _show_tool(self, tool: _Tool, told: Text, *, failed: bool = False) -> None:
+        if not self._spaced:
+            self.show(Text())
+            self._spaced = True
+        self.show(tool.line("●", "red" if failed else "green"), told)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as "0:42" or "1:02:05", which does not jump as it moves."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def styled(row: str) -> Text:
+    """One line of the end, in the colour of its mark."""
+    styles = {"✓": "bold green", "✗": "bold red", "+": "green", "~": "yellow", "-": "red"}
+    mark = row.strip()[:1]
+    return Text(row, styles.get(mark, ""))
+
+
+def is_terminal() -> bool:
+    """Whether stdout is a terminal that can show a region that moves."""
+    import os
+
+    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
+        return False
+    with suppress(LookupError, UnicodeEncodeError):
+        "✓⎿⠋━".encode(sys.stdout.encoding)
+        return True
+    return False

@@ -1,0 +1,89 @@
+"""`container-runner prune`: remove what nobody needs."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import anyio
+from cyclopts import Parameter
+
+from container_runner.cli.containers import EngineFlags, JsonFlag, open_manager
+from container_runner.errors import CleanupError, EngineError
+
+if TYPE_CHECKING:
+    from container_runner.engine import ContainerInfo
+
+
+def prune(
+    *,
+    dry_run: Annotated[bool, Parameter(name=["--dry-run", "-n"], negative=())] = False,
+    json: JsonFlag = False,
+    flags: EngineFlags | None = None,
+) -> None:
+    """Remove the containers that nobody needs, of all state folders.
+
+    Those are the ones whose owner was killed before it could remove them, and kept ones that have ended. A kept one
+    that runs stays, and so does whatever a living process uses.
+
+    Parameters
+    ----------
+    dry_run
+        Only say what would be removed, and why.
+    json
+        Print a JSON list for programs.
+    """
+    removed, left = anyio.run(_prune, flags or EngineFlags(), dry_run)
+    if json:
+        import orjson
+
+        from container_runner.manager import AGENT_LABEL
+
+        answer = [
+            {
+                "name": info.name,
+                "id": info.id,
+                "agent": info.labels.get(AGENT_LABEL, ""),
+                "reason": reason(info),
+                "removed": not dry_run,
+            }
+            for info in removed
+        ]
+        sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
+    else:
+        for info in removed:
+            print(f"{'would remove' if dry_run else 'removed'} {info.name}: {reason(info)}")
+        if not removed and not left:
+            print("There is nothing to remove.", file=sys.stderr)
+    if left:
+        message = f"{len(left)} could not be removed: {', '.join(left)}."
+        raise CleanupError(message, left=tuple(left), stderr="\n".join(left.values()))
+
+
+async def _prune(flags: EngineFlags, dry_run: bool) -> tuple[list[ContainerInfo], dict[str, str]]:
+    manager = await open_manager(flags)
+    removed: list[ContainerInfo] = []
+    left: dict[str, str] = {}
+    # What nobody needs now, nobody will need later: the dead stay dead, and what has ended is not started again.
+    for info in await manager.prune(dry_run=True):
+        try:
+            if not dry_run:
+                await manager.remove(info.name)
+        except EngineError as error:
+            left[info.name] = f"{error.message} {error.stderr}".strip()
+        else:
+            removed.append(info)
+    return removed, left
+
+
+def reason(info: ContainerInfo) -> str:
+    """Why a container is not needed."""
+    from container_runner.manager import KIND_LABEL
+    from container_runner.owner import Owner
+
+    owner = Owner.from_labels(info.labels)
+    if info.labels.get(KIND_LABEL) == "persistent":
+        return f"it is {info.status}; its agent gets a new one when it is needed"
+    if owner is not None and owner.is_on_this_host:
+        return f"its owner, process {owner.pid}, is dead"
+    return "its time limit has passed"

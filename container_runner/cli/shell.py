@@ -1,0 +1,101 @@
+"""`container-runner shell`: a look around in an agent's kept container."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import anyio
+import attrs
+from cyclopts import Parameter
+
+from container_runner.cli.containers import EngineFlags, open_manager
+
+SHELL = ("sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash; exec sh")
+"""bash where the image has it, else sh."""
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class ShellFlags:
+    """Who a person is in the container, and with which variables."""
+
+    user: str | None = None
+    """Somebody else than the agent's user, as UID or UID:GID."""
+
+    env: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = ()
+    """Another variable, as NAME=VALUE. Can be given again."""
+
+    secrets: Annotated[bool, Parameter(negative=())] = False
+    """Pass the agent's credentials on from your environment, as a run does."""
+
+    secret: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = ()
+    """The name of a variable of yours to pass on. Can be given again."""
+
+
+def shell(
+    agent: str, *command: str, who: ShellFlags | None = None, flags: EngineFlags | None = None
+) -> None:
+    """Open a shell in an agent's kept container, as the agent's user and with its environment.
+
+    Only an agent that runs with --no-ephemeral has one. Clean-up leaves it alone while you are in it. Piped input
+    works too: echo ls | container-runner shell my-agent
+
+    Parameters
+    ----------
+    agent
+        The agent's name, as `container-runner ps` shows it.
+    command
+        A command to run there instead of a shell; after -- if it has flags.
+    """
+    words, environ = anyio.run(_prepare, agent, command, who or ShellFlags(), flags or EngineFlags())
+    # From here on this process is the engine's client, with this terminal, its signals and its exit code.
+    os.execvpe(words[0], words, environ)  # noqa: S606  a list; there is no shell
+
+
+async def _prepare(
+    agent: str, command: tuple[str, ...], who: ShellFlags, flags: EngineFlags
+) -> tuple[list[str], dict[str, str]]:
+    from container_runner import argv
+    from container_runner.cli.flags import _pair
+    from container_runner.config import ContainerConfig
+    from container_runner.environment import build_container_env, host_environment
+    from container_runner.errors import ContainerGoneError
+    from container_runner.locks import LockFile
+    from container_runner.manager import AGENT_LABEL, KIND_LABEL, STATE_LABEL, state_digest
+    from container_runner.mounts import sessions_folder
+    from container_runner.options import Agent, ExecuteOptions
+    from container_runner.runtimes import ClaudeRuntime
+    from container_runner.user import User
+
+    options = ExecuteOptions(prompt="shell", agent=Agent(name=agent))  # it checks the name
+    config = ContainerConfig(
+        image="unused", user=who.user, env=dict(_pair("env", word) for word in who.env), secrets=who.secret
+    )
+    runtime = ClaudeRuntime().command(options, contained=True)
+    env = build_container_env(config, runtime, host_environment(), credentials=who.secrets)
+    manager = await open_manager(flags)
+    labels = {AGENT_LABEL: agent, STATE_LABEL: state_digest(manager.state_dir), KIND_LABEL: "persistent"}
+    locks = manager.state_dir / "locks"
+    async with LockFile(locks / f"agent.{agent}.lock").held():
+        running = [info for info in await manager.containers(labels) if info.is_running]
+        if not running:
+            message = f"The agent {agent!r} has no kept container that runs."
+            step = f"Make one with: container-runner run --no-ephemeral --agent={agent} …"
+            raise ContainerGoneError(message, next_step=step)
+        name = running[-1].name
+        lock = LockFile(locks / f"container.{name}.lock")
+        await lock.acquire(shared=True)
+        assert lock._fd is not None  # noqa: S101, SLF001  we have just acquired it
+        os.set_inheritable(lock._fd, True)  # noqa: SLF001  the client holds it for as long as it runs
+    sessions = sessions_folder(manager.state_dir, agent)
+    words = argv.shell_argv(
+        manager.engine.binary,
+        name=name,
+        user=User.of(config, sessions if sessions.is_dir() else None),  # it belongs to the agent's user
+        env=env,
+        terminal=sys.stdin.isatty() and sys.stdout.isatty(),
+        command=command or SHELL,
+    )
+    return words, {**manager.engine.environ, **env.values}
