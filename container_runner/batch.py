@@ -68,7 +68,9 @@ class Job:
     def digest(self) -> str:
         """32 hexadecimal digits that change when the job asks for something else."""
         asked = attrs.asdict(self.options)
-        asked["agent"]["workspace"] = self.options.agent.workspace and str(Path(self.options.agent.workspace).absolute())
+        asked["agent"]["workspace"] = self.options.agent.workspace and str(
+            Path(self.options.agent.workspace).absolute()
+        )
         told = orjson.dumps({name: asked[name] for name in _TOLD_APART_BY}, option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(told).hexdigest()[:32]
 
@@ -224,7 +226,9 @@ class ResultFile:
             try:
                 result = JobResult.parse(line)
             except ValueError:
-                raise ConfigError("results", f"{self.path}:{number}", "a file with results of a batch, or none") from None
+                raise ConfigError(
+                    "results", f"{self.path}:{number}", "a file with results of a batch, or none"
+                ) from None
             self._found[result.id] = result
         if last:
             if not re.match(rb'\{"id":', last) and not b'{"id":'.startswith(last):
@@ -313,9 +317,7 @@ async def run_batch(
     return [done[job.id] for job in jobs]
 
 
-def finished(
-    jobs: Iterable[Job], results: ResultFile | None, *, retry_failed: bool = False
-) -> dict[str, JobResult]:
+def finished(jobs: Iterable[Job], results: ResultFile | None, *, retry_failed: bool = False) -> dict[str, JobResult]:
     """The results of those jobs that `run_batch` would not run, by the jobs' ids.
 
     Raises:
@@ -345,4 +347,3 @@ async def _run(job: Job, watch: Watch) -> JobResult:
     except ContainerRunnerError as error:  # its workspace has gone meanwhile
         tally.add(ErrorMessage.from_error(error))
     return JobResult.of(job, tally, started=started, duration=time.monotonic() - began)
-

@@ -54,6 +54,11 @@ class LockFile:
         while not self.try_acquire(shared=shared):
             await anyio.sleep(POLL)
 
+    def keep_across_exec(self) -> None:
+        """Let the program that this process becomes, by `os.exec`, go on holding the lock."""
+        if self._fd is not None:
+            os.set_inheritable(self._fd, True)
+
     def release(self, *, remove: bool = False) -> None:
         """Let go of the lock if we hold it, and *remove* its file with it."""
         if self._fd is not None:

@@ -136,6 +136,16 @@ class ContainerManager:
             key=lambda info: info.created,
         )
 
+    def is_in_use(self, name: str) -> bool:
+        """Whether a run, of any process with this state folder, uses a persistent container just now."""
+        lock = self._use_lock(name)
+        if not lock.path.exists():
+            return False
+        if lock.try_acquire():
+            lock.release()
+            return False
+        return True
+
     async def clean_up(self, agent: str, max_containers: int) -> list[str]:
         """Remove *agent*'s persistent containers beyond *max_containers*, oldest first, and none that is in use.
 

@@ -8,6 +8,7 @@ nothing, and asyncio and trio behave alike. While nobody reads, nothing is read:
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import selectors
@@ -32,6 +33,9 @@ STDERR_TAIL: Final = 64 * 1024
 
 EXIT_GRACE: Final = 2.0
 """Seconds that the pipes of a process that has ended may stay open, held by a grandchild."""
+
+EXIT_POLL: Final = 0.5
+"""Seconds between two looks at whether it has ended, where the system does not tell."""
 
 TERM_GRACE: Final = 10.0
 """Seconds between TERM and KILL for a client. `podman run` that is killed at once leaks (reliability 6.4)."""
@@ -111,12 +115,13 @@ class Process:
             self._selector.register(our_in, selectors.EVENT_WRITE, "stdin")
         elif not hold_stdin:
             self.close_stdin()
-        if hasattr(os, "pidfd_open"):
-            try:
-                self._fds["exit"] = os.pidfd_open(process.pid)
-                self._selector.register(self._fds["exit"], selectors.EVENT_READ, "exit")
-            except OSError:  # it has ended already, or the kernel does not know pidfds: the pipes' end will tell
-                pass
+        try:
+            self._fds["exit"] = os.pidfd_open(process.pid)
+            self._selector.register(self._fds["exit"], selectors.EVENT_READ, "exit")
+        except ProcessLookupError:  # it has ended, and has been waited for
+            self._exited_at = anyio.current_time()
+        except (AttributeError, OSError):  # a system without pidfds: `_wait_until` looks now and then
+            pass
         return self
 
     @property
@@ -181,6 +186,12 @@ class Process:
             with anyio.move_on_after(TERM_GRACE):
                 await self._process.wait()
 
+    def abandon(self) -> None:
+        """Kill the process and let go of its pipes, without waiting for anything."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self.close()
+
     def close(self) -> None:
         """Let go of the pipes. It does not end the process: one that still writes gets SIGPIPE."""
         for name in list(self._fds):
@@ -189,16 +200,22 @@ class Process:
 
     async def _wait_until(self, deadline: float | None) -> None:
         """Wait for something to do. A process that has ended is not waited for longer than `EXIT_GRACE`."""
-        left = None if self._exited_at is None else self._exited_at + EXIT_GRACE
         now = anyio.current_time()
-        if left is not None and now >= left:
-            self._close("stdout")
-            self._close("stderr")
-            self._gate = None
-            return
+        ends = [] if deadline is None else [deadline]
+        if self._exited_at is None and "exit" not in self._fds:
+            if self.returncode is not None:
+                self._exited_at = now
+            ends.append(now + EXIT_POLL)
+        if self._exited_at is not None:
+            if now >= self._exited_at + EXIT_GRACE:
+                self._close("stdout")
+                self._close("stderr")
+                self._gate = None
+                return
+            ends.append(self._exited_at + EXIT_GRACE)
         if deadline is not None and now >= deadline:
             raise TimeoutError
-        with anyio.move_on_at(min(end for end in (deadline, left, math.inf) if end is not None)):
+        with anyio.move_on_at(min(ends, default=math.inf)):
             await anyio.wait_readable(self._selector.fileno())
 
     def _close(self, name: str) -> None:

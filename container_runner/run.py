@@ -217,6 +217,8 @@ class Run:
                 if persistent and was_created:
                     await self._manager.clean_up(self._plan.agent, max_containers)
         except TimeoutError:
+            if self._process is not None:
+                self._process.abandon()
             left = CleanupError(f"Cleaning up took too long; {name} may be left.", left=(name,))
         except EngineError as error:
             left = CleanupError(f"{name} may be left. {error.message}", left=(name,), stderr=error.stderr)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 import anyio
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from container_runner.cli.text import clean, count, duration, render, tool_call, tool_result
 from container_runner.cli.text import line as one_line
+from container_runner.cli.view import View
 from container_runner.messages import (
     AssistantMessage,
     ErrorMessage,
@@ -48,7 +50,7 @@ MOST_TOOLS: Final = 4
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
-class Screen:
+class Screen(View):
     """Lines that stay, and a region below them that is drawn anew for each picture.
 
     A terminal that has gone away is no error: from then on nothing is drawn.
@@ -61,6 +63,7 @@ class Screen:
         self._pending: list[Text] = []
         self._gone = False
         self._began = time.monotonic()
+        self.noted = ""
 
     @property
     def elapsed(self) -> float:
@@ -86,20 +89,28 @@ class Screen:
         else:
             self._attempt(self._live.refresh)
 
-    async def animate(self) -> None:
+    async def beside(self) -> None:
         """Draw pictures until it is cancelled."""
         while not self._gone:
             self.draw()
             await anyio.sleep(FRAME)
 
-    def stop(self, *lines: Text) -> None:
-        """Take the region away, give the cursor back, and add the last lines. They are not wrapped, to be copied."""
+    def note(self, text: str) -> None:
+        """Say what we are doing instead of what the work does."""
+        self.noted = text
+        self.draw()
+
+    def stop(self) -> None:
+        """Take the region away, and give the cursor back."""
         pending, self._pending = self._pending, []
         if pending:
             self._attempt(lambda: self.console.print(Group(*pending)))
         self._attempt(self._live.stop)
-        for last in lines:
-            self._attempt(lambda last=last: self.console.print(last, soft_wrap=True))
+
+    def end(self, rows: Iterable[str]) -> None:
+        """Add the last lines. They are not wrapped, so that they can be copied."""
+        for row in rows:
+            self._attempt(partial(self.console.print, _styled(row), soft_wrap=True))
 
     def region(self) -> RenderableType:
         """What moves."""
@@ -116,11 +127,11 @@ class Screen:
         text.truncate(max(1, self.console.width - 3), overflow="ellipsis")
         return text
 
-    def _attempt(self, draw: object) -> None:
+    def _attempt(self, draw: Callable[[], object]) -> None:
         if self._gone:
             return
         try:
-            draw()  # type: ignore[operator]
+            draw()
         except OSError:
             self._gone = True
 
@@ -145,7 +156,6 @@ class RunView(Screen):
         super().__init__(console)
         self._tally = tally
         self._activity = "starting the container"
-        self._note = ""
         self._tools: dict[str, _Tool] = {}
         self._streamed = ""
         self._printed = 0
@@ -183,18 +193,17 @@ class RunView(Screen):
         self._flush()
         super().draw()
 
-    def note(self, text: str) -> None:
-        """Say what we are doing instead of what the agent does."""
-        self._note = text
-        self.draw()
-
-    def close(self, *lines: Text) -> None:
-        """The end: tools that never answered, and the last lines."""
+    def stop(self) -> None:
+        """The end, and with it the tools that never answered."""
         self._flush(whole=True)
-        for tool in self._tools.values():
-            self.show(tool.line("○", "yellow"))
+        self._streamed, self._printed = "", 0
+        self.show(*(tool.line("○", "yellow") for tool in self._tools.values()))
         self._tools.clear()
-        self.stop(*lines)
+        super().stop()
+
+    def end(self, rows: Iterable[str]) -> None:
+        error = self._tally.error
+        super().end(["", *((render(error) or "").split("\n") if error else []), *rows])
 
     def region(self) -> RenderableType:
         rows: list[Text] = []
@@ -214,8 +223,8 @@ class RunView(Screen):
 
     def _status(self) -> Text:
         tally = self._tally
-        activity = self._note or (f"{len(self._tools)} tools at work" if len(self._tools) > 1 else self._activity)
-        if len(self._tools) == 1 and not self._note:
+        activity = self.noted or (f"{len(self._tools)} tools at work" if len(self._tools) > 1 else self._activity)
+        if len(self._tools) == 1 and not self.noted:
             activity = "a tool at work"
         facts = [clock(self.elapsed)]
         if tally.turns:
@@ -224,7 +233,7 @@ class RunView(Screen):
             facts.append(f"{count(tally.tokens)} tokens")
         if tally.cost_usd:
             facts.append(f"${tally.cost_usd:.2f}")
-        facts.append("Ctrl-C again leaves at once" if self._note else "Ctrl-C stops")
+        facts.append("Ctrl-C again leaves at once" if self.noted else "Ctrl-C stops")
         return Text.assemble((f"{self.spinner()} ", "cyan"), activity, (f"  {' · '.join(facts)}", "dim"))
 
     def _stream(self, event: StreamEvent) -> None:
@@ -301,20 +310,8 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def styled(row: str) -> Text:
+def _styled(row: str) -> Text:
     """One line of the end, in the colour of its mark."""
     styles = {"✓": "bold green", "✗": "bold red", "+": "green", "~": "yellow", "-": "red"}
     mark = row.strip()[:1]
     return Text(row, styles.get(mark, ""))
-
-
-def is_terminal() -> bool:
-    """Whether stdout is a terminal that can show a region that moves."""
-    import os
-
-    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
-        return False
-    with suppress(LookupError, UnicodeEncodeError):
-        "✓⎿⠋━".encode(sys.stdout.encoding)
-        return True
-    return False

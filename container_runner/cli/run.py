@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 import attrs
@@ -16,19 +15,19 @@ from cyclopts import Parameter
 from container_runner.cli.changes import Changes, Snapshot, snapshot
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags, read_prompt, spelled, to_shell
-from container_runner.cli.signals import until_signalled
 from container_runner.cli.text import clean, render, summary
+from container_runner.cli.view import NOTHING_LEFT, View, take_any_script, wants_live, watched
 from container_runner.errors import cli_exit_code
 from container_runner.messages import Message
 from container_runner.options import ExecuteOptions
 from container_runner.runner import ContainerRunner
 from container_runner.tally import Tally
 
+if TYPE_CHECKING:
+    from container_runner.cli.live import RunView
+
 MOST_CHANGES = 20
 """Changed files that are listed at the end."""
-
-NOTHING_LEFT = "Stopped. No container is left."
-LEAVING = "Leaving at once; the container ends by itself."
 
 
 def run(
@@ -62,107 +61,45 @@ def run(
     options = more.apply(options)
     tally = Tally()
     again = ["container-runner", "run", *spelled(flags, more, box, without=("resume", "fork", "session_id"))]
-    view: _View
     if flags.json:
-        view = _Json()
-    elif not _wants_live(live):
-        view = _Plain()
-    else:
-        view = _Live(tally, runner, options)
-        if more.include_partial_messages is None:
-            options = attrs.evolve(options, include_partial_messages=True)
-    return anyio.run(_run, runner, options, tally, view, again)
+        return anyio.run(_run, runner, options, tally, _Json())
+    take_any_script()
+    if not wants_live(live):
+        return anyio.run(_run, runner, options, tally, _Plain(), again)
+    from container_runner.cli.live import RunView  # rich takes a while to import
+
+    if more.include_partial_messages is None:
+        options = attrs.evolve(options, include_partial_messages=True)
+    place = f"{runner.config.image} on {Path(options.agent.workspace or '').absolute()}"
+    return anyio.run(_run, runner, options, tally, RunView(tally, options.prompt, place), again)
 
 
-def _wants_live(asked: bool | None) -> bool:
-    if asked is False:
-        return False
-    from container_runner.cli import live  # rich takes a while to import
-
-    return live.is_terminal()
-
-
-class _View:
-    """Shows a run; by itself only what we have to say ourselves."""
-
-    looks_at_workspace = True
-
-    def start(self) -> None:
-        """Just before the run."""
-
-    async def beside(self) -> None:
-        """What goes on while the agent works."""
-
-    def add(self, message: Message) -> None:
-        """One more message."""
-
-    def note(self, text: str) -> None:
-        """Something of our own to say."""
-        with suppress(OSError):  # the terminal may be what has gone away
-            print(text, file=sys.stderr, flush=True)
-
-    def stop(self) -> None:
-        """The run is over, however it went."""
-
-    def end(self, rows: list[str]) -> None:
-        """The last lines; see `ending`."""
-
-
-class _Json(_View):
-    """Messages as JSON, and nothing else."""
-
-    looks_at_workspace = False
+class _Json(View):
+    """Messages as JSON."""
 
     def add(self, message: Message) -> None:
         sys.stdout.buffer.write(message.to_json() + b"\n")
         sys.stdout.buffer.flush()
 
 
-class _Plain(_View):
-    """Text, line by line."""
-
-    def __init__(self) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")  # an agent writes in any script
+class _Plain(View):
+    """Messages as text, line by line."""
 
     def add(self, message: Message) -> None:
         if text := render(message):
             print(text, flush=True)
 
-    def end(self, rows: list[str]) -> None:
-        for row in rows:
-            self.note(row)
-
-
-class _Live(_View):
-    """The live view."""
-
-    def __init__(self, tally: Tally, runner: ContainerRunner, options: ExecuteOptions) -> None:
-        from container_runner.cli.live import RunView
-
-        place = f"{runner.config.image} on {Path(options.agent.workspace or '').absolute()}"
-        self._tally = tally
-        self._view = RunView(tally, options.prompt, place)
-        self.start = self._view.start  # type: ignore[method-assign]
-        self.beside = self._view.animate  # type: ignore[method-assign]
-        self.add = self._view.add  # type: ignore[method-assign]
-        self.note = self._view.note  # type: ignore[method-assign]
-        self.stop = self._view.close  # type: ignore[method-assign]
-
-    def end(self, rows: list[str]) -> None:
-        from container_runner.cli.live import styled
-
-        if self._tally.error is not None:
-            rows = [*(render(self._tally.error) or "").split("\n"), *rows]
-        self._view.stop(*map(styled, ["", *rows]))
-
 
 async def _run(
-    runner: ContainerRunner, options: ExecuteOptions, tally: Tally, view: _View, again: list[str]
+    runner: ContainerRunner,
+    options: ExecuteOptions,
+    tally: Tally,
+    view: _Json | _Plain | RunView,
+    again: list[str] | None = None,
 ) -> int:
+    """Run it; with the command that would run it *again*, tell at the end how it went."""
     messages = runner.execute(options)
-    before = await _look(runner, options) if view.looks_at_workspace else None
+    before = await _look(runner, options) if again is not None else None
     began = time.monotonic()
 
     async def work() -> None:
@@ -171,23 +108,13 @@ async def _run(
                 tally.add(message)
                 view.add(message)
 
-    def leave() -> None:
-        view.stop()
-        _View.note(view, LEAVING)
-
-    view.start()
-    try:
-        received = await until_signalled(
-            work,
-            stopping=lambda name: view.note(f"{name}: stopping the agent…"),
-            leaving=leave,
-            beside=view.beside,
-        )
-    finally:
-        view.stop()
-    seconds = time.monotonic() - began
-    changes = Changes.between(before, await _look(runner, options)) if before is not None else None
-    view.end(ending(tally, seconds, changes, again, stopped=received is not None))
+    received = await watched(work, view, stopping="stopping the agent")
+    if again is not None:
+        seconds = time.monotonic() - began
+        changes = Changes.between(before, await _look(runner, options)) if before is not None else None
+        view.end(ending(tally, seconds, changes, again, stopped=received is not None))
+    elif received is not None:
+        view.note(NOTHING_LEFT)
     if received is not None:
         return 128 + received
     return 0 if tally.error is None else cli_exit_code(tally.error.kind)

@@ -1,0 +1,108 @@
+"""What is seen of some work, and the signals that end it."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+
+import anyio
+import anyio.abc
+
+NOTHING_LEFT = "Stopped. No container is left."
+LEAVING = "Leaving at once; the container ends by itself."
+
+
+class View:
+    """Shows some work. By itself it shows what we have to say, line by line on stderr."""
+
+    def start(self) -> None:
+        """Just before the work."""
+
+    async def beside(self) -> None:
+        """What goes on until the work and its clean-up have ended."""
+
+    def note(self, text: str) -> None:
+        """Say something of our own."""
+        with suppress(OSError):  # the terminal may be what has gone away
+            print(text, file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        """The work is over, however it went. May be called again."""
+
+    def end(self, rows: Iterable[str]) -> None:
+        """Say how it went."""
+        for row in rows:
+            self.note(row)
+
+
+async def watched(work: Callable[[], Awaitable[None]], view: View, *, stopping: str) -> signal.Signals | None:
+    """Do *work* and show it.
+
+    INT, TERM and HUP cancel the work, and the second of them ends this process without any clean-up: the containers
+    then end by themselves.
+
+    Args:
+        stopping: what the first signal does, as "stopping the agent".
+
+    Returns:
+        The signal that came, or None. What the work raises is raised.
+    """
+    received: list[signal.Signals] = []
+    failure: Exception | None = None
+
+    async def obey(*, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if received:
+                    _leave(view, 128 + number)
+                received.append(number)
+                running.cancel()
+                view.note(f"{number.name}: {stopping}…")
+
+    view.start()
+    try:
+        async with anyio.create_task_group() as tasks:
+            with anyio.CancelScope() as running:
+                await tasks.start(obey)
+                tasks.start_soon(view.beside)
+                try:
+                    await work()
+                except Exception as error:  # out of the task group, which would wrap it
+                    failure = error
+            tasks.cancel_scope.cancel()
+    finally:
+        view.stop()
+    if failure is not None:
+        raise failure
+    return received[0] if received else None
+
+
+def wants_live(asked: bool | None) -> bool:
+    """Whether to show the live view, where *asked* is what the flag says."""
+    if asked is False or (asked is None and not sys.stdout.isatty()):
+        return False
+    try:
+        "✓⎿⠋━".encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return False
+    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+def take_any_script() -> None:
+    """Let stdout and stderr replace what they can not encode: agents write in any script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _leave(view: View, code: int) -> None:
+    try:
+        view.stop()
+        View.note(view, LEAVING)
+    finally:
+        os._exit(code)
