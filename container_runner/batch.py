@@ -28,7 +28,7 @@ import orjson
 from attrs.validators import in_, instance_of, optional
 
 from container_runner.errors import ConfigError, ContainerRunnerError, StateError
-from container_runner.laws import is_line
+from container_runner.laws import is_line, law
 from container_runner.messages import ErrorMessage, Message
 from container_runner.options import ExecuteOptions
 from container_runner.runner import ContainerRunner
@@ -38,8 +38,7 @@ _TOLD_APART_BY: Final = ("prompt", "agent", "resume", "fork", "session_id", "app
 """The fields of a request that make it another job. How long it may take, and what is shown of it, do not."""
 
 
-def _is_id(value: object) -> bool:
-    return bool(is_line(value)) and len(str(value)) <= 200
+_valid_id = law("one line of 1 to 200 characters", lambda value: is_line(value) and len(value) <= 200)
 
 
 @attrs.frozen(kw_only=True)
@@ -50,7 +49,7 @@ class Job:
         ConfigError: the id is refused.
     """
 
-    id: str = attrs.field()
+    id: str = attrs.field(validator=_valid_id)
     """Its name in the batch: one line of at most 200 characters, used once."""
 
     runner: ContainerRunner = attrs.field(repr=False, eq=False)
@@ -58,11 +57,6 @@ class Job:
 
     options: ExecuteOptions
     """What to do."""
-
-    @id.validator
-    def _check_id(self, _: object, value: object) -> None:
-        if not _is_id(value):
-            raise ConfigError("id", value, "one line of 1 to 200 characters")
 
     @property
     def digest(self) -> str:
@@ -147,8 +141,8 @@ class JobResult:
             id=job.id,
             digest=job.digest,
             outcome="succeeded" if error is None else "failed",
-            kind=error and error.kind,
-            message=error and error.message,
+            kind=None if error is None else error.kind,
+            message=None if error is None else error.message,
             exit_code=0 if error is None else error.exit_code,
             session_id=tally.session_id,
             turns=tally.turns,

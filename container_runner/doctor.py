@@ -108,8 +108,7 @@ async def examine(prepare: Prepare, *, engine: str = "auto") -> AsyncGenerator[C
 
 async def _examine(prepare: Prepare, wanted: str) -> AsyncGenerator[Check, None]:
     runner: ContainerRunner | None = None
-    plan: Plan | None = None
-    refused = False
+    options: ExecuteOptions | None = None
     try:
         runner, options = prepare()
         wanted = runner.config.engine
@@ -119,7 +118,7 @@ async def _examine(prepare: Prepare, wanted: str) -> AsyncGenerator[Check, None]
             yield check_credentials(runner.config, _command(runner, options).credentials, plan, runner.state_dir)
             yield check_secrets(runner.config, plan)
     except ConfigError as error:
-        refused = True
+        options = None
         yield _refused(error, runner)
     try:
         engine = await Engine.probe(wanted, host_environment())
@@ -136,7 +135,7 @@ async def _examine(prepare: Prepare, wanted: str) -> AsyncGenerator[Check, None]
     yield check_daemon(engine, info)
     yield check_rootless(engine, info)
     yield check_versions(engine, info, versions)
-    if runner is None or refused:
+    if runner is None or options is None:
         yield check_limits(engine, info, None, {})
         return
     image = await _image(engine, runner.config)
@@ -230,7 +229,9 @@ def _without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
     if isinstance(error, EnginePermissionError):
         fix = "sudo usermod -aG docker $USER && newgrp docker"
     elif isinstance(error, EngineUnreachableError):
-        elsewhere = next((name for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST") if environ.get(name)), "")
+        elsewhere = next(
+            (name for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST") if environ.get(name)), ""
+        )
         if elsewhere:
             fix = f"unset {elsewhere}    # or start the engine that it names"
         elif platform.system() == "Darwin":
@@ -420,9 +421,7 @@ def _failed(failure: ErrorMessage, engine: Engine, config: ContainerConfig) -> C
     }
     name, fix = checks.get(failure.kind, ("box", failure.next_step))
     stderr = failure.stderr.strip()
-    return Check(
-        name=name, status="fail", found=f"{failure.message}\n{stderr}" if stderr else failure.message, fix=fix
-    )
+    return Check(name=name, status="fail", found=f"{failure.message}\n{stderr}" if stderr else failure.message, fix=fix)
 
 
 def check_inside(
@@ -463,7 +462,9 @@ def _box(config: ContainerConfig, one: Callable[[str], str]) -> Check:
         return Check(name="box", status="warn", found=f"the box is not closed: {'; '.join(open_)}", fix=fix)
     for name, place in (("tmp", "/tmp"), ("home", "HOME")):  # noqa: S108  a path in the container
         if one(name) != "yes":
-            return Check(name="box", status="fail", found=f"the agent can not write its {place}", fix=_other_image(config))
+            return Check(
+                name="box", status="fail", found=f"the agent can not write its {place}", fix=_other_image(config)
+            )
     return _ok("box", f"uid {one('Uid')}, no capabilities, no new privileges, system calls filtered")
 
 
@@ -478,9 +479,7 @@ def _agent(config: ContainerConfig, program: str, one: Callable[[str], str]) -> 
     return _ok("agent", f"{one('agent')}{version}")
 
 
-def _writable(
-    name: str, where: str, answer: str, user: User, folder: Path | None, info: Mapping[str, Any]
-) -> Check:
+def _writable(name: str, where: str, answer: str, user: User, folder: Path | None, info: Mapping[str, Any]) -> Check:
     if answer == "yes":
         return _ok(name, f"{where}, writable by the agent's user {user}")
     fix = "container-runner run --user=root …" if _is_rootless_docker(info) else None
@@ -555,7 +554,9 @@ def _enable_limits(version: str, rootless: bool) -> str:
         return "sudo grubby --update-kernel=ALL --args=systemd.unified_cgroup_hierarchy=1 && sudo reboot"
     folder = "/etc/systemd/system/user@.service.d"
     text = r"[Service]\nDelegate=cpu cpuset io memory pids\n"
-    return f"sudo mkdir -p {folder} && printf '{text}' | sudo tee {folder}/delegate.conf && sudo systemctl daemon-reload"
+    return (
+        f"sudo mkdir -p {folder} && printf '{text}' | sudo tee {folder}/delegate.conf && sudo systemctl daemon-reload"
+    )
 
 
 # Words

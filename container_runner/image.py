@@ -7,14 +7,13 @@ its npm package, and imports the result.
 
 from __future__ import annotations
 
-import io
 import os
 import platform
 import shutil
 import tarfile
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -23,7 +22,7 @@ import anyio
 import attrs
 
 from container_runner import argv
-from container_runner.engine import Engine, classify, spawn_error
+from container_runner.engine import Engine, classify
 from container_runner.environment import host_environment
 from container_runner.errors import ConfigError, ContainerRunnerError
 from container_runner.laws import pattern
@@ -220,62 +219,159 @@ async def build_from_scratch(engine: Engine, recipe: Recipe, say: Say) -> Built:
         BuildError: a tool is missing on this machine, or a step failed.
         EngineError: the engine did not take the result.
     """
-    release = recipe.base or recipe.agent.debian
+    agent = recipe.agent
+    release = recipe.base or agent.debian
     if not _is_release(release):
         raise ConfigError("base", release, "with --from-scratch the name of a Debian release, such as bookworm")
     cpu = {"x86_64": "x64", "aarch64": "arm64", "arm64": "arm64"}.get(platform.machine())
-    if cpu is None:
-        raise BuildError(f"There is no package of {recipe.agent.program} for {platform.machine()}.")
-    make_root = _root_maker()
+    if cpu is None or platform.system() != "Linux":
+        raise BuildError("Only Linux on x86_64 or arm64 can make an image from scratch.", next_step=_ELSEWHERE)
+    packages = ",".join((*PACKAGES, *agent.needs, *recipe.packages))
+    debian = _debian(release, packages)
     if shutil.which("npm") is None:
-        raise BuildError("npm is not on this machine, and fetches the agent.", next_step="Type: apt-get install npm")
-    packages = ",".join((*PACKAGES, *recipe.agent.needs, *recipe.packages))
-    with tempfile.TemporaryDirectory(prefix="container-runner-image-", dir="/var/tmp", ignore_cleanup_errors=True) as name:  # noqa: E501, S108
-        folder = Path(name)
-        archive = folder / "root.tar"
+        raise BuildError("npm is not on this machine; it fetches the agent.", next_step="Type: apt-get install npm")
+    source = agent.archive.format(cpu=cpu, version=recipe.agent_version)
+    # Not /tmp, which may be memory: it takes 2 GB.
+    with tempfile.TemporaryDirectory(prefix="cr-image-", dir="/var/tmp", ignore_cleanup_errors=True) as name:
+        folder, archive = Path(name), Path(name, "root.tar")
         try:
             say(f"1/4 Debian {release} with {packages}")
-            await make_root(archive, release, packages, say)
-            source = recipe.agent.archive.format(cpu=cpu, version=recipe.agent_version)
+            await _stream(debian(folder), say)
+            await anyio.to_thread.run_sync(_pack, folder)
             say(f"2/4 {source} of npm")
             await _stream(["npm", "pack", "--ignore-scripts", f"--pack-destination={folder}", source], say)
-            say(f"3/4 {recipe.agent.program} into the image")
-            package = next(folder.glob("*.tgz"))
-            await anyio.to_thread.run_sync(add_agent, archive, package, recipe.agent)
+            say(f"3/4 {agent.program} goes into the image")
+            await anyio.to_thread.run_sync(lambda: add_agent(archive, next(folder.glob("*.tgz")), agent))
             say(f"4/4 import as {recipe.tag}")
             changes = (f"ENV PATH={PATH}", "USER 1000:1000", "WORKDIR /workspace")
             command = argv.import_argv(engine.binary, tag=recipe.tag, changes=changes)
             await _stream(command, say, stdin=archive, env=engine.environ)
         except _Failed as failure:
-            raise BuildError(f"{failure}.", exit_code=failure.code, stderr=failure.tail) from None
+            raise BuildError(str(failure), exit_code=failure.code, stderr=failure.tail) from None
         except OSError as error:
             raise BuildError(f"The image's files could not be written: {error.strerror}.") from None
     return await _try(engine, recipe)
 
 
-def _root_maker() -> Callable[[Path, str, str, Say], object]:
-    """How this machine makes a Debian's root folder, as a function (archive, release, packages, say)."""
+_ELSEWHERE: Final = "Build it with a registry, without --from-scratch."
+
+_USER: Final = "agent:x:1000:1000:agent:/home/agent:/bin/sh"
+"""So that the usual uid has a name, as in the Containerfile."""
+
+_SURPLUS: Final = ("usr/share/doc", "usr/share/locale", "usr/share/man", "var/cache/apt", "var/lib/apt/lists")
+"""Folders of a new Debian that nobody misses in a container."""
+
+
+def _debian(release: str, packages: str) -> Callable[[Path], list[str]]:
+    """How this machine makes a Debian: the command that leaves it as `root.tar` or as `root` in a folder."""
+    if shutil.which("mmdebstrap"):
+        leave_out = (f"--dpkgopt=path-exclude=/{surplus}/*" for surplus in _SURPLUS[:3])
+        user = f"--customize-hook=echo '{_USER}' >>\"$1/etc/passwd\""
+        options = ("mmdebstrap", "--variant=minbase", f"--include={packages}", *leave_out, user, release)
+        return lambda folder: [*options, str(folder / "root.tar")]
+    debootstrap = shutil.which("debootstrap", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if debootstrap is None:
+        message = "Neither mmdebstrap nor debootstrap is on this machine; either makes the image's Debian."
+        raise BuildError(message, next_step="Type: apt-get install mmdebstrap")
+    if os.geteuid() != 0:
+        message = "debootstrap needs root, and mmdebstrap, which does not, is not on this machine."
+        raise BuildError(message, next_step="Type: apt-get install mmdebstrap, or run this as root")
+    # What it mounts is gone with it, however it ends.
+    options = ("unshare", "--mount", debootstrap, "--variant=minbase", f"--include={packages}", release)
+    return lambda folder: [*options, str(folder / "root")]
+
+
+def _pack(folder: Path) -> None:
+    """Make `root.tar` of `root`, if it is not there already."""
+    root = folder / "root"
+    if not root.exists():
+        return
+    for surplus in _SURPLUS:
+        shutil.rmtree(root / surplus, ignore_errors=True)
+    with (root / "etc/passwd").open("a") as users:
+        users.write(f"{_USER}\n")
+    with tarfile.open(folder / "root.tar", "w") as tar:
+        # The engine makes the devices; a container's are not the image's.
+        tar.add(root, ".", filter=lambda member: None if member.ischr() or member.isblk() else member)
 
 
 def add_agent(archive: Path, package: Path, agent: AgentPackage) -> None:
-    """Add an agent's npm package to the tar archive of a root folder, and a user with the usual uid.
+    """Add an agent's npm package to the tar archive of a root folder.
 
     Raises:
         BuildError: the package does not hold the program.
     """
-    with tarfile.open(archive, "a") as root, tarfile.open(package) as files:
-        program = None
+    program = None
+    with tarfile.open(archive, "a") as tar, tarfile.open(package) as files:
         for member in files:
-            # Whatever the package says: plain files of root's, below our folder.
-            if not member.isreg() or ".." in Path(member.name).parts:
+            name = member.name.removeprefix("package/")
+            # Plain files below our folder, of root's, whatever the package says.
+            if not member.isreg() or member.name.startswith("/") or ".." in Path(member.name).parts:
                 continue
-            if fnmatchcase(member.name, agent.entry):
-                program = member.name
-                member.mode |= 0o111
-            target = f"usr/local/lib/{agent.program}/{member.name.removeprefix('package/')}"
-            _add(root, target, files.extractfile(member), size=member.size, mode=0o755 if member.mode & 0o111 else 0o644)
-        if program is None:
-            raise BuildError(f"{agent.entry} is not in the npm package of {agent.program}.")
+            is_program = fnmatchcase(member.name, agent.entry)
+            program = name if is_program else program
+            mode = 0o755 if is_program or member.mode & 0o111 else 0o644
+            content = files.extractfile(member)
+            copy = tarfile.TarInfo(f"usr/local/lib/{agent.program}/{name}")
+            copy.size, copy.mode = member.size, mode
+            tar.addfile(copy, content)
         link = tarfile.TarInfo(f"usr/local/bin/{agent.program}")
-        link.type, link.linkname = tarfile.SYMTYPE, f"../lib/{agent.program}/{program.removeprefix('package/')}"
-        root.addfile(link)
+        link.type, link.linkname = tarfile.SYMTYPE, f"../lib/{agent.program}/{program}"
+        tar.addfile(link)
+    if program is None:
+        raise BuildError(f"{agent.entry} is not in the npm package of {agent.program}.")
+
+
+class _Failed(Exception):  # noqa: N818  it becomes one of our errors
+    """A command of a build failed."""
+
+    def __init__(self, command: Sequence[str], code: int, tail: str) -> None:
+        super().__init__(f"{command[0]} failed with code {code}.")
+        self.code = code
+        self.tail = tail
+
+
+async def _stream(
+    command: Sequence[str], say: Say, *, stdin: Path = Path(os.devnull), env: Mapping[str, str] | None = None
+) -> None:
+    """Run a command to its end, with a file on its stdin, and pass on what it says on stdout and stderr.
+
+    Raises:
+        _Failed: it failed.
+        BuildError: it was silent for `BUILD_TIMEOUT` seconds, or is not there.
+    """
+    # Which of the two a builder speaks on depends on the builder; the shell joins them.
+    joined = ["sh", "-c", 'input=$1; shift; exec "$@" <"$input" 2>&1', "sh", str(stdin), *command]
+    process = await Process.start(joined, env=env)
+    tail: deque[str] = deque(maxlen=20)
+    try:
+        while lines := await process.read(BUILD_TIMEOUT):
+            for line in lines:
+                text = (line.head if isinstance(line, OversizedLine) else line).decode("utf-8", "replace")
+                tail.append(text)
+                say(text)
+        code = await process.wait()
+    except TimeoutError:
+        raise BuildError(f"{command[0]} was silent for {BUILD_TIMEOUT / 60:g} minutes.") from None
+    finally:
+        with anyio.CancelScope(shield=True):
+            await process.terminate()
+        process.close()
+    if code != 0:
+        raise _Failed(command, code, "\n".join(tail))
+
+
+async def _try(engine: Engine, recipe: Recipe) -> Built:
+    """Ask the new image's agent for its version.
+
+    Raises:
+        BuildError: it does not start.
+    """
+    command = argv.try_argv(engine.binary, image=recipe.tag, program=recipe.agent.program, arguments=["--version"])
+    done = await engine.run(command, timeout=START_TIMEOUT, check=False)
+    if done.returncode != 0:
+        message = f"{recipe.tag} was built, but its {recipe.agent.program} fails with code {done.returncode}."
+        raise BuildError(message, exit_code=done.returncode, stderr=f"{done.text}\n{done.stderr}".strip())
+    image_id = (await engine.run(argv.image_argv(engine.binary, recipe.tag))).text.strip()
+    version = (done.text.strip().splitlines() or [""])[0]
+    return Built(image=recipe.tag, id=image_id.removeprefix("sha256:"), version=version)

@@ -449,6 +449,7 @@ TIGHTENING: Final[Mapping[str, _Rule]] = {
     "cpu_quota": _MOST,
     "pids_limit": _MOST,
     "max_containers": _MOST,
+    "pool": _MOST,
     "volumes": _Rule(_some_mounts_of, "some of {now}, or the same with read_only"),
     "workspace_mode": _Rule(lambda value, _: value == "ro", '"ro"'),
     "unprotected": _SUBSET,

@@ -341,16 +341,16 @@ async def settle(clean_up: Callable[[], Awaitable[T]]) -> T:
     *clean_up* is begun again, and must be made for that.
     """
     cancelled: BaseException | None = None
-    with anyio.CancelScope(shield=True):
-        while True:
-            try:
+    while True:
+        try:
+            with anyio.CancelScope(shield=True):
                 result = await clean_up()
-                break
-            except anyio.get_cancelled_exc_class() as error:
-                cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    return result
+        except anyio.get_cancelled_exc_class() as error:
+            cancelled = error
+        else:
+            if cancelled is not None:
+                raise cancelled
+            return result
 
 
 async def _end(process: Process, patience: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-ENGINES = ("docker", "podman", "podman-rootless")
+from tests.integration.engines import NAMES
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -12,7 +12,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--engine",
         action="append",
-        choices=ENGINES,
+        choices=NAMES,
         help="the real engine to test with; may be repeated; without it they are all used",
     )
 

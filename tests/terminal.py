@@ -34,7 +34,13 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
     """One command in a terminal of its own, which leads its own session and is ended with the block."""
 
     def __init__(
-        self, command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = None, columns: int = 90, rows: int = 24
+        self,
+        command: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        columns: int = 90,
+        rows: int = 24,
     ) -> None:
         self.raw = bytearray()
         """All that was written to the terminal."""
@@ -54,7 +60,7 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - so that ^C is a signal
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that ^C is a signal
         )
         os.close(slave)
 
@@ -92,6 +98,10 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
         self.raw += data
         self._stream.feed(data)
         return bool(data)
+
+    def show(self, text: str) -> None:
+        """Put text on the screen, as if the command had written it."""
+        self._stream.feed(text.encode())
 
     def wait_for(self, seen: Callable[[str], object] | str, seconds: float = 20) -> str:
         """Read until the screen shows it.

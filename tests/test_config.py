@@ -312,6 +312,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "pids_limit": 512,
         "user": None,
         "max_containers": 5,
+        "pool": 0,
         "volumes": (),
         "workspace_mode": "rw",
         "credentials": "auto",
@@ -361,6 +362,7 @@ GOOD: dict[str, list[Any]] = {
     "pids_limit": [16, 4096],
     "user": [None, "1", "1000", "1000:1000", "1000:0", "root", "2147483647"],
     "max_containers": [1, 50],
+    "pool": [0, 1, 100],
     "volumes": [[], (), [Mount("/a", "/b")], ["/a:/b:ro"], [{"source": "/a:1", "target": "/b", "read_only": True}]],
     "workspace_mode": ["rw", "ro"],
     "credentials": ["auto", "env", "file", "none"],
@@ -405,6 +407,7 @@ BAD: dict[str, list[Any]] = {
         *words("1:2147483648"),
     ],
     "max_containers": [*WHOLE, None],
+    "pool": [*(bad for bad in WHOLE if bad != 0 or isinstance(bad, bool)), None, -1, 101],
     "volumes": [
         *(*LIST, "/a:/b", ["x:/y"], [PortBinding(1, 1)], [{}], [{3: 4}], [{"source": "/a"}]),
         [{"source": "/a", "target": "/b", "x": 1}],

@@ -30,7 +30,7 @@ LAYERS: tuple[set[str], ...] = (
     {"pool", "records"},
     {"run"},
     {"runner"},
-    {"batch", "doctor", "testing"},
+    {"batch", "doctor", "image", "testing"},
 )
 """From the bottom to the top. A module imports only what lies in a layer below its own."""
 

@@ -45,6 +45,8 @@ class Reader:
         return MessageStream(self._process, ClaudeRuntime(), self._options, **self._others)  # type: ignore[arg-type]
 
     async def __aexit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # the shell's children as well
         with anyio.CancelScope(shield=True):
             await self._process.terminate()
         self._process.close()

@@ -7,9 +7,9 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import anyio
 import attrs
@@ -19,14 +19,17 @@ from cyclopts import Parameter
 from container_runner.batch import Job, JobResult, ResultFile, Watch, finished, run_batch
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags
-from container_runner.cli.run import LEAVING, Plain, wants_live
-from container_runner.cli.signals import until_signalled
-from container_runner.cli.text import clean, cost, count, duration, line
+from container_runner.cli.text import clean, cost, count, duration, job_line, line
+from container_runner.cli.view import NOTHING_LEFT, View, take_any_script, wants_live, watched
 from container_runner.config import ContainerConfig
 from container_runner.errors import ConfigError
 from container_runner.laws import NOT_SHOWN
+from container_runner.messages import Message
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.runner import ContainerRunner
+
+if TYPE_CHECKING:
+    from container_runner.cli.live import BatchView
 
 _OPTIONS = [
     field.name for field in attrs.fields(ExecuteOptions) if field.name not in ("agent", "include_partial_messages")
@@ -34,6 +37,9 @@ _OPTIONS = [
 _AGENT = [field.name for field in attrs.fields(Agent) if field.name not in ("name", "workspace")]
 KEYS = ("id", "prompt", "prompt_file", "workspace", "agent", *_AGENT, *(name for name in _OPTIONS if name != "prompt"))
 """What a job may say."""
+
+MOST_FAILED = 10
+"""Failed jobs that are listed at the end."""
 
 
 def batch(
@@ -75,10 +81,17 @@ def batch(
     listed = list(make_jobs(file, flags, more, box))
     with ExitStack() as stack:
         kept = None if results is None else stack.enter_context(ResultFile(results))
-        done = finished(listed, kept, retry_failed=retry_failed)
-        view: _Json = _Json(listed, done)
-        if not flags.json:
-            view = _Live(listed, done) if wants_live(live) else _Plain(listed, done)
+        view: _Json | BatchView
+        if flags.json:
+            view = _Json()
+        else:
+            take_any_script()
+            if wants_live(live):
+                from container_runner.cli.live import BatchView  # rich takes a while to import
+
+                view = BatchView(listed, finished(listed, kept, retry_failed=retry_failed))
+            else:
+                view = _Plain()
         return anyio.run(_run, listed, jobs, kept, retry_failed, view)
 
 
@@ -212,104 +225,75 @@ def _refuse_key(key: str, known: tuple[str, ...], source: str | None = None) -> 
     raise ConfigError(clean(key), NOT_SHOWN, f"{hint}the keys are {', '.join(known)}", source=source)
 
 
-async def _run(jobs: list[Job], at_once: int, results: ResultFile | None, retry_failed: bool, view: _Json) -> int:
-    ended: list[JobResult] = []
-
-    async def work() -> None:
-        ended.extend(
-            await run_batch(jobs, at_once=at_once, results=results, retry_failed=retry_failed, watch=view.watch)
-        )
-
-    def leave() -> None:
-        view.stop()
-        view.note(LEAVING)
-
-    view.start()
-    try:
-        received = await until_signalled(
-            work,
-            stopping=lambda name: view.note(f"{name}: stopping the agents…"),
-            leaving=leave,
-            beside=view.beside,
-        )
-    finally:
-        view.stop()
-    view.end(results, stopped=received is not None)
-    if received is not None:
-        return 128 + received
-    return 0 if all(result.succeeded for result in ended) else 1
-
-
-class _Json:
+class _Json(View):
     """Each result as a line of JSON."""
 
-    def __init__(self, jobs: list[Job], done: Mapping[str, JobResult]) -> None:
-        self.jobs = jobs
-        self.before = done
-        self.ended: dict[str, JobResult] = {}
-        self._began = time.monotonic()
+    def started(self, job: Job) -> None:
+        """A job has been started."""
 
-    @property
-    def watch(self) -> Watch:
-        return Watch(ended=self._ended)
+    def said(self, job: Job, message: Message) -> None:
+        """One more message of a job."""
 
-    def start(self) -> None:
-        """Just before the first job."""
-
-    async def beside(self) -> None:
-        """What goes on while the jobs run."""
-
-    def note(self, text: str) -> None:
-        with suppress(OSError):
-            print(text, file=sys.stderr, flush=True)
-
-    def stop(self) -> None:
-        """All jobs are over, however that went."""
-
-    def end(self, results: ResultFile | None, *, stopped: bool) -> None:
-        """The last lines."""
-
-    def show(self, result: JobResult) -> None:
+    def ended(self, job: Job, result: JobResult) -> None:
+        """A job has ended."""
+        del job
         sys.stdout.buffer.write(result.to_json() + b"\n")
         sys.stdout.buffer.flush()
 
-    def _ended(self, job: Job, result: JobResult) -> None:
-        self.ended[job.id] = result
-        self.show(result)
 
-    def ending(self, results: ResultFile | None, *, stopped: bool) -> list[str]:
-        """The lines at the end of a batch."""
-        known = {**self.before, **self.ended}
-        failed = [result for result in known.values() if not result.succeeded]
-        left = len(self.jobs) - len(known)
-        facts = [f"{len(known) - len(failed)} of {len(self.jobs)} jobs succeeded"]
-        facts += [f"{len(failed)} failed"] * bool(failed)
-        facts += [f"{left} did not end"] * bool(left)
-        facts += [f"{len(self.before)} were done before"] * bool(self.before)
-        took = [duration(time.monotonic() - self._began)]
-        if tokens := sum(result.tokens for result in self.ended.values()):
-            took.append(f"{count(tokens)} tokens")
-        if dollars := sum(result.cost_usd or 0 for result in self.ended.values()):
-            took.append(cost(dollars))
-        rows = [f"{'✗' if failed or stopped else '✓'} {', '.join(facts)} ({', '.join(took)})"]
-        rows += [f"    ✗ {clean(result.id)}: {line(result.message or '')}" for result in failed[:MOST_FAILED]]
-        rows += [f"    and {len(failed) - MOST_FAILED} more"] * (len(failed) > MOST_FAILED)
-        if results is not None:
-            rows.append(f"  Results: {clean(str(results.path))}")
-        if stopped:
-            rows.append("  Stopped. No container is left. Run it again to go on.")
-        elif failed:
-            rows.append("  Run it again with --retry-failed to try what failed.")
-        return rows
+class _Plain(_Json):
+    """A line of text for each job."""
+
+    def ended(self, job: Job, result: JobResult) -> None:
+        """A job has ended."""
+        del job
+        print(job_line(result), flush=True)
 
 
-MOST_FAILED = 10
-"""Failed jobs that are listed at the end."""
+async def _run(
+    jobs: list[Job], at_once: int, results: ResultFile | None, retry_failed: bool, view: _Json | BatchView
+) -> int:
+    before = finished(jobs, results, retry_failed=retry_failed)
+    ended: list[JobResult] = []
+    began = time.monotonic()
+
+    def note_end(job: Job, result: JobResult) -> None:
+        ended.append(result)
+        view.ended(job, result)
+
+    async def work() -> None:
+        watch = Watch(started=view.started, said=view.said, ended=note_end)
+        await run_batch(jobs, at_once=at_once, results=results, retry_failed=retry_failed, watch=watch)
+
+    received = await watched(work, view, stopping="stopping the agents")
+    if type(view) is not _Json:
+        rows = ending(jobs, before, ended, time.monotonic() - began, results)
+        view.end([*rows, f"  {NOTHING_LEFT} Run it again to go on."] if received else rows)
+    elif received:
+        view.note(NOTHING_LEFT)
+    if received:
+        return 128 + received
+    return 0 if all(result.succeeded for result in [*before.values(), *ended]) else 1
 
 
-class _Plain(_Json, Plain):
-    """A line a job."""
-
-    def __init__(self, jobs: list[Job], done: Mapping[str, JobResult]) -> None:
-        _Json.__init__(self, jobs, done)
-        Plain.__init__(self)
+def ending(
+    jobs: list[Job], before: Mapping[str, JobResult], ended: list[JobResult], seconds: float, results: ResultFile | None
+) -> list[str]:
+    """The lines at the end of a batch."""
+    known = [*before.values(), *ended]
+    failed = [result for result in known if not result.succeeded]
+    facts = [f"{len(known) - len(failed)} of {len(jobs)} jobs succeeded"]
+    facts += [f"{len(failed)} failed"] * bool(failed)
+    facts += [f"{len(jobs) - len(known)} did not end"] * (len(jobs) > len(known))
+    facts += [f"{len(before)} done before"] * bool(before)
+    took = [duration(seconds)]
+    if tokens := sum(result.tokens for result in ended):
+        took.append(f"{count(tokens)} tokens")
+    if dollars := sum(result.cost_usd or 0 for result in ended):
+        took.append(cost(dollars))
+    rows = [f"{'✗' if len(known) - len(failed) < len(jobs) else '✓'} {', '.join(facts)} ({', '.join(took)})"]
+    rows += [f"    ✗ {clean(result.id)}: {line(result.message or '')}" for result in failed[:MOST_FAILED]]
+    rows += [f"    and {len(failed) - MOST_FAILED} more"] * (len(failed) > MOST_FAILED)
+    rows += [f"  Results: {clean(str(results.path))}"] if results is not None else []
+    rows += ["  Run it again with --retry-failed to try again what failed."] if failed else []
+    return rows

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
 import anyio
 import attrs
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
-from container_runner.cli.text import clean, count, duration, render, tool_call, tool_result
+from container_runner.batch import Job, JobResult
+from container_runner.cli.text import clean, count, duration, job_facts, render, tool_call, tool_result
 from container_runner.cli.text import line as one_line
 from container_runner.cli.view import View
 from container_runner.messages import (
     AssistantMessage,
     ErrorMessage,
     Message,
+    OutputLine,
     ResultMessage,
     StreamEvent,
     SystemMessage,
@@ -160,7 +165,8 @@ class RunView(Screen):
         self._streamed = ""
         self._printed = 0
         self._spaced = True
-        self.show(Text.assemble(("❯ ", "cyan"), (one_line(prompt), "bold")), Text(f"  {clean(place)}", "dim"))
+        title = self.fitted(Text.assemble(("▸ ", "cyan"), (one_line(prompt), "bold")))
+        self.show(title, Text(f"  {clean(place)}", "dim"))
 
     def add(self, message: Message) -> None:
         """Show one more message."""
@@ -181,7 +187,7 @@ class RunView(Screen):
                 self._activity = "finishing"
             case SystemMessage() if message.is_init:
                 self._activity = "waiting for the model"
-                self.show(Text(render(message) or "", "dim"))
+                self.show(Text(f"  session {clean(message.session_id)}, {clean(message.model)}", "dim"))
             case ErrorMessage():
                 pass  # the end tells of it
             case _:
@@ -257,19 +263,19 @@ class RunView(Screen):
         """Let the finished lines of a text that still comes stay, or *whole*: all of it."""
         end = len(self._streamed) if whole else self._streamed.rfind("\n") + 1
         if end > self._printed:
-            self._write(self._streamed[self._printed : end].removesuffix("\n"))
+            self._write(self._streamed[self._printed : end], goes_on=self._printed > 0)
             self._printed = end
 
     def _say(self, block: object, indent: str) -> None:
         match block:
             case TextBlock(text=text):
-                if not indent and self._printed and text.startswith(self._streamed[: self._printed]):
-                    text = text[self._printed :]
+                shown = 0
                 if not indent:
+                    if self._printed and text.startswith(self._streamed[: self._printed]):
+                        shown = self._printed
                     self._streamed, self._printed = "", 0
-                if text.strip():
-                    self._write(text, indent)
-                self._spaced = False
+                if text[shown:].strip():
+                    self._write(text[shown:], indent, goes_on=shown > 0)
             case ToolUseBlock(name=name, input=arguments, id=key):
                 if len(self._tools) >= 64:  # nobody runs that many; they are not answered
                     self._show_tool(self._tools.pop(next(iter(self._tools))), Text())
@@ -279,21 +285,21 @@ class RunView(Screen):
             case _:
                 pass
 
-    def _write(self, text: str, indent: str = "") -> None:
-        """The agent's own words, set apart from its tools by an empty line."""
-        if not self._printed or indent:
+    def _write(self, text: str, indent: str = "", *, goes_on: bool = False) -> None:
+        """The agent's own words, set apart by an empty line unless they go on."""
+        if not goes_on:
             self.show(Text())
-        lines = clean(text).rstrip().split("\n")
+        lines = clean(text).rstrip("\n").split("\n")
         self.show(*(Text(f"{indent}{row}") for row in lines))
         self._spaced = False
 
     def _finish_tool(self, block: ToolResultBlock) -> None:
         tool = self._tools.pop(block.tool_use_id, None) or _Tool("?", "", time.monotonic(), "")
-        told = Text(f"{tool.indent}  ⎿ ", "dim")
+        told = Text(f"{tool.indent}  └ ", "dim")
         told.append(tool_result(block) or "done", "red" if block.is_error else "dim")
         took = time.monotonic() - tool.began
         if took >= 1:
-            told.append(f"  {duration(took)}", "dim")
+            told.append(f" · {duration(took)}", "dim")
         self._show_tool(tool, told, failed=block.is_error)
 
     def _show_tool(self, tool: _Tool, told: Text, *, failed: bool = False) -> None:
@@ -301,6 +307,114 @@ class RunView(Screen):
             self.show(Text())
             self._spaced = True
         self.show(tool.line("●", "red" if failed else "green"), told)
+
+
+class BatchView(Screen):
+    """A batch: a row with a bar for each job at work, one for all, and above them what has ended."""
+
+    def __init__(self, jobs: Sequence[Job], before: Mapping[str, JobResult], console: Console | None = None) -> None:
+        super().__init__(console)
+        self._jobs = len(jobs)
+        self._done = len(before)
+        self._failed = sum(not result.succeeded for result in before.values())
+        self._cost = 0.0
+        self._name_width = min(24, max((cell_len(clean(job.id)) for job in jobs), default=1))
+        self._rows: dict[str, _Row] = {}
+
+    def started(self, job: Job) -> None:
+        self._rows[job.id] = _Row(job, time.monotonic())
+
+    def said(self, job: Job, message: Message) -> None:
+        self._rows[job.id].add(message)
+
+    def ended(self, job: Job, result: JobResult) -> None:
+        del self._rows[job.id]
+        self._done += 1
+        self._failed += not result.succeeded
+        self._cost += result.cost_usd or 0
+        mark, style = ("✓ ", "green") if result.succeeded else ("✗ ", "red")
+        told = one_line((result.result if result.succeeded else result.message) or "")
+        name = Text(clean(result.id))
+        name.truncate(self._name_width, overflow="ellipsis", pad=True)
+        text = Text.assemble(
+            (mark, style), name, (f"  {job_facts(result)}  ", "dim"), (told, "" if mark == "✓ " else style)
+        )
+        self.show(self.fitted(text))
+
+    def end(self, rows: Iterable[str]) -> None:
+        super().end(["", *rows])
+
+    def region(self) -> RenderableType:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.width = max(20, self.console.width - 3)
+        table.add_column(width=self._name_width + 2, no_wrap=True, overflow="ellipsis")
+        table.add_column(width=12)
+        table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        table.add_column(justify="right", no_wrap=True)
+        room = max(1, self.console.height - 5)
+        rows = list(self._rows.values())
+        for row in rows[:room]:
+            name = Text.assemble(("● ", "yellow"), clean(row.job.id))
+            table.add_row(name, row.bar(), Text(row.activity, "dim"), Text(clock(row.elapsed), "dim"))
+        below = [Text(f"and {len(rows) - room} more at work", "dim")] if len(rows) > room else []
+        return Group(Text(), table, *below, self._total())
+
+    def _total(self) -> RenderableType:
+        facts = [f"{self._failed} failed"] * bool(self._failed)
+        facts += [f"{len(self._rows)} at work", clock(self.elapsed)]
+        facts += [f"${self._cost:.2f}"] * (self._cost > 0)
+        facts += ["Ctrl-C again leaves at once" if self.noted else "Ctrl-C stops"]
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.width = max(20, self.console.width - 3)
+        table.add_column(no_wrap=True)
+        table.add_column(ratio=1)
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        head = Text.assemble((f"{self.spinner()} ", "cyan"), (self.noted or f"{self._done} of {self._jobs}", "bold"))
+        bar = ProgressBar(total=max(1, self._jobs), completed=self._done, complete_style="green")
+        table.add_row(head, bar, Text(" · ".join(facts), "dim"))
+        return table
+
+
+@attrs.define
+class _Row:
+    """A job at work."""
+
+    job: Job
+    began: float
+    activity: str = "starting the container"
+    tally: Tally = attrs.Factory(Tally)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    def add(self, message: Message) -> None:
+        self.tally.add(message)
+        match message:
+            case AssistantMessage() if message.content:
+                match message.content[-1]:
+                    case ToolUseBlock(name=name, input=arguments):
+                        self.activity = " ".join(tool_call(name, arguments))
+                    case TextBlock(text=text) if text.strip():
+                        self.activity = one_line(text)
+                    case _:
+                        self.activity = "thinking"
+            case SystemMessage() if message.is_init:
+                self.activity = "waiting for the model"
+            case OutputLine() if message.data.strip():
+                self.activity = one_line(message.text)
+            case _:
+                pass
+
+    def bar(self) -> ProgressBar:
+        """How much it has used of its turns or its time; if neither is limited, it only moves."""
+        options = self.job.options
+        total, completed = None, 0.0
+        if options.agent.max_turns is not None:
+            total, completed = float(options.agent.max_turns), float(self.tally.turns)
+        elif options.timeout is not None:
+            total, completed = options.timeout, self.elapsed
+        return ProgressBar(total=total, completed=completed, complete_style="cyan", pulse_style="cyan")
 
 
 def clock(seconds: float) -> str:
@@ -312,6 +426,6 @@ def clock(seconds: float) -> str:
 
 def _styled(row: str) -> Text:
     """One line of the end, in the colour of its mark."""
-    styles = {"✓": "bold green", "✗": "bold red", "+": "green", "~": "yellow", "-": "red"}
-    mark = row.strip()[:1]
-    return Text(row, styles.get(mark, ""))
+    if row.startswith(("✓", "✗")):
+        return Text(row, "bold green" if row.startswith("✓") else "bold red")
+    return Text(row, {"✗": "red", "+": "green", "~": "yellow", "-": "red"}.get(row.strip()[:1], ""))

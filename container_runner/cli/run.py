@@ -70,8 +70,16 @@ def run(
 
     if more.include_partial_messages is None:
         options = attrs.evolve(options, include_partial_messages=True)
-    place = f"{runner.config.image} on {Path(options.agent.workspace or '').absolute()}"
-    return anyio.run(_run, runner, options, tally, RunView(tally, options.prompt, place), again)
+    view = RunView(tally, options.prompt, f"{runner.config.image} on {_place(options)}")
+    return anyio.run(_run, runner, options, tally, view, again)
+
+
+def _place(options: ExecuteOptions) -> str:
+    """The workspace, as a person calls it."""
+    if options.agent.workspace is None:
+        return "an empty folder"
+    path, home = Path(options.agent.workspace).expanduser().absolute(), Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 class _Json(View):

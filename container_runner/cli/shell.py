@@ -34,9 +34,7 @@ class ShellFlags:
     """The name of a variable of yours to pass on. Can be given again."""
 
 
-def shell(
-    agent: str, *command: str, who: ShellFlags | None = None, flags: EngineFlags | None = None
-) -> None:
+def shell(agent: str, *command: str, who: ShellFlags | None = None, flags: EngineFlags | None = None) -> None:
     """Open a shell in an agent's kept container, as the agent's user and with its environment.
 
     Only an agent that runs with --no-ephemeral has one. Clean-up leaves it alone while you are in it. Piped input

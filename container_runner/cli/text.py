@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from container_runner import guest
 from container_runner.lines import OversizedLine
@@ -21,6 +21,9 @@ from container_runner.messages import (
     UserMessage,
 )
 from container_runner.tally import Tally
+
+if TYPE_CHECKING:
+    from container_runner.batch import JobResult
 
 WIDTH = 160
 """Characters of a tool call or its result that are shown."""
@@ -84,6 +87,24 @@ def summary(tally: Tally, seconds: float) -> str:
     return f"{'✗' if failed else '✓'} {', '.join(parts)}"
 
 
+def job_line(result: JobResult) -> str:
+    """How one job of a batch went."""
+    head = f"{'✓' if result.succeeded else '✗'} {clean(result.id)} ({job_facts(result)})"
+    return head if result.succeeded else f"{head}: {line(result.message or '')}"
+
+
+def job_facts(result: JobResult) -> str:
+    """What one job of a batch took."""
+    parts = [duration(result.duration)]
+    if result.turns:
+        parts.append(f"{result.turns} turn{'s' * (result.turns != 1)}")
+    if result.tokens:
+        parts.append(f"{count(result.tokens)} tokens")
+    if result.cost_usd:
+        parts.append(cost(result.cost_usd))
+    return ", ".join(parts)
+
+
 def tool_call(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
     """A tool's name, and on one line what it is asked to do."""
     told = next((arguments[key] for key in _TELLING if isinstance(arguments.get(key), str)), None)
@@ -126,6 +147,6 @@ def _block(block: Any) -> str | None:
         case ToolUseBlock(name=name, input=arguments):
             return f"● {' '.join(tool_call(name, arguments))}"
         case ToolResultBlock():
-            return f"  {'✗' if block.is_error else '⎿'} {tool_result(block)}"
+            return f"  {'✗' if block.is_error else '└'} {tool_result(block)}"
         case _:
             return None

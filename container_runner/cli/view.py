@@ -87,7 +87,7 @@ def wants_live(asked: bool | None) -> bool:
     if asked is False or (asked is None and not sys.stdout.isatty()):
         return False
     try:
-        "✓⎿⠋━".encode(sys.stdout.encoding)
+        "✓└⠋━".encode(sys.stdout.encoding)
     except UnicodeEncodeError:
         return False
     return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")

@@ -99,7 +99,7 @@ async def consume(runner: ContainerRunner, options: ExecuteOptions, *, read: boo
         first = first or time.perf_counter() - start
         count += 1
         if isinstance(message, ErrorMessage):
-            raise RuntimeError(message.message)
+            raise AssertionError(message.message)  # noqa: TRY004  the run failed, not its type
         if read and isinstance(message, AssistantMessage):
             message.content  # noqa: B018  reading it is the work
         else:
@@ -414,7 +414,8 @@ def memory_rows(bench: Bench) -> list[Row]:
     size = large.stat().st_size / 1024**2
     return [
         Row(
-            what=f"peak memory in MB, {size:.0f} MB streamed", engine="none", ours=f"{size:.0f} MB", theirs=f"{size / 100:.0f} MB",
+            what=f"peak memory in MB, {size:.0f} MB streamed", engine="none", ours=f"{size:.0f} MB",
+            theirs=f"{size / 100:.0f} MB",
             ratios=(megabytes[0] / megabytes[1],), seconds=megabytes, target=(megabytes[1] + 30) / megabytes[1],
         )
     ]  # fmt: skip
@@ -453,7 +454,8 @@ def growth_rows(bench: Bench, strangers: tuple[int, ...]) -> list[Row]:
             crowded = [anyio.run(first) for _ in range(2 * bench.runs + 1)]
             rows.append(
                 Row(
-                    what=f"{count} strangers' containers", engine=bench.engine.name, ours="execute(), kept", theirs="none there",
+                    what=f"{count} strangers' containers", engine=bench.engine.name, ours="execute(), kept",
+                    theirs="none there",
                     ratios=tuple(took / alone for took in crowded), seconds=(sorted(crowded)[bench.runs], alone),
                 )
             )  # fmt: skip

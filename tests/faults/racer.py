@@ -7,9 +7,11 @@ import sys
 import anyio
 
 from container_runner import Agent, CommandRuntime, ContainerConfig, ContainerRunner, ExecuteOptions
+from container_runner.mounts import prepare_sessions
 
 
-async def main(engine: str, image: str, token: str, state: str) -> None:
+async def main(*words: str) -> None:
+    engine, image, token, state = words
     config = ContainerConfig(
         engine=engine,
         image=image,
@@ -22,7 +24,10 @@ async def main(engine: str, image: str, token: str, state: str) -> None:
     manager = await runner.manager()
     while name := (await anyio.to_thread.run_sync(sys.stdin.readline)).strip():
         try:
-            container = await manager.get_or_create(runner.plan(ExecuteOptions(prompt="", agent=Agent(name=name))))
+            options = ExecuteOptions(prompt="", agent=Agent(name=name))
+            plan = runner.plan(options)
+            prepare_sessions(plan.state_dir, plan.agent, plan.user)
+            container = await manager.get_or_create(plan)
             await manager.release(container)
             print(container.name, flush=True)
         except Exception as error:

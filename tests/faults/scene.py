@@ -211,16 +211,24 @@ class Scene:
         backend: str = "asyncio",
         keep: Collection[str] = (),
         also: Callable[[], list[str]] = list,
-        patience: float = PATIENCE,
+        tries: int = 1,
     ) -> float:
         """Wait until nothing is left, add the row, and return the seconds since the fault. Fails if there is."""
         while True:
             left = self.left(keep=keep) + also()
             seconds = time.monotonic() - since
-            if not left or seconds > patience:
+            if not left or seconds > PATIENCE:
                 break
             time.sleep(0.05)
-        row = Row(fault=fault, engine=self.engine.name, backend=backend, saw=saw, left=len(left), seconds=seconds)
+        row = Row(
+            fault=fault,
+            engine=self.engine.name,
+            backend=backend,
+            saw=saw,
+            left=len(left),
+            seconds=max(0.0, seconds),
+            tries=tries,
+        )
         self.table.add(row)
         assert not left, f"{fault}: after {seconds:.1f} s there is still\n" + "\n".join(left)
         return seconds

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import anyio
 import attrs
-import psutil
 import pytest
 
 from container_runner import ContainerManager, Engine
@@ -23,7 +22,7 @@ from tests.faults.scene import Scene, last
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 
-KEEP = {"config": {"ephemeral": False}}
+KEEP: dict[str, Any] = {"config": {"ephemeral": False}}
 
 
 @pytest.mark.parametrize("tree", [False, True], ids=["alone", "tree"])
@@ -48,6 +47,7 @@ def test_sigkill_leaves_the_container_without_a_process_of_the_dead_run(scene: S
     seconds = time.monotonic() - since
     assert not dead()
     assert other.wait_for("done") == "done result", "the other run was harmed"
+    other.process.wait()
     scene.settle(
         f"SIGKILL of {who}, persistent container, another run in it",
         "nothing; the other run: result",
@@ -60,6 +60,7 @@ def test_cancelling_one_run_leaves_another_in_the_same_container_untouched(scene
     async def main() -> tuple[list[Message], float]:
         runner = scene.runner(ephemeral=False)
         ended: list[list[Message]] = []
+        since = 0.0
 
         async def whole() -> None:
             options = scene.options("sh sleep 6; echo unharmed")
@@ -106,7 +107,7 @@ def test_two_processes_race_for_one_container(scene: Scene) -> None:
         for _ in range(2)
     ]  # fmt: skip
     worst = 0.0
-    races = RACES if scene.engine.name == "docker" else 20
+    races = RACES
     try:
         for number in range(races):
             began = time.monotonic()
@@ -172,6 +173,3 @@ def start(scene: Scene, word: str, labels: dict[str, str]) -> None:
     flags = [f"--label={key}={value}" for key, value in labels.items()]
     scene.engine.run("run", "--detach", f"--name={scene.token}-{word}", "--network=none", *flags, "--",
                      scene.engine.images.tiny, "sleep", "1000")  # fmt: skip
-
-
-_ = (os, psutil)

@@ -22,9 +22,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "claude_image" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(600))
     if wanted := config.getoption("--engine"):
-        others = [item for item in items if not engine_names(item) <= {*wanted}]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item not in others]
+        config.hook.pytest_deselected(items=[item for item in items if not engine_names(item) <= {*wanted}])
+        items[:] = [item for item in items if engine_names(item) <= {*wanted}]
 
 
 def engine_names(item: pytest.Item) -> set[str]:

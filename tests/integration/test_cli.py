@@ -37,7 +37,8 @@ def finish(running: contextlib.AbstractContextManager[subprocess.Popen[str]]) ->
 def started(process: subprocess.Popen[str]) -> None:
     """Wait until the agent has said something."""
     assert process.stdout is not None
-    assert process.stdout.readline()
+    assert process.stderr is not None
+    assert process.stdout.readline() or process.stderr.read() == ""
 
 
 def test_text_is_for_people(box: Box) -> None:

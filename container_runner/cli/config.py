@@ -1,0 +1,233 @@
+"""`container-runner config`: what the sources of configuration come to, and who said what."""
+
+from __future__ import annotations
+
+import json as json_
+import re
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import attrs
+from cyclopts import App, Parameter
+
+from container_runner.cli.flags import ConfigFlags, RunFlags, effective_from_flags, field_help
+from container_runner.cli.text import clean
+from container_runner.config import ContainerConfig
+from container_runner.options import Agent, ExecuteOptions
+from container_runner.policy import FIELDS, TIGHTENING, defaults
+from container_runner.protect import PROTECTED
+from container_runner.values import Mount, PortBinding, Tmpfs
+
+HIDDEN = frozenset({"env", "mcp_servers"})
+"""Tables whose values may be secrets: only their keys are printed."""
+
+app = App(name="config")
+
+
+@app.default
+def config(*, flags: RunFlags | None = None, box: ConfigFlags | None = None) -> None:
+    """Print the effective configuration, with the source of each value.
+
+    It takes the flags of `run`, so that you see what a run with them would get. Nothing is started.
+    """
+    flags = flags or RunFlags()
+    found = effective_from_flags(flags, box)
+    if flags.json:
+        settings = {
+            name: {"value": as_json(name, setting.value), "source": setting.source}
+            for name, setting in found.settings.items()
+        }
+        _print_json({"file": str(found.file), "settings": settings})
+        return
+    lines = {
+        f"# {name}: none" if setting.value is None else f"{name} = {as_toml(name, setting.value)}": setting.source
+        for name, setting in found.settings.items()
+    }
+    width = min(max(map(len, lines)), 48)
+    for line, source in lines.items():
+        print(f"{line:{width}}  # {clean(source)}")
+
+
+@app.command
+def schema(*, workspace: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Print the JSON Schema of the configuration file, for editors.
+
+    Parameters
+    ----------
+    workspace
+        The schema of a workspace's .container-runner.toml instead, which has fewer fields.
+    """
+    _print_json(json_schema(workspace=workspace))
+
+
+def _print_json(value: object) -> None:
+    import orjson
+
+    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def as_json(name: str, value: Any) -> Any:
+    """A field's value as JSON has it; sizes are bytes and times are seconds."""
+    if name in HIDDEN:
+        return dict.fromkeys(value, "(not shown)")
+    if isinstance(value, tuple):
+        return [attrs.asdict(item) if attrs.has(type(item)) else item for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def as_toml(name: str, value: Any) -> str:
+    """A field's value as TOML has it, spelled as a person would."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return quoted(value)
+        case int() if name in ("memory", "shm_size"):
+            return quoted(size_text(value))
+        case int() if name == "time_limit" and value % 86_400 == 0:
+            return quoted(f"{value // 86_400}d")
+        case int() | float():
+            return str(value)
+        case Mapping():
+            shown = as_json(name, value)
+            return f"{{{', '.join(f'{quoted(key)} = {quoted(text)}' for key, text in shown.items())}}}"
+        case tuple():
+            return f"[{', '.join(map(_item, value))}]"
+        case _:
+            raise TypeError(type(value))
+
+
+def _item(value: Any) -> str:
+    match value:
+        case Mount():
+            text = f"{value.source}:{value.target}{':ro' if value.read_only else ''}"
+            if ":" not in value.source + value.target and text == text.strip():
+                return quoted(text)
+            return f"{{source = {quoted(value.source)}, target = {quoted(value.target)}, read_only = {_bool(value)}}}"
+        case PortBinding():
+            address = f"[{value.host_ip}]" if ":" in value.host_ip else value.host_ip
+            return quoted(f"{address}:{value.host_port}:{value.container_port}/{value.protocol}")
+        case Tmpfs():
+            execute = "exec," if value.executable else ""
+            return quoted(f"{value.target}:size={size_text(value.size)},{execute}mode={value.mode:o}")
+        case _:
+            return quoted(value)
+
+
+def _bool(mount: Mount) -> str:
+    return str(mount.read_only).lower()
+
+
+def quoted(text: str) -> str:
+    """*text* as a TOML string, in which nothing can control a terminal."""
+    escaped = json_.dumps(text, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]", lambda m: f"\\u{ord(m[0]):04x}", escaped)
+
+
+def size_text(size: int) -> str:
+    """Bytes as "2g", "512m" or "2048"."""
+    for unit, power in (("g", 30), ("m", 20), ("k", 10)):
+        if size and size % (1 << power) == 0:
+            return f"{size >> power}{unit}"
+    return str(size)
+
+
+# The schema
+
+_SIZE = {"type": ["integer", "string"], "pattern": r"^[0-9]+(\.[0-9]+)?([kmgtKMGT]([iI]?[bB])?|[bB])?$"}
+_TIME = {"type": ["number", "string"], "pattern": r"^[0-9]+(\.[0-9]+)?[smhdSMHD]?$"}
+
+_SPECIAL: Mapping[str, dict[str, Any]] = {
+    "memory": _SIZE,
+    "shm_size": _SIZE,
+    "size": _SIZE,
+    "line_limit": _SIZE,
+    "time_limit": _TIME,
+    "timeout": _TIME,
+    "idle_timeout": _TIME,
+    "result_timeout": _TIME,
+    "mode": {"type": ["integer", "string"], "pattern": "^[0-7]{3,4}$"},
+    "command": {"type": "string", "description": "The command to run in the container instead of claude."},
+    "unprotected": {"type": "array", "items": {"enum": list(PROTECTED)}},
+}
+"""Fields that take more, or less, than their type says."""
+
+
+def json_schema(*, workspace: bool = False) -> dict[str, Any]:
+    """The JSON Schema of the operator's file, or of a *workspace*'s."""
+    names = [name for name in FIELDS if not workspace or name in (*TIGHTENING, "labels", "tmpfs")]
+    hints, help_ = _hints(), {**field_help(ContainerConfig), **field_help(Agent), **field_help(ExecuteOptions)}
+    table = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: _field(name, hints.get(name), help_.get(name), defaults()[name]) for name in names},
+    }
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "container-runner"}
+    if workspace:
+        described = "What a workspace asks for. It may only tighten what the operator has decided."
+        return {**head, "description": described, **table}
+    tables = {"type": "object", "additionalProperties": {"$ref": "#/$defs/table"}}
+    return {
+        **head,
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "defaults": {"description": "For every agent.", "$ref": "#/$defs/table"},
+            "agents": {"description": "For one agent each, by its name.", **tables},
+            "profiles": {"description": "Chosen by --profile.", **tables},
+        },
+        "$defs": {"table": table},
+    }
+
+
+def _hints() -> dict[str, Any]:
+    return {
+        name: hint
+        for kind in (ExecuteOptions, Agent, ContainerConfig)
+        for name, hint in typing.get_type_hints(kind).items()
+    }
+
+
+def _field(name: str, hint: Any, help_: str | None, default: Any) -> dict[str, Any]:
+    found = dict(_SPECIAL[name]) if name in _SPECIAL else _type(hint)
+    if help_ is not None:
+        found["description"] = help_
+    if default is not None:
+        found["default"] = as_json(name, default)
+    return found
+
+
+def _type(hint: Any) -> dict[str, Any]:
+    origin, kinds = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _type(kinds[0])  # TOML has no null
+    if origin is typing.Literal:
+        return {"enum": list(kinds)}
+    if origin is tuple:
+        return {"type": "array", "items": _type(kinds[0])}
+    if origin is Mapping:
+        return {"type": "object", **({"additionalProperties": {"type": "string"}} if kinds[1] is str else {})}
+    if hint in (Mount, PortBinding, Tmpfs):
+        return {"anyOf": [{"type": "string", "description": hint.FORMS}, _object(hint)]}
+    return {"type": {str: "string", bool: "boolean", int: "integer", float: "number"}[hint]}
+
+
+def _object(kind: Any) -> dict[str, Any]:
+    hints, help_, fields = typing.get_type_hints(kind), field_help(kind), attrs.fields(kind)
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": [field.name for field in fields if field.default is attrs.NOTHING],
+        "properties": {
+            field.name: _field(
+                field.name,
+                hints[field.name],
+                help_[field.name],
+                None if field.default is attrs.NOTHING else field.default,
+            )
+            for field in fields
+        },
+    }

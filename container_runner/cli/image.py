@@ -1,0 +1,109 @@
+"""`container-runner image`: images with an agent in them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import anyio
+from cyclopts import App, Parameter
+
+from container_runner.cli.containers import JsonFlag
+
+if TYPE_CHECKING:
+    from container_runner.image import Built, Recipe
+
+image = App(name="image", help="Build an image with an agent in it.")
+
+
+@image.command
+def build(
+    agent: Literal["claude", "codex", "gemini"] = "claude",
+    *,
+    tag: str | None = None,
+    base: str | None = None,
+    agent_version: str | None = None,
+    packages: Annotated[tuple[str, ...], Parameter(alias="--package", negative=(), show_default=False)] = (),
+    from_scratch: Annotated[bool, Parameter(negative=())] = False,
+    pull: Annotated[bool, Parameter(negative=())] = False,
+    cache: bool = True,
+    engine: str = "auto",
+    json: JsonFlag = False,
+) -> None:
+    """Build an image with an agent, git, ripgrep and ps, and try it.
+
+    The progress goes to stderr.
+
+    Parameters
+    ----------
+    agent
+        claude, codex or gemini.
+    tag
+        The image's name. Default: container-runner/AGENT.
+    base
+        The image to build on; it needs npm. Default: node:22-bookworm-slim. With --from-scratch: the Debian release.
+    agent_version
+        The agent's version, or latest. Default: the one that this release of container-runner was tried with.
+    packages
+        A Debian package to add. Can be given again.
+    from_scratch
+        Ask no registry of images: make a Debian with mmdebstrap or debootstrap, and fetch the agent with npm.
+    pull
+        Ask the registry for a newer base image.
+    cache
+        Reuse the steps of earlier builds.
+    engine
+        auto, docker, podman, or a program's name or path.
+    json
+        Print a JSON object on the image instead of text for people.
+    """
+    from container_runner.image import AGENTS, Recipe
+
+    recipe = Recipe(
+        agent=AGENTS[agent],
+        tag=tag or f"container-runner/{agent}",
+        base=base,
+        version=agent_version,
+        packages=packages,
+        pull=pull,
+        cache=cache,
+    )
+    started = time.monotonic()
+    built = anyio.run(_build, engine, recipe, from_scratch)
+    seconds = round(time.monotonic() - started, 1)
+    if json:
+        import orjson
+
+        answer = {"image": built.image, "id": built.id, "agent": agent, "version": built.version, "seconds": seconds}
+        sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
+        return
+    from container_runner.cli.text import clean
+
+    print(f"Built {built.image} with {agent} {clean(built.version)} in {seconds:g} s. Next:")
+    chosen = "" if engine == "auto" else f" --engine={engine}"
+    if agent == "claude":
+        print(f"  container-runner doctor --image={built.image}{chosen}")
+    else:
+        print(f"  container-runner doctor --image={built.image} --command={AGENTS[agent].program}{chosen}")
+
+
+@image.command
+def containerfile() -> None:
+    """Print the Containerfile that `image build` uses, to change it or to read it."""
+    from container_runner.image import CONTAINERFILE
+
+    sys.stdout.write(CONTAINERFILE.read_text("utf-8"))
+
+
+async def _build(wanted: str, recipe: Recipe, from_scratch: bool) -> Built:
+    from container_runner.cli.text import clean
+    from container_runner.engine import Engine
+    from container_runner.environment import host_environment
+    from container_runner.image import build, build_from_scratch
+
+    def say(line: str) -> None:
+        print(clean(line.rstrip("\r")), file=sys.stderr, flush=True)
+
+    engine = await Engine.probe(wanted, host_environment())
+    return await (build_from_scratch if from_scratch else build)(engine, recipe, say)

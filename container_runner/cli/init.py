@@ -1,0 +1,175 @@
+"""`container-runner init`: a configuration file in which everything is explained."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+import textwrap
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from container_runner.cli.config import as_toml, quoted
+from container_runner.cli.flags import field_help
+from container_runner.cli.text import clean
+from container_runner.config import ContainerConfig
+from container_runner.errors import ConfigError, StateError
+from container_runner.options import Agent, ExecuteOptions
+from container_runner.policy import FIELDS, TIGHTENING, default_file, defaults, parse
+from container_runner.protect import WORKSPACE_FILE
+
+EXAMPLES: dict[str, str] = {
+    "image": '"my/claude"',
+    "cpus": "1.5",
+    "cpu_period": "100000",
+    "cpu_quota": "150000",
+    "user": '"1000:1000"',
+    "volumes": '["~/data:/data:ro"]',
+    "unprotected": '[".git/hooks"]',
+    "env": '{ LANG = "C.UTF-8" }',
+    "secrets": '["GITHUB_TOKEN"]',
+    "ports": '["8080:80"]',
+    "tmpfs": '["/cache:size=64m"]',
+    "labels": '{ team = "web" }',
+    "ulimits": '["nofile=1024:2048"]',
+    "gpus": '"all"',
+    "shm_size": '"64m"',
+    "add_host": '["host.internal:host-gateway"]',
+    "devices": '["/dev/fuse"]',
+    "extra_args": '["--runtime=runsc"]',
+    "command": '"my-agent --fast"',
+    "model": '"opus"',
+    "system_prompt": '"You are careful."',
+    "permission_mode": '"acceptEdits"',
+    "allowed_tools": '["Read", "Bash(git log:*)"]',
+    "disallowed_tools": '["WebFetch"]',
+    "tools": '["Read", "Edit"]',
+    "setting_sources": '["project"]',
+    "plugin_dirs": '["/workspace/plugin"]',
+    "mcp_servers": '{ files = { command = "files-server" } }',
+    "max_turns": "50",
+    "args": '["--debug"]',
+    "append_system_prompt": '"Answer in one sentence."',
+    "timeout": '"30m"',
+    "line_limit": '"16m"',
+}
+"""Values to show for fields whose default is nothing."""
+
+_OPERATOR = """\
+# The configuration of container-runner on this machine.
+# `container-runner config` prints what it comes to, and `container-runner config schema` describes it to an editor.
+# From the weakest to the strongest: [defaults], [agents.NAME], [profiles.NAME], the environment
+# (CONTAINER_RUNNER_MEMORY=1g), the flags (--memory=1g). What stands behind a # is the default, or an example.
+"""
+
+_WORKSPACE = """\
+# What this workspace asks of container-runner.
+# An agent can write this file, so it may only tighten what the operator of the machine has decided:
+# a value that would loosen anything is refused. What stands behind a # is the default, or an example.
+"""
+
+
+def init(
+    *,
+    image: str | None = None,
+    config: Path | None = None,
+    workspace: Annotated[Path | None, Parameter(alias="-w")] = None,
+    force: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Write a configuration file in which every field is explained.
+
+    Parameters
+    ----------
+    image
+        The image that agents run in, written into the file.
+    config
+        Where to write it. Default: config.toml in the folder for such things in your home.
+    workspace
+        Write the file of this workspace instead, .container-runner.toml.
+    force
+        Replace a file that is there.
+    json
+        Print JSON for programs instead of text for people.
+    """
+    if workspace is not None and (image is not None or config is not None):
+        raise ConfigError("--workspace", str(workspace), "no --image and no --config beside it")
+    if image is not None:
+        parse("image", image, "--image")
+    path = (config or default_file()).expanduser().absolute()
+    text = operator_file(image)
+    if workspace is not None:
+        path, text = workspace.expanduser().resolve() / WORKSPACE_FILE, workspace_file()
+    try:
+        write(path, text, force=force, mode=0o600 if workspace is None else 0o644)
+    except FileExistsError:
+        raise ConfigError("file", str(path), "a path where there is nothing yet, or --force to replace it") from None
+    except OSError as error:
+        message = f"{path} can not be written: {error.strerror}."
+        raise StateError(message, next_step="Name another place, or give access to this one.") from None
+    if json:
+        import orjson
+
+        print(orjson.dumps({"path": str(path)}).decode())
+    else:
+        flags = [] if config is None else [f"--config={path}"]
+        flags += [] if workspace is None else [f"--workspace={path.parent}"]
+        shown = clean(shlex.join(["container-runner", "config", *flags]))
+        print(f"Wrote {clean(str(path))}. To see what it comes to, type: {shown}")
+
+
+def write(path: Path, text: str, *, force: bool, mode: int) -> None:
+    """Write a file whole, or not at all. A symbolic link in its place is replaced, not followed.
+
+    Raises:
+        FileExistsError: something is there, and *force* is not set.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  a descriptor
+            file.write(text)
+            os.fchmod(descriptor, mode)
+        if force:
+            Path(temporary).replace(path)
+        else:
+            os.link(temporary, path)  # which refuses what is there already
+    finally:
+        with suppress(FileNotFoundError):
+            Path(temporary).unlink()
+
+
+def operator_file(image: str | None = None) -> str:
+    """The operator's file, with everything but the *image* commented out."""
+    fields = _fields((name for name in FIELDS if name != "image"), defaults())
+    named = f"image = {quoted(image)}" if image is not None else f"# image = {EXAMPLES['image']}"
+    tail = '# [agents.reviewer]\n# workspace_mode = "ro"\n# model = "opus"\n\n# [profiles.offline]\n# network = "none"'
+    return "\n".join((_OPERATOR, "[defaults]", *_explained("image"), named, "", *fields, tail, ""))
+
+
+def workspace_file() -> str:
+    """A workspace's file, with everything commented out."""
+    names = [name for name in FIELDS if name in (*TIGHTENING, "labels", "tmpfs")]
+    return "\n".join((_WORKSPACE, *_fields(names, defaults())))
+
+
+def _fields(names: Iterable[str], values: Any) -> Iterator[str]:
+    for name in names:
+        yield from _explained(name)
+        yield f"# {name} = {EXAMPLES.get(name) or as_toml(name, values[name])}"
+        yield ""
+
+
+def _explained(name: str) -> Iterator[str]:
+    help_ = {
+        "command": "The command to run in the container instead of claude. It gets the prompt on stdin.",
+        **field_help(ExecuteOptions),
+        **field_help(Agent),
+        **field_help(ContainerConfig),
+    }
+    for line in textwrap.wrap(help_[name], 100, break_long_words=False, break_on_hyphens=False):
+        yield f"# {line}"

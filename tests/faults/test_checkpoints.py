@@ -1,0 +1,144 @@
+"""Cancellation at every single await of a run, driven by count, with an engine that only pretends."""
+
+from __future__ import annotations
+
+import os
+import time
+import types
+from collections.abc import Callable, Coroutine, Generator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import pytest
+
+from container_runner import Agent, ClaudeRuntime, ContainerConfig, ContainerRunner, ExecuteOptions
+from tests.faults.conftest import TABLE
+from tests.faults.scene import Row, last, resources
+from tests.faults.test_consumer import tasks
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
+
+T = TypeVar("T")
+
+FAKE = """\
+#!/bin/sh
+# An engine whose containers are files in FOLDER.
+cd FOLDER || exit
+case $1 in
+  --version) echo 'Docker version 28.0.0, build fake' ;;
+  run)
+    for word; do case $word in --name=*) : >"${word#--name=}" ;; esac; done
+    printf '%064d\\n' 1
+    ;;
+  rm)
+    for word; do :; done
+    rm -f "$word"
+    ;;
+  ps) ;;
+  inspect) echo '[]' ;;
+  exec)
+    while [ "$1" != -- ]; do shift; done
+    shift 6
+    head -c "$3" >/dev/null
+    echo "container-runner: started $1 7" >&2
+    echo '{"type":"system","subtype":"init","session_id":"s"}'
+    echo '{"type":"result","subtype":"success","is_error":false,"result":"ok","session_id":"s"}'
+    echo "container-runner: ended $1 0" >&2
+    ;;
+esac
+"""
+
+
+@types.coroutine
+def stepped(coroutine: Coroutine[Any, Any, T], strike: Callable[[int], None]) -> Generator[Any, Any, T]:
+    """The coroutine, with a call of *strike* each time that it waits, before it does."""
+    step = 0
+    resume: Callable[[], Any] = lambda: coroutine.send(None)  # noqa: E731
+    while True:
+        try:
+            trap = resume()
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        step += 1
+        strike(step)
+        try:
+            answer = yield trap
+        except BaseException as error:
+            resume = lambda error=error: coroutine.throw(error)  # type: ignore[misc]  # noqa: E731
+        else:
+            resume = lambda answer=answer: coroutine.send(answer)  # type: ignore[misc]  # noqa: E731
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("how", ["cancelled", "closed"])
+def test_a_run_cancelled_at_every_await_leaves_nothing(tmp_path: Path, backend: str, how: str) -> None:
+    """`closed`: the one who reads cancels and then closes the generator, as `aclosing` does."""
+    containers = tmp_path / "containers"
+    containers.mkdir()
+    fake = tmp_path / "docker"
+    fake.write_text(FAKE.replace("FOLDER", str(containers)))
+    fake.chmod(0o755)
+    workspace = tmp_path / "project"
+    workspace.mkdir()
+    os.chown(workspace, 1000, 1000) if os.geteuid() == 0 else None
+    config = ContainerConfig(engine=str(fake), image="any", network="none", credentials="none")
+    options = ExecuteOptions(prompt="hello", agent=Agent(name="tester", workspace=workspace))
+    saw: list[str] = []
+
+    async def consume() -> str:
+        messages = []
+        stream = ContainerRunner(ClaudeRuntime(), config, tmp_path / "state").execute(options)
+        try:
+            async for message in stream:
+                messages.append(message)
+        finally:
+            if how == "closed":
+                with anyio.CancelScope(shield=True):
+                    await stream.aclose()
+        return last(messages)
+
+    async def cancelled_at(number: int) -> bool:
+        """Whether the run had ended before."""
+        before = tasks()
+        with anyio.CancelScope() as scope:
+            strike = lambda step: scope.cancel() if step == number else None  # noqa: E731
+            saw.append(await stepped(consume(), strike))
+        assert tasks() == before, number
+        left = [path.name for path in containers.iterdir()] + clients(containers)
+        assert not left, f"cancelled at await {number}: {left}"
+        return not scope.cancel_called
+
+    async def main() -> tuple[int, float]:
+        await cancelled_at(10**6)  # what is made once for all runs
+        before = resources()
+        worst = 0.0
+        for number in range(1, 1000):
+            began = time.monotonic()
+            ended = await cancelled_at(number)
+            worst = max(worst, time.monotonic() - began)
+            assert resources()["descriptors"] <= before["descriptors"], number
+            if ended:
+                return number - 1, worst
+        msg = "it never ended"
+        raise AssertionError(msg)
+
+    awaits, worst = anyio.run(main, backend=backend)
+    assert awaits > 20
+    assert saw[-1] == "result"
+    TABLE.add(Row(fault=f"the consumer is {how} at every await", engine="fake", backend=backend, saw="cancelled",
+                  left=0, seconds=worst, tries=awaits))  # fmt: skip
+
+
+def clients(folder: Path) -> list[str]:
+    """The pretended clients that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            try:
+                if (entry / "cwd").readlink() == folder:
+                    found.append((entry / "cmdline").read_text())
+            except OSError:
+                continue  # it has ended
+    return found

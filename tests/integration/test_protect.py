@@ -1,0 +1,147 @@
+"""What an agent tries with the places that the host acts on later, and git in a worktree."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from container_runner import CommandRuntime
+from tests.integration.engines import RealEngine
+from tests.integration.runs import Box, collect, error_of, lines_of
+
+ATTEMPTS = {
+    "echo evil >{}": "read-only",
+    "rm -f {}": "busy",
+    "mv {} {}.old": "busy",
+    "echo evil >new && mv -f new {}": "busy",
+    "ln {} linked && echo evil >linked": "cross-device",
+    "chmod 777 {}": "read-only",
+}
+"""What is tried with a file, and what the kernel says."""
+
+
+@pytest.fixture
+def box(engine: RealEngine, workspace: Path) -> Box:
+    box = Box.make(engine, workspace)
+    git(box, "init", "--quiet", ".")
+    git(box, "commit", "--quiet", "--allow-empty", "--message=first")
+    return box
+
+
+def git(box: Box, *words: str, folder: Path | None = None) -> str:
+    """What git prints on the host. Afterwards everything belongs to the agent."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    done = subprocess.run(
+        ["git", "-c", "safe.directory=*", "-c", "user.name=Host", "-c", "user.email=host@localhost", *words],
+        cwd=folder or box.workspace,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1"},
+    )
+    own(box, box.folder)
+    return done.stdout
+
+
+def own(box: Box, folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, *box.engine.owner, follow_symlinks=False)
+
+
+def test_a_file_that_the_host_acts_on_can_not_be_changed_or_replaced(box: Box) -> None:
+    files = [".git/config", ".envrc", ".mcp.json"]
+    for name in files[1:]:
+        (box.workspace / name).write_text("mine\n")
+    own(box, box.workspace)
+    before = {name: (box.workspace / name).read_text() for name in files}
+    tries = [(attempt.format(name, name), says) for name in files for attempt, says in ATTEMPTS.items()]
+
+    told = box.sh("; ".join(f'echo "$( ({attempt}) 2>&1)"' for attempt, _ in tries))
+
+    for (attempt, says), line in zip(tries, told.splitlines(), strict=True):
+        assert says in line.lower(), attempt
+    assert {name: (box.workspace / name).read_text() for name in files} == before
+
+
+def test_nobody_can_plant_a_hook_or_a_setting(box: Box) -> None:
+    (box.workspace / ".claude").mkdir()
+    (box.workspace / ".git/hooks/pre-commit").write_text("#!/bin/sh\n")
+    own(box, box.workspace)
+
+    told = box.sh(
+        "echo evil >.git/hooks/pre-commit; echo evil >.git/hooks/new; echo evil >.claude/settings.local.json; "
+        "mv .git .git2; mv .git/hooks .git/h; mv .claude .c; rmdir .claude; echo fine >.git/objects/made"
+    )
+
+    assert told.lower().count("read-only") == 3
+    assert told.lower().count("busy") == 4
+    assert "evil" not in (box.workspace / ".git/hooks/pre-commit").read_text()
+    assert not (box.workspace / ".git/hooks/new").exists()
+    assert list((box.workspace / ".claude").iterdir()) == []
+    assert (box.workspace / ".git/objects/made").read_text() == "fine\n"
+
+
+def test_what_is_asked_for_by_name_is_writable(box: Box) -> None:
+    (box.workspace / ".envrc").touch()
+    own(box, box.workspace)
+
+    assert box.sh("echo new >.envrc; rm .envrc; echo x >.git/hooks/new", unprotected=[".envrc", ".git/hooks"]) == ""
+
+    assert not (box.workspace / ".envrc").exists()
+    assert (box.workspace / ".git/hooks/new").exists()
+
+
+def test_nothing_is_left_on_the_host_but_an_empty_hooks_folder(box: Box) -> None:
+    shutil.rmtree(box.workspace / ".git/hooks")
+    before = {path.relative_to(box.workspace) for path in box.workspace.rglob("*")}
+
+    assert "read-only" in box.sh("echo evil >.git/hooks/new").lower()
+
+    after = {path.relative_to(box.workspace) for path in box.workspace.rglob("*")}
+    assert after - before == {Path(".git/hooks")}
+    assert (box.workspace / ".git/hooks").stat().st_uid == box.engine.owner[0]
+
+
+SCRIPT = """
+set -e
+git status --short
+echo change >file
+git add file
+git -c user.name=Agent -c user.email=agent@localhost commit --quiet --message="from the box"
+git log --format=%s
+git worktree prune --expire=now
+git worktree list --porcelain | grep -c ^worktree
+set +e
+for path in hooks/new config worktrees/other/HEAD worktrees/linked/commondir; do
+  (echo evil >"$(git rev-parse --git-common-dir)/$path") 2>&1
+done
+git config user.name Evil 2>&1
+echo evil >.git
+true
+"""
+
+
+@pytest.mark.claude
+def test_git_works_in_a_worktree_and_can_not_reach_out_of_it(box: Box, claude_image: str) -> None:
+    git(box, "worktree", "add", "--quiet", "../linked")
+    git(box, "worktree", "add", "--quiet", "../other")
+    config = (box.workspace / ".git/config").read_text()
+    runner = box.runner(CommandRuntime(["sh", "-c", SCRIPT]), image=claude_image)
+
+    messages = collect(runner, box.options("go", workspace=box.folder / "linked"))
+
+    told = [line.decode().lower() for line in lines_of(messages)]
+    assert error_of(messages) is None, messages[-1]
+    assert told[:3] == ["from the box", "first", "3"]
+    assert sum("read-only" in line for line in told) == 4, told
+    assert any("busy" in line for line in told), told
+    assert git(box, "log", "--format=%s", "linked") == "from the box\nfirst\n"
+    assert git(box, "status", "--short", folder=box.folder / "linked") == ""
+    assert git(box, "worktree", "list").count("\n") == 3
+    assert (box.workspace / ".git/config").read_text() == config
+    assert not (box.workspace / ".git/hooks/new").exists()
