@@ -13,7 +13,6 @@ import difflib
 import functools
 import os
 import re
-import stat
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from container_runner.config import ContainerConfig
 from container_runner.errors import ConfigError
 from container_runner.laws import NOT_SHOWN, refuse
 from container_runner.options import Agent, ExecuteOptions
-from container_runner.protect import WORKSPACE_FILE
+from container_runner.protect import LONGEST, WORKSPACE_FILE, read_regular
 from container_runner.values import MIB, Mount, Tmpfs, parse_duration, parse_size
 
 PREFIX: Final = "CONTAINER_RUNNER_"
@@ -47,8 +46,6 @@ TMPFS_SHARE: Final = 4
 """The part of the memory limit that these may hold together: a quarter."""
 
 LABEL_COUNT: Final = 32
-
-_LARGEST_FILE: Final = 64 * 1024
 
 _BOX: Final = tuple(field.name for field in attrs.fields(ContainerConfig))
 _AGENT: Final = tuple(field.name for field in attrs.fields(Agent) if field.name not in ("name", "workspace"))
@@ -395,20 +392,14 @@ def _unknown(key: str, known: Iterable[str]) -> str:
 
 def _read_workspace_file(file: Path) -> Mapping[str, Any]:
     """Its content; empty if there is none. The agent may have put anything there, so nothing is followed."""
-    source = str(file)
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        content = read_regular(file)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        refuse("file", error.strerror, "a regular file that can be read, and no symbolic link", source=source)
-    with open(fd, "rb") as opened:  # noqa: PTH123  a descriptor
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            refuse("file", "something else", "a regular file", source=source)
-        content = opened.read(_LARGEST_FILE + 1)
-    if len(content) > _LARGEST_FILE:
-        refuse("file", f"more than {_LARGEST_FILE} bytes", f"at most {_LARGEST_FILE} bytes", source=source)
-    return _toml(source, lambda: content)
+        allowed = f"a regular file that can be read, of at most {LONGEST} bytes, and no symbolic link"
+        refuse("file", error.strerror, allowed, source=str(file))
+    return _toml(str(file), lambda: content)
 
 
 @attrs.frozen

@@ -11,6 +11,7 @@ for afterwards. Only an empty `hooks` folder is made, which every repository has
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
@@ -54,8 +55,10 @@ PROTECTED: Final = (
 )
 """The paths in a workspace that are protected. `.git` stands for those below it: a repository itself is writable."""
 
-_LONGEST = 64 * 1024
-_MOST_LINKS = 1000
+LONGEST: Final = 64 * 1024
+"""The most bytes of a file that an agent may have made which are read."""
+
+_MOST_LINKS: Final = 1000
 
 
 @attrs.frozen(kw_only=True)
@@ -256,14 +259,29 @@ def _read_link(file: Path) -> str | None:
 def _read(file: Path) -> str | None:
     """The one line of a small regular file, without its end."""
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as opened:  # noqa: PTH123  a descriptor
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
-            text = opened.read(_LONGEST).decode("utf-8").rstrip("\r\n")
+        text = read_regular(file).decode("utf-8").rstrip("\r\n")
     except (OSError, ValueError):
         return None
     return text if text and "\0" not in text and "\n" not in text else None
+
+
+def read_regular(file: Path) -> bytes:
+    """What is in a file that an agent may have made: a link is not followed, a pipe not waited for.
+
+    Raises:
+        OSError: it is no regular file, is longer than `LONGEST`, or can not be read.
+    """
+    fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "It is no regular file", str(file))
+        content = os.read(fd, LONGEST + 1)
+        if len(content) > LONGEST:
+            raise OSError(errno.EFBIG, f"It is longer than {LONGEST} bytes", str(file))
+        return content
+    finally:
+        os.close(fd)
 
 
 def _resolved(path: Path) -> Path | None:
