@@ -315,6 +315,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "pool": 0,
         "volumes": (),
         "workspace_mode": "rw",
+        "unprotected": (),
         "credentials": "auto",
         "secrets": (),
         "ports": (),
@@ -365,6 +366,7 @@ GOOD: dict[str, list[Any]] = {
     "pool": [0, 1, 100],
     "volumes": [[], (), [Mount("/a", "/b")], ["/a:/b:ro"], [{"source": "/a:1", "target": "/b", "read_only": True}]],
     "workspace_mode": ["rw", "ro"],
+    "unprotected": [[], [".git/hooks", ".git/config"], [".git"]],
     "credentials": ["auto", "env", "file", "none"],
     "env": [{}, {"A": "", "_b1": "two\nlines = 'x' \u00fc \U0001f600"}],
     "secrets": [[], ["GITHUB_TOKEN", "_x"]],
@@ -414,6 +416,7 @@ BAD: dict[str, list[Any]] = {
         [{"source": "/a", "target": "/b", "read_only": "true"}],
     ],
     "workspace_mode": CHOICE,
+    "unprotected": [*LIST, *alone("git .git/ .GIT /etc"), [None]],
     "credentials": CHOICE,
     "env": [
         *(None, True, 3, "A=1", ["A=1"], [], {3: "x"}),

@@ -103,7 +103,8 @@ async def _build(wanted: str, recipe: Recipe, from_scratch: bool) -> Built:
     from container_runner.image import build, build_from_scratch
 
     def say(line: str) -> None:
-        print(clean(line.rstrip("\r")), file=sys.stderr, flush=True)
+        shown = line.rstrip("\r").rpartition("\r")[2]  # a line that was written over itself, as a terminal shows it
+        print(clean(shown), file=sys.stderr, flush=True)
 
     engine = await Engine.probe(wanted, host_environment())
     return await (build_from_scratch if from_scratch else build)(engine, recipe, say)
