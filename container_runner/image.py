@@ -24,19 +24,19 @@ import attrs
 from container_runner import argv
 from container_runner.engine import Engine, classify
 from container_runner.environment import host_environment
-from container_runner.errors import ConfigError, ContainerRunnerError
+from container_runner.errors import ConfigError, EngineError, EngineTimeoutError, ImageUnsuitableError, PullFailedError
 from container_runner.laws import pattern
 from container_runner.lines import OversizedLine
 from container_runner.process import Completed, Process
 
-__all__ = ["AGENTS", "BuildError", "Built", "Recipe", "build", "build_from_scratch"]
+__all__ = ["AGENTS", "AgentPackage", "Built", "Recipe", "build", "build_from_scratch"]
 
 CONTAINERFILE: Final = Path(__file__).parent / "images/Containerfile"
 
 PACKAGES: Final = ("ca-certificates", "git", "procps", "ripgrep")
 """Debian packages that every image has: what coding agents call."""
 
-BUILD_TIMEOUT: Final = 3600.0
+BUILD_TIMEOUT: Final = 1800.0
 """Seconds that one step may be silent."""
 
 START_TIMEOUT: Final = 120.0
@@ -48,12 +48,7 @@ Say = Callable[[str], None]
 """Gets the lines of a build's progress. They may hold control characters."""
 
 
-class BuildError(ContainerRunnerError):
-    """An image could not be built."""
-
-    kind = "build_failed"
-    cli_exit_code = 4
-    advice = "Read the lines above; to see the Containerfile: container-runner image containerfile."
+READ_IT: Final = "Read the lines above; `container-runner image containerfile` shows what was built."
 
 
 @attrs.frozen(kw_only=True)
@@ -173,8 +168,9 @@ async def build(engine: Engine, recipe: Recipe, say: Say) -> Built:
     """Build an image with the engine.
 
     Raises:
-        BuildError: a step failed; the end of what it said is in `stderr`.
-        EngineError: the engine could not do it, such as fetch the base image.
+        PullFailedError: the base image could not be fetched.
+        ImageUnsuitableError: a step failed, or the agent does not start; the end of what was said is in `stderr`.
+        EngineError: the engine could not do it.
     """
     environ = host_environment()
     arguments = {
@@ -198,9 +194,11 @@ async def build(engine: Engine, recipe: Recipe, say: Say) -> Built:
         if error.kind == "pull_failed" or _is_out_of_reach(failure.tail):
             step = "Name a base image of this machine with --base, or ask no registry: add --from-scratch."
             message = "The base image could not be fetched."
-            raise BuildError(message, next_step=step, exit_code=failure.code, stderr=failure.tail) from None
+            raise PullFailedError(message, next_step=step, exit_code=failure.code, stderr=failure.tail) from None
+        if type(error) is not EngineError:
+            raise error from None
         message = f"The engine's `build` failed with code {failure.code}."
-        raise BuildError(message, exit_code=failure.code, stderr=failure.tail) from None
+        raise ImageUnsuitableError(message, next_step=READ_IT, exit_code=failure.code, stderr=failure.tail) from None
     return await _try(engine, recipe)
 
 
@@ -216,8 +214,8 @@ async def build_from_scratch(engine: Engine, recipe: Recipe, say: Say) -> Built:
     """Make an image of Debian's packages and the agent's npm package, without any registry of images.
 
     Raises:
-        BuildError: a tool is missing on this machine, or a step failed.
-        EngineError: the engine did not take the result.
+        ImageUnsuitableError: a tool is missing on this machine, a step failed, or the agent does not start.
+        EngineError: the engine could not do it.
     """
     agent = recipe.agent
     release = recipe.base or agent.debian
@@ -225,11 +223,14 @@ async def build_from_scratch(engine: Engine, recipe: Recipe, say: Say) -> Built:
         raise ConfigError("base", release, "with --from-scratch the name of a Debian release, such as bookworm")
     cpu = {"x86_64": "x64", "aarch64": "arm64", "arm64": "arm64"}.get(platform.machine())
     if cpu is None or platform.system() != "Linux":
-        raise BuildError("Only Linux on x86_64 or arm64 can make an image from scratch.", next_step=_ELSEWHERE)
+        raise ImageUnsuitableError(
+            "Only Linux on x86_64 or arm64 can make an image from scratch.", next_step=_ELSEWHERE
+        )
     packages = ",".join((*PACKAGES, *agent.needs, *recipe.packages))
     debian = _debian(release, packages)
     if shutil.which("npm") is None:
-        raise BuildError("npm is not on this machine; it fetches the agent.", next_step="Type: apt-get install npm")
+        message = "npm is not on this machine; it fetches the agent."
+        raise ImageUnsuitableError(message, next_step="Type: apt-get install npm")
     source = agent.archive.format(cpu=cpu, version=recipe.agent_version)
     # Not /tmp, which may be memory: it takes 2 GB.
     with tempfile.TemporaryDirectory(prefix="cr-image-", dir="/var/tmp", ignore_cleanup_errors=True) as name:
@@ -247,9 +248,12 @@ async def build_from_scratch(engine: Engine, recipe: Recipe, say: Say) -> Built:
             command = argv.import_argv(engine.binary, tag=recipe.tag, changes=changes)
             await _stream(command, say, stdin=archive, env=engine.environ)
         except _Failed as failure:
-            raise BuildError(str(failure), exit_code=failure.code, stderr=failure.tail) from None
+            raise ImageUnsuitableError(
+                str(failure), next_step=READ_IT, exit_code=failure.code, stderr=failure.tail
+            ) from None
         except OSError as error:
-            raise BuildError(f"The image's files could not be written: {error.strerror}.") from None
+            message = f"The image's files could not be written: {error.strerror}."
+            raise ImageUnsuitableError(message, next_step="Make room in /var/tmp: it takes 2 GB.") from None
     return await _try(engine, recipe)
 
 
@@ -269,13 +273,13 @@ def _debian(release: str, packages: str) -> Callable[[Path], list[str]]:
         user = f"--customize-hook=echo '{_USER}' >>\"$1/etc/passwd\""
         options = ("mmdebstrap", "--variant=minbase", f"--include={packages}", *leave_out, user, release)
         return lambda folder: [*options, str(folder / "root.tar")]
-    debootstrap = shutil.which("debootstrap", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    debootstrap = shutil.which("debootstrap", path=f"{host_environment().get('PATH', '')}:/usr/sbin:/sbin")
     if debootstrap is None:
         message = "Neither mmdebstrap nor debootstrap is on this machine; either makes the image's Debian."
-        raise BuildError(message, next_step="Type: apt-get install mmdebstrap")
+        raise ImageUnsuitableError(message, next_step="Type: apt-get install mmdebstrap")
     if os.geteuid() != 0:
         message = "debootstrap needs root, and mmdebstrap, which does not, is not on this machine."
-        raise BuildError(message, next_step="Type: apt-get install mmdebstrap, or run this as root")
+        raise ImageUnsuitableError(message, next_step="Type: apt-get install mmdebstrap, or run this as root")
     # What it mounts is gone with it, however it ends.
     options = ("unshare", "--mount", debootstrap, "--variant=minbase", f"--include={packages}", release)
     return lambda folder: [*options, str(folder / "root")]
@@ -299,7 +303,7 @@ def add_agent(archive: Path, package: Path, agent: AgentPackage) -> None:
     """Add an agent's npm package to the tar archive of a root folder.
 
     Raises:
-        BuildError: the package does not hold the program.
+        ImageUnsuitableError: the package does not hold the program.
     """
     program = None
     with tarfile.open(archive, "a") as tar, tarfile.open(package) as files:
@@ -319,7 +323,8 @@ def add_agent(archive: Path, package: Path, agent: AgentPackage) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, f"../lib/{agent.program}/{program}"
         tar.addfile(link)
     if program is None:
-        raise BuildError(f"{agent.entry} is not in the npm package of {agent.program}.")
+        message = f"{agent.entry} is not in the npm package of {agent.program}."
+        raise ImageUnsuitableError(message, next_step="Choose another --agent-version.")
 
 
 class _Failed(Exception):  # noqa: N818  it becomes one of our errors
@@ -338,7 +343,7 @@ async def _stream(
 
     Raises:
         _Failed: it failed.
-        BuildError: it was silent for `BUILD_TIMEOUT` seconds, or is not there.
+        EngineTimeoutError: it was silent for `BUILD_TIMEOUT` seconds.
     """
     # Which of the two a builder speaks on depends on the builder; the shell joins them.
     joined = ["sh", "-c", 'input=$1; shift; exec "$@" <"$input" 2>&1', "sh", str(stdin), *command]
@@ -352,7 +357,7 @@ async def _stream(
                 say(text)
         code = await process.wait()
     except TimeoutError:
-        raise BuildError(f"{command[0]} was silent for {BUILD_TIMEOUT / 60:g} minutes.") from None
+        raise EngineTimeoutError(f"{command[0]} was silent for {BUILD_TIMEOUT / 60:g} minutes.") from None
     finally:
         with anyio.CancelScope(shield=True):
             await process.terminate()
@@ -365,13 +370,14 @@ async def _try(engine: Engine, recipe: Recipe) -> Built:
     """Ask the new image's agent for its version.
 
     Raises:
-        BuildError: it does not start.
+        ImageUnsuitableError: it does not start.
     """
     command = argv.try_argv(engine.binary, image=recipe.tag, program=recipe.agent.program, arguments=["--version"])
     done = await engine.run(command, timeout=START_TIMEOUT, check=False)
     if done.returncode != 0:
         message = f"{recipe.tag} was built, but its {recipe.agent.program} fails with code {done.returncode}."
-        raise BuildError(message, exit_code=done.returncode, stderr=f"{done.text}\n{done.stderr}".strip())
+        stderr = f"{done.text}\n{done.stderr}".strip()
+        raise ImageUnsuitableError(message, next_step=READ_IT, exit_code=done.returncode, stderr=stderr)
     image_id = (await engine.run(argv.image_argv(engine.binary, recipe.tag))).text.strip()
     version = (done.text.strip().splitlines() or [""])[0]
     return Built(image=recipe.tag, id=image_id.removeprefix("sha256:"), version=version)

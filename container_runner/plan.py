@@ -10,6 +10,7 @@ import attrs
 
 from container_runner import argv
 from container_runner.argv import Dialect
+from container_runner.engine import Engine
 from container_runner.user import User
 from container_runner.values import Mount
 
@@ -83,6 +84,10 @@ class Plan:
         if self.ephemeral:
             return self.run, self.exec, tuple(argv.remove_argv(binary, self.dialect, name=self.container))
         return tuple(argv.list_argv(binary, self.reuse_labels)), self.run, self.exec
+
+    def is_for(self, engine: Engine) -> bool:
+        """Whether these are the commands for *engine*."""
+        return (self.run[0], self.dialect) == (engine.binary, engine.dialect)
 
     def exec_in(self, container: str) -> tuple[str, ...]:
         """`exec`, in the container with this name."""

@@ -53,7 +53,8 @@ class Run:
     """One run, from its start to its end.
 
     Args:
-        make_plan: makes the plan, anew for each attempt to start, because a name is never used twice.
+        plan: what is to be done.
+        make_plan: makes the plan anew, for another attempt to start, because a name is never used twice.
         pools: containers that are ready, by their digest.
         record: what is written, traced and logged of the run.
     """
@@ -63,6 +64,7 @@ class Run:
         manager: ContainerManager,
         runtime: CommandLineRuntime,
         options: ExecuteOptions,
+        plan: Plan,
         make_plan: Callable[[], Plan],
         pools: Mapping[str, Pool],
         record: Recorder,
@@ -71,7 +73,7 @@ class Run:
         self._runtime = runtime
         self._options = options
         self._make_plan = make_plan
-        self._plan = make_plan()
+        self._plan = plan
         self._pools = pools
         self._record = record
         self._warm: Warm | None = None

@@ -230,18 +230,12 @@ class ContainerRunner:
         broken: BaseException | None = None
         as_read = type(self.runtime).parse_line is CommandLineRuntime.parse_line
         record = Recorder.start(first, options, self._limits, as_read=as_read, plain=self.config.env)
-        ids = [first.run_id]  # which only the first attempt takes
         try:
             try:
                 manager = await self.manager()
-                run = Run(
-                    manager,
-                    self.runtime,
-                    options,
-                    lambda: self.plan(options, run_id=ids.pop() if ids else None),
-                    self._pools,
-                    record,
-                )
+                if not first.is_for(manager.engine):  # it was made for what the files on this machine tell
+                    first = self.plan(options, run_id=first.run_id)
+                run = Run(manager, self.runtime, options, first, lambda: self.plan(options), self._pools, record)
                 stream = await self._start(run, manager)
                 while messages := await stream.read():
                     for message in messages:

@@ -21,8 +21,7 @@ from container_runner.errors import ConfigError, StateError
 from container_runner.records import Records, RunRecord, open_file, open_folder
 from container_runner.transcript import (
     CHUNK,
-    Conversation,
-    Entry,
+    Part,
     Prompt,
     converse,
     parse_record,
@@ -139,16 +138,17 @@ class Sessions:
             with self._open(session.agent, session.id) as fd:
                 yield from read_lines(fd, _FILE_LIMIT)
 
-    def entries(self, session: Session) -> Iterator[Entry]:
-        """The same as entries; lines that are none are left out."""
-        parse = parse_record if session.runs else parse_session_line
-        for line in self.lines(session):
-            if (entry := parse(line)) is not None:
-                yield entry
+    def parts(self, session: Session) -> list[Part]:
+        """The session's runs as conversations, or claude's own file as one.
 
-    def conversation(self, session: Session) -> Conversation:
-        """The same as a conversation."""
-        return converse(self.entries(session))
+        Raises:
+            StateError: a file is not there any more, or can not be read.
+        """
+        parts = []
+        for run in session.runs:
+            with self.records.open(run) as fd:
+                parts.append(Part(conversation=converse(map(parse_record, read_lines(fd))), summary=run.summary))
+        return parts or [Part(conversation=converse(map(parse_session_line, self.lines(session))))]
 
     def _folders(self, *place: str) -> list[str]:
         try:

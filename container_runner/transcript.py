@@ -31,7 +31,7 @@ from container_runner.messages import (
     parse_line,
     parse_message,
 )
-from container_runner.records import parse_time
+from container_runner.records import RunSummary, parse_time
 
 CHUNK: Final = 256 * 1024
 LINE_LIMIT: Final = 64 * 1024**2
@@ -194,6 +194,15 @@ class Conversation:
     def result(self) -> ResultMessage | None:
         """The last result of the agent's."""
         return next((item.result for item in reversed(self.items) if isinstance(item, Done)), None)
+
+
+@attrs.frozen(kw_only=True)
+class Part:
+    """One run of a session, or all that is known of it."""
+
+    conversation: Conversation
+    summary: RunSummary | None = None
+    """The run's summary; None if the conversation is claude's own file."""
 
 
 def read_lines(fd: int, limit: int | None = None) -> Iterator[bytes]:

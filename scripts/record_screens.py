@@ -114,9 +114,6 @@ def record(words: list[str], folder: Path, environ: dict[str, str], *, rows: int
         pictures.append((time.monotonic() - began, [row(terminal.screen, number) for number in range(rows)]))
         assert terminal.process.wait() in (0, 1), terminal.text
     IMAGES.mkdir(parents=True, exist_ok=True)
-    if stills := os.environ.get("STILLS"):
-        for number in range(0, len(pictures), 6):
-            Path(stills, f"{name}-{number:02}.svg").write_text(to_svg([pictures[number]], name))
     image = to_svg(pictures, f"container-runner {name}")
     (IMAGES / f"{name}.svg").write_text(image)
     print(f"{IMAGES / name}.svg: {len(image)} bytes, {len(pictures)} pictures")

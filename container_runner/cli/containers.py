@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,17 +11,30 @@ import attrs
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from container_runner.engine import ContainerInfo
+    from container_runner.engine import ContainerInfo, Engine
     from container_runner.manager import ContainerManager
+    from container_runner.policy import Effective
 
 
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
 class EngineFlags:
-    """Where the containers are."""
+    """Which engine is meant."""
 
-    engine: str = "auto"
-    """auto, docker, podman, or a program's name or path."""
+    engine: str | None = None
+    """auto, docker, podman, or a program's name or path. Default: as configured, else auto."""
+
+    config: Path | None = None
+    """Your configuration file. Default: config.toml in the folder for such things in your home."""
+
+    profile: str | None = None
+    """The name of one of its [profiles]."""
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class ContainerFlags(EngineFlags):
+    """Which containers are meant."""
 
     state_dir: Path | None = None
     """Where sessions and locks are kept. Default: the folder for such things in your home."""
@@ -60,19 +74,42 @@ class Row:
         return {**attrs.asdict(self), "created": self.created.isoformat()}
 
 
-async def open_manager(flags: EngineFlags) -> ContainerManager:
-    """The containers of the engine and the state folder that the flags name.
+def configured(flags: EngineFlags, *, agent: str = "-") -> Effective:
+    """What the operator's file, the environment and these flags say of an agent. No workspace has a word in it.
 
     Raises:
+        ConfigError: a value that is refused, named as the source that it came from.
+    """
+    from container_runner.policy import effective
+
+    given = {} if flags.engine is None else {"engine": flags.engine}
+    return effective(agent=agent, workspace=Path(os.devnull), flags=given, file=flags.config, profile=flags.profile)
+
+
+async def open_engine(flags: EngineFlags) -> Engine:
+    """The engine that is meant.
+
+    Raises:
+        ConfigError: see `configured`.
+        EngineError: there is no engine, or it does not answer.
+    """
+    from container_runner.engine import Engine
+    from container_runner.environment import host_environment
+
+    return await Engine.probe(configured(flags).settings["engine"].value, host_environment())
+
+
+async def open_manager(flags: ContainerFlags) -> ContainerManager:
+    """The containers of the engine and the state folder that are meant.
+
+    Raises:
+        ConfigError: see `configured`.
         EngineError: there is no engine, or it does not answer.
     """
     from container_runner.cli.flags import _state_dir
-    from container_runner.engine import Engine
-    from container_runner.environment import host_environment
     from container_runner.manager import ContainerManager
 
-    engine = await Engine.probe(flags.engine, host_environment())
-    return ContainerManager(engine, (flags.state_dir or _state_dir()).expanduser().absolute())
+    return ContainerManager(await open_engine(flags), (flags.state_dir or _state_dir()).expanduser().absolute())
 
 
 async def rows(manager: ContainerManager, *, everywhere: bool = False) -> list[Row]:

@@ -10,42 +10,60 @@ from typing import TYPE_CHECKING
 import anyio
 import orjson
 
+from container_runner.cli.containers import EngineFlags, configured
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
+from container_runner.cli.options import ExecuteFlags
 from container_runner.cli.text import clean
+from container_runner.errors import ConfigError
 
 if TYPE_CHECKING:
     from container_runner.doctor import Check
+    from container_runner.options import ExecuteOptions
+    from container_runner.runner import ContainerRunner
 
 _MARKS = {"ok": ("✓", "32"), "warn": ("!", "33"), "fail": ("✗", "31"), "skip": ("·", "2")}
 
 
-def doctor(*, flags: RunFlags | None = None, box: ConfigFlags | None = None) -> int:
+def doctor(*, flags: RunFlags | None = None, more: ExecuteFlags | None = None, box: ConfigFlags | None = None) -> int:
     """Check whether a run would work on this machine, and say what to type if it would not.
 
     Give it the flags of the run in question. The exit code is 0 if that run would work, and 1 if not.
     """
-    return anyio.run(_doctor, flags or RunFlags(), box)
+    return anyio.run(_doctor, flags or RunFlags(), more or ExecuteFlags(), box)
 
 
-async def _doctor(flags: RunFlags, box: ConfigFlags | None) -> int:
+async def _doctor(flags: RunFlags, more: ExecuteFlags, box: ConfigFlags | None) -> int:
     from container_runner.doctor import examine
 
+    def run_in_question() -> tuple[ContainerRunner, ExecuteOptions]:
+        runner, options = prepare("doctor", flags, box)
+        return runner, more.apply(options)
+
     checks: list[Check] = []
-    engine = getattr(box, "engine", None) or "auto"
-    async with aclosing(examine(lambda: prepare("doctor", flags, box), engine=engine)) as found:
+    async with aclosing(examine(run_in_question, engine=_engine(flags, box))) as found:
         async for check in found:
             checks.append(check)
             if not flags.json:
                 print(_line(check), flush=True)
-    works = all(check.status != "fail" for check in checks)
+    failed = [check.name for check in checks if check.status == "fail"]
     if flags.json:
         import attrs
 
-        answer = {"ok": works, "checks": [attrs.asdict(check) for check in checks]}
+        answer = {"ok": not failed, "checks": [attrs.asdict(check) for check in checks]}
         sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
     else:
-        print(f"\n{'A run works.' if works else 'A run would fail.'}")
-    return 0 if works else 1
+        print(f"\nA run would fail: {', '.join(failed)}." if failed else "\nA run works.")
+    return 1 if failed else 0
+
+
+def _engine(flags: RunFlags, box: ConfigFlags | None) -> str:
+    """The engine to look at where the rest of the configuration is refused."""
+    wanted: str | None = getattr(box, "engine", None)
+    try:
+        found = configured(EngineFlags(engine=wanted, config=flags.config, profile=flags.profile))
+    except ConfigError:
+        return wanted or "auto"
+    return str(found.settings["engine"].value)
 
 
 def _line(check: Check) -> str:

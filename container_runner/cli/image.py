@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import anyio
 from cyclopts import App, Parameter
 
-from container_runner.cli.containers import JsonFlag
+from container_runner.cli.containers import EngineFlags, JsonFlag, open_engine
 
 if TYPE_CHECKING:
     from container_runner.image import Built, Recipe
@@ -28,8 +29,8 @@ def build(
     from_scratch: Annotated[bool, Parameter(negative=())] = False,
     pull: Annotated[bool, Parameter(negative=())] = False,
     cache: bool = True,
-    engine: str = "auto",
     json: JsonFlag = False,
+    flags: EngineFlags | None = None,
 ) -> None:
     """Build an image with an agent, git, ripgrep and ps, and try it.
 
@@ -53,8 +54,6 @@ def build(
         Ask the registry for a newer base image.
     cache
         Reuse the steps of earlier builds.
-    engine
-        auto, docker, podman, or a program's name or path.
     json
         Print a JSON object on the image instead of text for people.
     """
@@ -70,7 +69,7 @@ def build(
         cache=cache,
     )
     started = time.monotonic()
-    built = anyio.run(_build, engine, recipe, from_scratch)
+    built = anyio.run(_build, flags or EngineFlags(), recipe, from_scratch)
     seconds = round(time.monotonic() - started, 1)
     if json:
         import orjson
@@ -81,11 +80,12 @@ def build(
     from container_runner.cli.text import clean
 
     print(f"Built {built.image} with {agent} {clean(built.version)} in {seconds:g} s. Next:")
-    chosen = "" if engine == "auto" else f" --engine={engine}"
-    if agent == "claude":
-        print(f"  container-runner doctor --image={built.image}{chosen}")
-    else:
-        print(f"  container-runner doctor --image={built.image} --command={AGENTS[agent].program}{chosen}")
+    words = ["container-runner", "doctor", f"--image={built.image}"]
+    if agent != "claude":
+        words.append(f"--command={AGENTS[agent].program}")
+    if flags is not None and flags.engine is not None:
+        words.append(f"--engine={flags.engine}")
+    print(f"  {shlex.join(words)}")
 
 
 @image.command
@@ -96,15 +96,13 @@ def containerfile() -> None:
     sys.stdout.write(CONTAINERFILE.read_text("utf-8"))
 
 
-async def _build(wanted: str, recipe: Recipe, from_scratch: bool) -> Built:
+async def _build(flags: EngineFlags, recipe: Recipe, from_scratch: bool) -> Built:
     from container_runner.cli.text import clean
-    from container_runner.engine import Engine
-    from container_runner.environment import host_environment
     from container_runner.image import build, build_from_scratch
 
     def say(line: str) -> None:
         shown = line.rstrip("\r").rpartition("\r")[2]  # a line that was written over itself, as a terminal shows it
         print(clean(shown), file=sys.stderr, flush=True)
 
-    engine = await Engine.probe(wanted, host_environment())
+    engine = await open_engine(flags)
     return await (build_from_scratch if from_scratch else build)(engine, recipe, say)

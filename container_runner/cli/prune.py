@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import anyio
 from cyclopts import Parameter
 
-from container_runner.cli.containers import EngineFlags, JsonFlag, open_manager
+from container_runner.cli.containers import ContainerFlags, JsonFlag, open_manager
 from container_runner.errors import CleanupError, EngineError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def prune(
     *,
     dry_run: Annotated[bool, Parameter(name=["--dry-run", "-n"], negative=())] = False,
     json: JsonFlag = False,
-    flags: EngineFlags | None = None,
+    flags: ContainerFlags | None = None,
 ) -> None:
     """Remove the containers that nobody needs, of all state folders.
 
@@ -33,7 +33,7 @@ def prune(
     json
         Print a JSON list for programs.
     """
-    removed, left = anyio.run(_prune, flags or EngineFlags(), dry_run)
+    removed, left = anyio.run(_prune, flags or ContainerFlags(), dry_run)
     if json:
         import orjson
 
@@ -60,7 +60,7 @@ def prune(
         raise CleanupError(message, left=tuple(left), stderr="\n".join(left.values()))
 
 
-async def _prune(flags: EngineFlags, dry_run: bool) -> tuple[list[ContainerInfo], dict[str, str]]:
+async def _prune(flags: ContainerFlags, dry_run: bool) -> tuple[list[ContainerInfo], dict[str, str]]:
     manager = await open_manager(flags)
     removed: list[ContainerInfo] = []
     left: dict[str, str] = {}

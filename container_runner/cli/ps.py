@@ -10,14 +10,14 @@ from typing import Annotated
 import anyio
 from cyclopts import Parameter
 
-from container_runner.cli.containers import EngineFlags, JsonFlag, Row, age, open_manager, rows
+from container_runner.cli.containers import ContainerFlags, JsonFlag, Row, age, open_manager, rows
 
 
 def ps(
     *,
     all_: Annotated[bool, Parameter(name=["--all", "-a"], negative=())] = False,
     json: JsonFlag = False,
-    flags: EngineFlags | None = None,
+    flags: ContainerFlags | None = None,
 ) -> None:
     """List the containers of your agents, oldest first.
 
@@ -28,7 +28,7 @@ def ps(
     json
         Print a JSON list for programs instead of a table for people.
     """
-    found = anyio.run(_rows, flags or EngineFlags(), all_)
+    found = anyio.run(_rows, flags or ContainerFlags(), all_)
     if json:
         import orjson
 
@@ -40,7 +40,7 @@ def ps(
         print(f"There are no containers{where}.", file=sys.stderr)
 
 
-async def _rows(flags: EngineFlags, everywhere: bool) -> list[Row]:
+async def _rows(flags: ContainerFlags, everywhere: bool) -> list[Row]:
     return await rows(await open_manager(flags), everywhere=everywhere)
 
 

@@ -10,7 +10,7 @@ import anyio
 import attrs
 from cyclopts import Parameter
 
-from container_runner.cli.containers import EngineFlags, open_manager
+from container_runner.cli.containers import ContainerFlags, configured, open_manager
 
 SHELL = ("sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash; exec sh")
 """bash where the image has it, else sh."""
@@ -28,13 +28,13 @@ class ShellFlags:
     """Another variable, as NAME=VALUE. Can be given again."""
 
     secrets: Annotated[bool, Parameter(negative=())] = False
-    """Pass the agent's credentials on from your environment, as a run does."""
+    """Pass on the agent's credentials and the configured secrets from your environment, as a run does."""
 
     secret: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = ()
-    """The name of a variable of yours to pass on. Can be given again."""
+    """The name of another variable of yours to pass on. Can be given again."""
 
 
-def shell(agent: str, *command: str, who: ShellFlags | None = None, flags: EngineFlags | None = None) -> None:
+def shell(agent: str, *command: str, who: ShellFlags | None = None, flags: ContainerFlags | None = None) -> None:
     """Open a shell in an agent's kept container, as the agent's user and with its environment.
 
     Only an agent that runs with --no-ephemeral has one. Clean-up leaves it alone while you are in it. Piped input
@@ -47,13 +47,13 @@ def shell(agent: str, *command: str, who: ShellFlags | None = None, flags: Engin
     command
         A command to run there instead of a shell; after -- if it has flags.
     """
-    words, environ = anyio.run(_prepare, agent, command, who or ShellFlags(), flags or EngineFlags())
+    words, environ = anyio.run(_prepare, agent, command, who or ShellFlags(), flags or ContainerFlags())
     # From here on this process is the engine's client, with this terminal, its signals and its exit code.
     os.execvpe(words[0], words, environ)  # noqa: S606  a list; there is no shell
 
 
 async def _prepare(
-    agent: str, command: tuple[str, ...], who: ShellFlags, flags: EngineFlags
+    agent: str, command: tuple[str, ...], who: ShellFlags, flags: ContainerFlags
 ) -> tuple[list[str], dict[str, str]]:
     from container_runner import argv
     from container_runner.cli.flags import _pair
@@ -68,8 +68,12 @@ async def _prepare(
     from container_runner.user import User
 
     options = ExecuteOptions(prompt="shell", agent=Agent(name=agent))  # it checks the name
+    known = configured(flags, agent=agent).settings
     config = ContainerConfig(
-        image="unused", user=who.user, env=dict(_pair("env", word) for word in who.env), secrets=who.secret
+        image="unused",
+        user=who.user or known["user"].value,
+        env={**known["env"].value, **dict(_pair("env", word) for word in who.env)},
+        secrets=(*who.secret, *(known["secrets"].value if who.secrets else ())),
     )
     runtime = ClaudeRuntime().command(options, contained=True)
     env = build_container_env(config, runtime, host_environment(), credentials=who.secrets)

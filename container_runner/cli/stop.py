@@ -9,7 +9,7 @@ from typing import Annotated
 import anyio
 from cyclopts import Parameter
 
-from container_runner.cli.containers import EngineFlags, JsonFlag, Row, open_manager, rows
+from container_runner.cli.containers import ContainerFlags, JsonFlag, Row, open_manager, rows
 from container_runner.errors import CleanupError, ConfigError, ContainerGoneError, EngineError
 
 
@@ -17,7 +17,7 @@ def stop(
     *names: str,
     all_: Annotated[bool, Parameter(name=["--all", "-a"], negative=())] = False,
     json: JsonFlag = False,
-    flags: EngineFlags | None = None,
+    flags: ContainerFlags | None = None,
 ) -> None:
     """End and remove containers at once, whatever runs in them.
 
@@ -34,7 +34,7 @@ def stop(
     """
     if bool(names) == all_:
         raise ConfigError("stop", list(names), "the names of agents or containers, or --all")
-    removed, left = anyio.run(_stop, names, flags or EngineFlags())
+    removed, left = anyio.run(_stop, names, flags or ContainerFlags())
     if json:
         import orjson
 
@@ -47,7 +47,7 @@ def stop(
         raise CleanupError(message, left=tuple(left), stderr="\n".join(left.values()))
 
 
-async def _stop(names: Sequence[str], flags: EngineFlags) -> tuple[list[Row], dict[str, str]]:
+async def _stop(names: Sequence[str], flags: ContainerFlags) -> tuple[list[Row], dict[str, str]]:
     manager = await open_manager(flags)
     known = await rows(manager, everywhere=True)
     removed: list[Row] = []
