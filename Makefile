@@ -1,28 +1,48 @@
-# make demo   an agent at work in a container, on a machine with nothing installed
-# make test   every check and every test, with real engines
-# make check  the checks and the tests that need no engine
+# make demo         an agent at work in a container, on a machine with nothing installed
+# make test         every check and every test, with real engines
+# make check        the checks and the tests that need no engine
+# make test-faults  the faults alone, with their table
+# make soak         twenty minutes of random faults (SOAK_MINUTES=20)
+# make bench        us against the bare command line, and against what one would pick instead
+# make docs         the documentation as a site, in .site/
 
 export PATH := $(PATH):/usr/sbin:/sbin
+SOAK_MINUTES = 20
 
 demo: .venv/ready
 	scripts/setup demo
 	.venv/bin/python -m scripts.demo
 
-test: lint
-	scripts/setup test
-	.venv/bin/python -m tests.integration.images
+test: lint engines
 	.venv/bin/python -m pytest
 
 check: lint
 	.venv/bin/python -m pytest -m 'not engine'
+
+test-faults: .venv/ready engines
+	.venv/bin/python -m pytest tests/faults
+
+soak: .venv/ready engines
+	.venv/bin/python -m tests.faults.soak $(SOAK_MINUTES)
+
+bench: .venv/ready engines
+	.venv/bin/python -m pip install --quiet --group bench
+	.venv/bin/python -m tests.benchmarks $(BENCH)
+
+docs: .venv/ready
+	.venv/bin/python -m mkdocs build --strict --site-dir .site
 
 lint: .venv/ready
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
+engines: .venv/ready
+	scripts/setup test
+	.venv/bin/python -m tests.integration.images
+
 .venv/ready: pyproject.toml scripts/setup
 	scripts/setup venv
 	touch $@
 
-.PHONY: demo test check lint
+.PHONY: demo test check test-faults soak bench docs lint engines

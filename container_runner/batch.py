@@ -129,8 +129,8 @@ class JobResult:
         raw = orjson.loads(line)
         try:
             return cls(**{field.name: raw[field.name] for field in attrs.fields(cls)})
-        except (KeyError, TypeError) as error:
-            message = f"it is no result: {error!r}"
+        except (KeyError, TypeError, ValueError) as error:
+            message = f"it is no result: {error.args[0]}"
             raise ValueError(message) from None
 
     @classmethod

@@ -25,6 +25,7 @@ from container_runner.environment import host_environment
 from container_runner.errors import (
     ConfigError,
     ContainerRunnerError,
+    EngineError,
     EngineNotFoundError,
     EnginePermissionError,
     EngineUnreachableError,
@@ -242,7 +243,11 @@ def _without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
 
 
 async def _ask(engine: Engine, command: Sequence[str]) -> Mapping[str, Any]:
-    answer = orjson.loads((await engine.run(command)).stdout or b"{}")
+    done = await engine.run(command)
+    try:
+        answer = orjson.loads(done.stdout)
+    except orjson.JSONDecodeError:
+        raise EngineError(f"The engine's `{command[1]}` printed no JSON: {done.text[:200]!r}.") from None
     return answer if isinstance(answer, dict) else {}
 
 
@@ -394,7 +399,7 @@ async def look_inside(
     new = [folder for folder in (sessions, sessions.parent, runner.state_dir) if not folder.exists()]
     said: dict[str, tuple[str, ...]] = {}
     failure: ErrorMessage | None = None
-    probe = ContainerRunner(_Probe(runner.runtime), config, runner.state_dir)
+    probe = ContainerRunner(_Probe(runner.runtime), config, runner.state_dir, records=False)
     try:
         async with aclosing(probe.execute(options)) as messages:
             async for message in messages:

@@ -44,6 +44,9 @@ START_TIMEOUT: Final = 120.0
 
 PATH: Final = "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin"
 
+SYSTEM_PATH: Final = ":/usr/sbin:/sbin"
+"""Where debootstrap is, which an ordinary user's PATH leaves out."""
+
 Say = Callable[[str], None]
 """Gets the lines of a build's progress. They may hold control characters."""
 
@@ -273,7 +276,7 @@ def _debian(release: str, packages: str) -> Callable[[Path], list[str]]:
         user = f"--customize-hook=echo '{_USER}' >>\"$1/etc/passwd\""
         options = ("mmdebstrap", "--variant=minbase", f"--include={packages}", *leave_out, user, release)
         return lambda folder: [*options, str(folder / "root.tar")]
-    debootstrap = shutil.which("debootstrap", path=f"{host_environment().get('PATH', '')}:/usr/sbin:/sbin")
+    debootstrap = shutil.which("debootstrap", path=f"{host_environment().get('PATH', '')}{SYSTEM_PATH}")
     if debootstrap is None:
         message = "Neither mmdebstrap nor debootstrap is on this machine; either makes the image's Debian."
         raise ImageUnsuitableError(message, next_step="Type: apt-get install mmdebstrap")
@@ -348,7 +351,7 @@ async def _stream(
     # Which of the two a builder speaks on depends on the builder; the shell joins them.
     joined = ["sh", "-c", 'input=$1; shift; exec "$@" <"$input" 2>&1', "sh", str(stdin), *command]
     process = await Process.start(joined, env=env)
-    tail: deque[str] = deque(maxlen=20)
+    tail: deque[str] = deque(maxlen=5)
     try:
         while lines := await process.read(BUILD_TIMEOUT):
             for line in lines:

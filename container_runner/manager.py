@@ -181,9 +181,11 @@ class ContainerManager:
             EngineError: it is still there.
         """
         known = await self.engine.inspect([name]) if self.engine.dialect.name == "podman" else []
-        await self.engine.remove(name)
+        # Before the removal, after which nobody knows the id any more, should we be killed in between.
         for info in known:
-            end_forgotten(info.id)
+            if info.status not in ("running", "paused"):
+                end_forgotten(info.id)
+        await self.engine.remove(name)
         self._use_lock(name).path.unlink(missing_ok=True)
 
     async def prune(self, *, dry_run: bool = False) -> list[ContainerInfo]:

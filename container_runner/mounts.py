@@ -60,6 +60,11 @@ class ContainerMounts:
     credentials_by_name: bool
     """Whether the agent gets its credentials as variables."""
 
+    identity: str = ""
+    """What the workspace and all that is protected in it are, beside their names. When a file is replaced on the host,
+    as git does with its configuration, the kernel lifts the bind of the old one, and what was protected is no more:
+    a kept container must then not be used again."""
+
 
 def build_container_mounts(
     agent: Agent,
@@ -104,6 +109,7 @@ def build_container_mounts(
         if _contains(workspace, state):
             # Other agents' sessions and our locks are none of its business.
             masks.append(f"{guest.WORKSPACE}/{state.relative_to(workspace)}")
+    identity = " ".join(_inode(mount.source) for mount in mounts)
     mounts.append(Mount(str(sessions_folder(state, agent.name)), guest.SESSIONS))
     by_name = config.credentials in ("auto", "env") and any(name in environ for name in credentials.names)
     if not by_name:
@@ -113,7 +119,7 @@ def build_container_mounts(
         if _contains(state, source) or _contains(source, state):
             raise ConfigError(f"volumes[{index}]", volume.source, f"a path apart from our state folder {state}")
         mounts.append(attrs.evolve(volume, source=str(source)))
-    return ContainerMounts(mounts=tuple(mounts), masks=tuple(masks), credentials_by_name=by_name)
+    return ContainerMounts(mounts=tuple(mounts), masks=tuple(masks), credentials_by_name=by_name, identity=identity)
 
 
 def resolve_workspace(agent: Agent) -> Path:
@@ -200,11 +206,23 @@ def recheck(mounts: Iterable[Mount]) -> None:
         raise StateError(f"{error.filename} can not be made: {error.strerror}.") from None
 
 
+def _inode(source: str) -> str:
+    try:
+        found = os.stat(source)  # noqa: PTH116  a string
+    except OSError:  # a folder of hooks that is made before the run
+        return "none"
+    return f"{found.st_dev}:{found.st_ino}"
+
+
 def _worktree(workspace: Path, config: ContainerConfig, state: Path) -> list[Mount]:
     """What git needs in a workspace that is a worktree, unless a configured volume provides it."""
     worktree = protect.find_worktree(workspace)
     if worktree is None or worktree.target in {volume.target for volume in config.volumes}:
         return []
+    for index, tmpfs in enumerate(config.tmpfs):
+        if f"{tmpfs.target}/".startswith(f"{worktree.target}/"):  # its mount point would be made in the repository
+            allowed = f"a path that is not in the worktree's repository, {worktree.target}"
+            raise ConfigError(f"tmpfs[{index}]", tmpfs.target, allowed)
     common = resolve_source(worktree.common, "agent.workspace")
     if _contains(state, common) or _contains(common, state):
         allowed = f"a worktree whose repository {common} is apart from our state folder {state}"

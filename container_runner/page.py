@@ -89,7 +89,7 @@ def _body(parts: Sequence[Part], agent: str, session_id: str) -> Iterator[str]:
             yield _row(item, start, numbers)
         yield "</section>"
     yield _cost(parts)
-    yield "<footer>Made by container-runner. Everything on this page was written by an agent or its tools.</footer>"
+    yield "<footer>Made by container-runner. What an agent wrote is text here, and can do nothing.</footer>"
 
 
 def _headline(parts: Sequence[Part]) -> str:

@@ -27,7 +27,7 @@ from container_runner.errors import ConfigError
 from container_runner.laws import NOT_SHOWN, refuse
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.protect import LONGEST, WORKSPACE_FILE, read_regular
-from container_runner.values import MIB, Mount, Tmpfs, parse_duration, parse_size
+from container_runner.values import GIB, MIB, Mount, Tmpfs, parse_duration, parse_size
 
 PREFIX: Final = "CONTAINER_RUNNER_"
 """How a variable's name begins whose rest is a field in capitals."""
@@ -555,5 +555,5 @@ def _short(value: object) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(str(getattr(item, 'target', getattr(item, 'host_port', item))) for item in value)}]"
     if isinstance(value, int) and value >= MIB and value % MIB == 0:
-        return f"{value // MIB}m"
+        return f"{value // GIB}g" if value % GIB == 0 else f"{value // MIB}m"
     return str(value)

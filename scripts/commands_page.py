@@ -21,5 +21,5 @@ The exit codes are those of [the errors](errors.md); 0 is success.
 def page() -> str:
     body = app.generate_docs(heading_level=2)
     body = body[body.index("**Commands**") :]
-    # Code that was written for a terminal reads as code here.
-    return f"{HEAD.strip()}\n\n{re.sub(r'[ \t]+$', '', body, flags=re.MULTILINE).strip()}\n"
+    body = re.sub(r"[ \t]+$", "", body, flags=re.MULTILINE)
+    return f"{HEAD.strip()}\n\n{body.strip()}\n"

@@ -17,6 +17,7 @@ HEAD = """\
 The keys of a configuration file are the arguments of `ContainerConfig`:
 
 ```toml
+# file: container.toml
 image = "my-agent:latest"
 memory = "4g"
 volumes = ["~/data:/data:ro"]
@@ -24,6 +25,8 @@ secrets = ["GITHUB_TOKEN"]
 ```
 
 ```python
+from container_runner import ContainerConfig
+
 ContainerConfig.load("container.toml")
 ContainerConfig(image="my-agent:latest", memory="4g", secrets=["GITHUB_TOKEN"])
 ```

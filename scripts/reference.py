@@ -9,10 +9,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from scripts import commands_page, configuration_page, errors_page
+from scripts import commands_page, configuration_page, errors_page, messages_page
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
-PAGES = {"configuration.md": configuration_page.page, "errors.md": errors_page.page, "commands.md": commands_page.page}
+PAGES = {
+    "configuration.md": configuration_page.page,
+    "errors.md": errors_page.page,
+    "commands.md": commands_page.page,
+    "messages.md": messages_page.page,
+}
 
 
 def main(arguments: list[str], folder: Path = FOLDER) -> int:

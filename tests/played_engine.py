@@ -6,6 +6,7 @@ everything goes well, and keeps the promise that matters: when the lease ends, t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -75,7 +76,8 @@ def watch(process: subprocess.Popen[bytes], run: str, grace: float) -> None:
     while os.read(0, 4096):
         pass
     for number, word in ((signal.SIGTERM, "term"), (signal.SIGKILL, "kill")):
-        print(f"container-runner: stop {run} {word}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # who started us may be dead
+            print(f"container-runner: stop {run} {word}", file=sys.stderr, flush=True)
         os.killpg(process.pid, number)
         try:
             process.wait(grace)

@@ -270,12 +270,12 @@ def test_init_explains_every_field_and_sets_none(home: Home) -> None:
 
 def test_each_line_of_it_works_when_the_mark_is_removed(home: Home) -> None:
     home.run("init")
-    schema = json_schema()
+    schema = jsonschema.Draft202012Validator(json_schema())
 
     for line in uncommented(home.file.read_text()):
         text = f"[defaults]\n{line}\n"
         home.file.write_text(text)
-        jsonschema.validate(tomllib.loads(text), schema)
+        schema.validate(tomllib.loads(text))
         name = line.partition(" = ")[0]
         assert home.settings()[name]["source"] == f"{home.file} [defaults]"
 

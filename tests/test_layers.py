@@ -29,8 +29,8 @@ LAYERS: tuple[set[str], ...] = (
     {"plan"},
     {"manager", "tracing"},
     {"pool", "records"},
-    {"run"},
-    {"runner"},
+    {"run", "transcript"},
+    {"page", "runner", "sessions"},
     {"batch", "doctor", "image", "testing"},
 )
 """From the bottom to the top. A module imports only what lies in a layer below its own."""

@@ -12,7 +12,7 @@ import pytest
 
 from container_runner.config import ContainerConfig
 from container_runner.errors import ConfigError
-from container_runner.mounts import build_container_mounts, recheck
+from container_runner.mounts import ContainerMounts, build_container_mounts, recheck
 from container_runner.options import Agent
 from container_runner.protect import GIT, PROTECTED, find_worktree, missing, protect
 from container_runner.runtimes.runtime import Credentials
@@ -61,14 +61,18 @@ def modes(mounts: list[Mount]) -> dict[str, str]:
 
 
 def build(tmp_path: Path, workspace: Path, **config: Any) -> list[Mount]:
-    found = build_container_mounts(
+    mounts = container(tmp_path, workspace, **config).mounts
+    return [mount for mount in mounts if not mount.target.startswith("/container-runner")]
+
+
+def container(tmp_path: Path, workspace: Path, **config: Any) -> ContainerMounts:
+    return build_container_mounts(
         Agent(name="bot", workspace=workspace),
         ContainerConfig(image="i", credentials="none", **config),
         tmp_path / "state",
         user=User(os.getuid(), os.getgid()),
         credentials=Credentials(),
     )
-    return [mount for mount in found.mounts if not mount.target.startswith("/container-runner")]
 
 
 # Files and folders
@@ -259,6 +263,23 @@ def test_git_and_what_is_below_it_are_listed() -> None:
     assert sorted(PROTECTED) == list(PROTECTED)
 
 
+def test_a_workspace_is_another_one_when_what_is_protected_in_it_was_replaced(tmp_path: Path, workspace: Path) -> None:
+    """The bind of a file ends when the host renames another one over it, which a kept container does not notice."""
+    config = repository(workspace / ".git") / "config"
+
+    def identity() -> str:
+        return container(tmp_path, workspace).identity
+
+    before = identity()
+    (workspace / "made").touch()
+    config.write_text("written in place")
+    assert identity() == before
+
+    (workspace / "new").touch()
+    (workspace / "new").rename(config)
+    assert identity() != before
+
+
 # Worktrees
 
 
@@ -309,6 +330,15 @@ def test_a_configured_volume_takes_the_place_of_the_repository(tmp_path: Path, w
     found = build(tmp_path, workspace, volumes=[Mount(str(main), str(main), read_only=True)])
 
     assert [mount.target for mount in found] == ["/workspace", "/workspace/.git", str(main)]
+
+
+def test_a_tmpfs_leaves_no_mount_point_in_the_repository(tmp_path: Path, workspace: Path) -> None:
+    main = repository(tmp_path / "main/.git")
+    worktree(main, workspace)
+
+    with pytest.raises(ConfigError, match=r"tmpfs\[0\]"):
+        build(tmp_path, workspace, tmpfs=[f"{main}/commondir"])
+    build(tmp_path, workspace, tmpfs=[f"{main}-other"])
 
 
 @pytest.mark.parametrize("lie", ["gitdir", "commondir", "not a repository", "link"])

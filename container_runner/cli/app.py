@@ -14,12 +14,43 @@ app = App(
 app.command("container_runner.cli.run:run", help="Run an agent on a folder, and show what it does.")
 app.command("container_runner.cli.batch:batch", help="Run many prompts, some at a time, and keep their results.")
 app.command("container_runner.cli.argv:argv", help="Print the exact commands of a run, without running anything.")
-app.command("container_runner.cli.doctor:doctor", help="Check whether a run would work here, and say how to repair it.")
-app.command("container_runner.cli.ps:ps", help="List the containers of your agents.")
-app.command("container_runner.cli.stop:stop", help="End and remove containers at once.")
-app.command("container_runner.cli.prune:prune", help="Remove the containers that nobody needs.")
-app.command("container_runner.cli.shell:shell", help="Open a shell in an agent's kept container.")
-app.command("container_runner.cli.completion:completion", help="Print the completion script of a shell.")
+app.command(
+    "container_runner.cli.doctor:doctor",
+    help="Check whether a run would work here, and say what to type if it would not.\n\n"
+    "Give it the flags of the run in question. The exit code is 0 if that run would work, and 1 if not.",
+)
+app.command("container_runner.cli.ps:ps", help="List the containers of your agents, oldest first.")
+app.command(
+    "container_runner.cli.stop:stop",
+    help="End and remove containers at once, whatever runs in them.\n\n"
+    "The agents' folders and sessions stay. To end a run more gently, press Ctrl-C where it runs.",
+)
+app.command(
+    "container_runner.cli.prune:prune",
+    help="Remove the containers that nobody needs, of all state folders.\n\n"
+    "Those are the ones whose owner was killed before it could remove them, and kept ones that have ended. "
+    "A kept one that runs stays, and so does whatever a living process uses.",
+)
+app.command(
+    "container_runner.cli.shell:shell",
+    help="Open a shell in an agent's kept container, as the agent's user and with its environment.\n\n"
+    "Only an agent that runs with --no-ephemeral has one. Clean-up leaves it alone while you are in it. "
+    "Piped input works too: echo ls | container-runner shell my-agent",
+)
+app.command(
+    "container_runner.cli.completion:completion",
+    help="Print the completion script of a shell.\n\n"
+    "bash: container-runner completion bash > ~/.local/share/bash-completion/completions/container-runner\n\n"
+    "zsh: container-runner completion zsh > _container-runner, in a folder of $fpath\n\n"
+    "fish: container-runner completion fish > ~/.config/fish/completions/container-runner.fish",
+)
 app.command("container_runner.cli.image:image", name="image", help="Build an image with an agent in it.")
-app.command("container_runner.cli.config:app", name="config", help="Print the effective configuration and its sources.")
+app.command("container_runner.cli.logs:logs", help="Show what was said in an agent's runs.")
+app.command("container_runner.cli.sessions:app", name="sessions", help="List, show and export the sessions of agents.")
+app.command(
+    "container_runner.cli.config:app",
+    name="config",
+    help="Print the effective configuration, with the source of each value."
+    "\n\nIt takes the flags of run, so that you see what a run with them would get. Nothing is started.",
+)
 app.command("container_runner.cli.init:init", help="Write a configuration file in which every field is explained.")

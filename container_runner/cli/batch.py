@@ -43,7 +43,7 @@ MOST_FAILED = 10
 
 
 def batch(
-    file: Path,
+    file: str,
     *,
     jobs: Annotated[int, Parameter(alias="-j")] = 2,
     results: Path | None = None,
@@ -74,11 +74,12 @@ def batch(
         Show the live view. Default: if stdout is a terminal.
     """
     flags, more = flags or RunFlags(), more or ExecuteFlags()
-    if results is None and str(file) != "-":
-        results = file.with_name(f"{file.name.removesuffix(file.suffix)}.results.jsonl")
+    path = Path(file)
+    if results is None and file != "-":
+        results = path.with_name(f"{path.stem}.results.jsonl")
     if results is None and not flags.json:
         raise ConfigError("--results", None, "a file, or --json: jobs from stdin have no name to make one of")
-    listed = list(make_jobs(file, flags, more, box))
+    listed = list(make_jobs(path, flags, more, box))
     with ExitStack() as stack:
         kept = None if results is None else stack.enter_context(ResultFile(results))
         view: _Json | BatchView

@@ -8,12 +8,6 @@ from typing import Literal
 def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
     """Print the completion script of a shell.
 
-    bash: container-runner completion bash > ~/.local/share/bash-completion/completions/container-runner
-
-    zsh: container-runner completion zsh > _container-runner, in a folder of $fpath
-
-    fish: container-runner completion fish > ~/.config/fish/completions/container-runner.fish
-
     Parameters
     ----------
     shell

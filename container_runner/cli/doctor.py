@@ -25,10 +25,7 @@ _MARKS = {"ok": ("✓", "32"), "warn": ("!", "33"), "fail": ("✗", "31"), "skip
 
 
 def doctor(*, flags: RunFlags | None = None, more: ExecuteFlags | None = None, box: ConfigFlags | None = None) -> int:
-    """Check whether a run would work on this machine, and say what to type if it would not.
-
-    Give it the flags of the run in question. The exit code is 0 if that run would work, and 1 if not.
-    """
+    """Check whether a run would work on this machine, and say what to type if it would not."""
     return anyio.run(_doctor, flags or RunFlags(), more or ExecuteFlags(), box)
 
 

@@ -166,6 +166,9 @@ class RunFlags:
     profile: Annotated[str | None, Parameter(group=_RUN)] = None
     """The name of one of its [profiles]."""
 
+    no_records: Annotated[bool, Parameter(group=_RUN, negative=())] = False
+    """Leave no transcript and no summary in the state folder."""
+
     json: Annotated[bool, Parameter(group=_RUN, negative=())] = False
     """Print JSON for programs instead of text for people."""
 
@@ -184,7 +187,8 @@ def prepare(prompt: str, flags: RunFlags, box: Any) -> tuple[ContainerRunner, Ex
     agent = Agent(name=agent_name(flags), workspace=flags.workspace, **found.agent)
     options = ExecuteOptions(prompt=prompt, agent=agent, resume=flags.resume, fork=flags.fork, **found.request)
     runtime = ClaudeRuntime() if found.command is None else CommandRuntime(_split(found.command))
-    return ContainerRunner(runtime, found.config, state_dir=flags.state_dir or _state_dir()), options
+    state_dir = flags.state_dir or _state_dir()
+    return ContainerRunner(runtime, found.config, state_dir, records=not flags.no_records), options
 
 
 def agent_name(flags: RunFlags) -> str:

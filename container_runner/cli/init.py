@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import tempfile
@@ -106,9 +107,11 @@ def init(
         path, text = workspace.expanduser().resolve() / WORKSPACE_FILE, workspace_file()
     try:
         write(path, text, force=force, mode=0o600 if workspace is None else 0o644)
-    except FileExistsError:
-        raise ConfigError("file", str(path), "a path where there is nothing yet, or --force to replace it") from None
     except OSError as error:
+        if isinstance(error, FileExistsError) and os.path.lexists(path):
+            raise ConfigError(
+                "file", str(path), "a path where there is nothing yet, or --force to replace it"
+            ) from None
         message = f"{path} can not be written: {error.strerror}."
         raise StateError(message, next_step="Name another place, or give access to this one.") from None
     if json:
@@ -165,11 +168,11 @@ def _fields(names: Iterable[str], values: Any) -> Iterator[str]:
 
 
 def _explained(name: str) -> Iterator[str]:
-    help_ = {
-        "command": "The command to run in the container instead of claude. It gets the prompt on stdin.",
-        **field_help(ExecuteOptions),
-        **field_help(Agent),
-        **field_help(ContainerConfig),
-    }
-    for line in textwrap.wrap(help_[name], 100, break_long_words=False, break_on_hyphens=False):
+    for line in textwrap.wrap(_help()[name], 100, break_long_words=False, break_on_hyphens=False):
         yield f"# {line}"
+
+
+@functools.cache
+def _help() -> dict[str, str]:
+    command = {"command": "The command to run in the container instead of claude. It gets the prompt on stdin."}
+    return {**command, **field_help(ExecuteOptions), **field_help(Agent), **field_help(ContainerConfig)}

@@ -225,7 +225,7 @@ class RunView(Screen):
         if len(tools) > MOST_TOOLS:
             rows.append(Text(f"  and {len(tools) - MOST_TOOLS} more", "dim"))
         rows.append(self.fitted(self._status()))
-        return Group(Text(), *rows)
+        return Group(*([] if self._printed else [Text()]), *rows)  # what goes on has no empty line before it
 
     def _status(self) -> Text:
         tally = self._tally

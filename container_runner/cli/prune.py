@@ -23,9 +23,6 @@ def prune(
 ) -> None:
     """Remove the containers that nobody needs, of all state folders.
 
-    Those are the ones whose owner was killed before it could remove them, and kept ones that have ended. A kept one
-    that runs stays, and so does whatever a living process uses.
-
     Parameters
     ----------
     dry_run

@@ -37,9 +37,6 @@ class ShellFlags:
 def shell(agent: str, *command: str, who: ShellFlags | None = None, flags: ContainerFlags | None = None) -> None:
     """Open a shell in an agent's kept container, as the agent's user and with its environment.
 
-    Only an agent that runs with --no-ephemeral has one. Clean-up leaves it alone while you are in it. Piped input
-    works too: echo ls | container-runner shell my-agent
-
     Parameters
     ----------
     agent

@@ -21,8 +21,6 @@ def stop(
 ) -> None:
     """End and remove containers at once, whatever runs in them.
 
-    The folders of the agents, and their sessions, stay. To end a run more gently, press Ctrl-C where it runs.
-
     Parameters
     ----------
     names

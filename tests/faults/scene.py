@@ -182,6 +182,9 @@ class Scene:
                 found[pid] = line
         return found
 
+    def _state(self, container: str) -> str:
+        return self.engine.run("inspect", "--format={{json .State}}", container, check=False).stdout.strip()
+
     def clients(self, verb: str) -> list[int]:
         """The engine's clients that this very process has started for a verb."""
         children = [(pid, _command(pid)) for pid in _children(os.getpid())]
@@ -194,7 +197,7 @@ class Scene:
         if left:
             return left  # asking the engine is slow
         containers = set(self.containers())
-        left += [f"container {name}" for name in containers - set(keep)]
+        left += [f"container {name}: {self._state(name)}" for name in containers - set(keep)]
         left += [f"missing: container {name}" for name in set(keep) - containers]
         left += [f"file {path}" for path in (self.folder / "tmp").iterdir()]
         if not keep:
@@ -276,12 +279,16 @@ class Victim:
             if any(verb.encode() in command.split(b"\0")[1:9] for command in map(_command, descendants(self.pid))):
                 return
             time.sleep(0.002)
-        msg = f"no client came for {verb!r}"
+        self.process.kill()
+        msg = f"no client came for {verb!r}; the process said {self.process.communicate()}"
         raise AssertionError(msg)
 
     def kill(self, *, tree: bool) -> float:
         """SIGKILL it, alone or with all its descendants, and tell when that was."""
         if self.process.returncode is not None:
+            for pipe in (self.process.stdout, self.process.stderr):
+                assert pipe is not None
+                pipe.close()
             return time.monotonic()
         pids = descendants(self.pid) if tree else []
         for pid in (self.pid, *pids):

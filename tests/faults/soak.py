@@ -146,8 +146,10 @@ class Soak:
                 await anyio.to_thread.run_sync(scene.engine.remove, container)
             for lock in scene.state.glob("locks/container.*"):
                 lock.unlink()
-            await anyio.sleep(1)
-            self.problems += left + [f"left on {scene.engine.name}: {thing}" for thing in scene.left()]
+            self.problems += left
+        await anyio.sleep(1)
+        for scene in self.scenes:
+            self.problems += [f"left on {scene.engine.name}: {thing}" for thing in scene.left()]
         grown = {name: (before[name], now) for name, now in resources().items() if now > before[name] + 2}
         if grown:
             self.problems.append(f"grown: {grown}")

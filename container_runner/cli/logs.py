@@ -1,0 +1,237 @@
+"""`container-runner logs`: what was said in an agent's runs, while they go on and afterwards."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import attrs
+from cyclopts import Parameter
+
+from container_runner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from container_runner.records import Records, RunRecord, RunSummary
+
+POLL: Final = 0.1
+"""Seconds between two looks at a transcript that is followed."""
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class AgentFlags:
+    """Whose records are meant."""
+
+    agent: str | None = None
+    """The agent's name. Default: the one that `run` would give the folder."""
+
+    workspace: Annotated[Path, Parameter(alias="-w")] = Path()
+    """The folder that the agent works on."""
+
+    all_agents: Annotated[bool, Parameter(name=["--all", "-a"], negative=())] = False
+    """Those of all agents of the state folder."""
+
+    state_dir: Path | None = None
+    """Where sessions and records are kept. Default: the folder for such things in your home."""
+
+
+def agent_of(flags: AgentFlags) -> str | None:
+    """The name of the agent that is meant; None for all."""
+    from container_runner.cli.flags import _agent_name
+    from container_runner.sessions import AGENT_NAME
+
+    if flags.agent is not None and not AGENT_NAME.fullmatch(flags.agent):
+        raise ConfigError("--agent", flags.agent, "the name of an agent; `container-runner logs --list --all` has them")
+    if flags.all_agents:
+        return None
+    return flags.agent or _agent_name(flags.workspace)
+
+
+def state_of(flags: AgentFlags) -> Path:
+    """The state folder that is meant."""
+    from container_runner.cli.flags import _state_dir
+
+    return (flags.state_dir or _state_dir()).expanduser().absolute()
+
+
+def logs(
+    run: str = "",
+    *,
+    follow: Annotated[bool, Parameter(alias="-f", negative=())] = False,
+    list_: Annotated[bool, Parameter(name=["--list", "-l"], negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+    flags: AgentFlags | None = None,
+) -> None:
+    """Show what was said in an agent's last run, or in the run that is named.
+
+    Parameters
+    ----------
+    run
+        The id of a run, of any agent, or its beginning. Default: the agent's last run.
+    follow
+        Go on until the run ends.
+    list_
+        List the runs instead, oldest first.
+    json
+        Print the transcript as it is, a line of JSON a message; with --list, a JSON list of summaries.
+    """
+    from container_runner.records import Records
+
+    flags = flags or AgentFlags()
+    agent = agent_of(flags)
+    records = Records(state_of(flags))
+    if list_:
+        _list([found.summary for found in records.runs(agent)], agent, json)
+        return
+    record = records.find(run, flags.agent) if run else _last(records, agent)
+    lines = follow_lines(records, record) if follow else _lines(records, record)
+    if json:
+        for line in lines:
+            sys.stdout.buffer.write(line + b"\n")
+            if follow:
+                sys.stdout.buffer.flush()
+        return
+    shown_end = False
+    print(_head(record.summary))
+    for line in lines:
+        if text := _entry(line):
+            print(text, flush=follow)
+            shown_end = text.startswith("✗")
+    for summary in (found.summary for found in records.runs(record.agent) if found.run_id == record.run_id):
+        if not (shown_end and summary.kind):
+            print(_tail(summary))
+
+
+def runs_table(summaries: Sequence[RunSummary], *, with_agent: bool) -> str:
+    """Runs as aligned columns under a head."""
+    from container_runner.cli import text
+
+    rows = [("RUN", *(["AGENT"] if with_agent else []), "STARTED", "OUTCOME", "DURATION", "TURNS", "COST", "PROMPT")]
+    rows += [
+        (
+            summary.run_id[:12],
+            *([summary.agent] if with_agent else []),
+            local_time(summary.started),
+            text.clean(summary.kind or summary.outcome),
+            "" if summary.duration is None else text.duration(summary.duration),
+            "" if summary.turns is None else str(summary.turns),
+            "" if summary.cost_usd is None else text.cost(summary.cost_usd),
+            text.line(summary.prompt or "", 60),
+        )
+        for summary in summaries
+    ]
+    return columns(rows)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows with their cells aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def local_time(moment: dt.datetime) -> str:
+    """A moment in the time zone of this machine, to the second."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    import orjson
+
+    sys.stdout.buffer.write(orjson.dumps(value) + b"\n")
+
+
+def follow_lines(records: Records, record: RunRecord) -> Iterator[bytes]:
+    """The lines of a transcript, and those that are written while we read, until its run has ended."""
+    from container_runner.transcript import CHUNK
+
+    rest = b""
+    with records.open(record) as fd:
+        while True:
+            running = records.is_running(record)  # asked before the read: what is written before the end is read
+            while chunk := os.read(fd, CHUNK):
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from lines
+            if not running:
+                return
+            time.sleep(POLL)
+
+
+def _lines(records: Records, record: RunRecord) -> Iterator[bytes]:
+    from container_runner.transcript import read_lines
+
+    with records.open(record) as fd:
+        yield from read_lines(fd)
+
+
+def _list(summaries: Sequence[RunSummary], agent: str | None, json: bool) -> None:
+    if json:
+        print_json([summary.to_dict() for summary in summaries])
+    elif summaries:
+        print(runs_table(summaries, with_agent=agent is None))
+    else:
+        print("There are no runs" + (f" of {agent}; --all lists those of others." if agent else "."), file=sys.stderr)
+
+
+def _last(records: Records, agent: str | None) -> RunRecord:
+    runs = records.runs(agent)
+    if not runs:
+        allowed = (
+            "an agent that has run here, or a folder that one works on; `container-runner logs --list --all` has them"
+        )
+        raise ConfigError("--agent", agent, allowed)
+    return runs[-1]
+
+
+def _head(summary: RunSummary) -> str:
+    return f"· run {summary.run_id[:12]} of {summary.agent}, {local_time(summary.started)}"
+
+
+def _entry(line: bytes) -> str | None:
+    """A line of a transcript for people."""
+    from container_runner.cli import text
+    from container_runner.messages import AgentMessage
+    from container_runner.transcript import parse_record
+
+    entry = parse_record(line)
+    if entry is None:
+        return None
+    if entry.source == "agent":
+        return text.render(entry.message)
+    raw = entry.message.raw if isinstance(entry.message, AgentMessage) else {}
+    match raw.get("type"):
+        case "start":
+            return "\n".join(f"> {line}" for line in text.clean(str(raw.get("prompt", ""))).splitlines())
+        case "restart":
+            return f"· the start was tried again: {text.clean(str(raw.get('message', '')))}"
+        case "error":
+            said = [f"✗ {raw.get('message', '')}", str(raw.get("stderr", "")).rstrip(), f"  {raw.get('next_step', '')}"]
+            return text.clean("\n".join(filter(None, said)))
+        case _:
+            return None
+
+
+def _tail(summary: RunSummary) -> str:
+    """How the run ended, or that it has not."""
+    from container_runner.cli import text
+    from container_runner.sessions import SESSION_ID
+
+    if summary.outcome == "running":
+        return "· it still runs; --follow waits for more"
+    if summary.outcome == "interrupted":
+        return "✗ interrupted: the process that ran it was killed"
+    facts = [summary.kind or summary.outcome]
+    facts += [text.duration(summary.duration)] if summary.duration is not None else []
+    facts += [f"{summary.turns} turns"] if summary.turns else []
+    facts += [f"{text.count(summary.tokens.total)} tokens"] if summary.tokens is not None else []
+    facts += [text.cost(summary.cost_usd)] if summary.cost_usd is not None else []
+    facts += [f"resume with --resume={summary.session_id}"] if SESSION_ID.fullmatch(summary.session_id or "") else []
+    facts += [] if summary.complete else ["the transcript is incomplete"]
+    return f"{'✓' if summary.outcome == 'success' else '✗'} {text.clean(', '.join(facts))}"

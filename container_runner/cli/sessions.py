@@ -1,0 +1,166 @@
+"""`container-runner sessions`: an agent's sessions, listed, shown and exported."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from container_runner.cli.logs import AgentFlags, agent_of, columns, local_time, print_json, state_of
+from container_runner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from container_runner.sessions import Session, Sessions
+
+app = App(name="sessions", help="List, show and export the sessions of agents.")
+
+JsonFlag = Annotated[bool, Parameter(negative=())]
+
+
+@app.command(name="list")
+def list_(*, json: JsonFlag = False, flags: AgentFlags | None = None) -> None:
+    """List an agent's sessions, the one used last at the end.
+
+    Parameters
+    ----------
+    json
+        Print a JSON list for programs instead of a table for people.
+    """
+    from container_runner.cli import text
+
+    sessions, agent = _sessions(flags)
+    found = [session for name in (sessions.agents() if agent is None else [agent]) for session in sessions.of(name)]
+    found.sort(key=lambda session: session.used)
+    if json:
+        print_json([_facts(session) for session in found])
+        return
+    if not found:
+        hint = f" of {agent}; --all lists those of others." if agent else "."
+        print(f"There are no sessions{hint}", file=sys.stderr)
+        return
+    rows = [("SESSION", *(["AGENT"] if agent is None else []), "USED", "RUNS", "TURNS", "COST", "PROMPT")]
+    rows += [
+        (
+            session.id,
+            *([session.agent] if agent is None else []),
+            local_time(session.used),
+            str(len(session.runs) or ""),
+            "" if session.turns is None else str(session.turns),
+            "" if session.cost_usd is None else text.cost(session.cost_usd),
+            text.line(session.title, 60),
+        )
+        for session in found
+    ]
+    print(columns(rows))
+
+
+@app.command
+def show(
+    session: str = "",
+    *,
+    html: Path | None = None,
+    json: JsonFlag = False,
+    flags: AgentFlags | None = None,
+) -> None:
+    """Show a session: what was asked, said and done, with the changes to files.
+
+    Parameters
+    ----------
+    session
+        The session's id, of any agent, or its beginning. Default: the agent's last one.
+    html
+        Write one HTML page to this file instead, which needs nothing else to be read. "-": to stdout.
+    json
+        Print JSON for programs instead of text for people.
+    """
+    from container_runner.cli import show as shown
+
+    sessions, found = _find(session, flags)
+    parts = sessions.parts(found)
+    if html is not None:
+        from container_runner.page import render_page
+
+        _write(html, render_page(parts, agent=found.agent, session_id=found.id).encode("utf-8", "replace"))
+    elif json:
+        print_json({**_facts(found), "parts": [shown.to_dict(part) for part in parts]})
+    elif shown.is_for_terminal():
+        shown.print_rich(parts)
+    else:
+        for text in shown.plain(parts):
+            print(text)
+
+
+@app.command
+def export(
+    session: str = "",
+    *,
+    format: Literal["jsonl", "markdown"] = "jsonl",  # noqa: A002  the flag's name
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    flags: AgentFlags | None = None,
+) -> None:
+    """Write a session's transcript, as its lines of JSON or as Markdown.
+
+    Parameters
+    ----------
+    session
+        The session's id, of any agent, or its beginning. Default: the agent's last one.
+    format
+        jsonl: the lines as they were recorded. markdown: a text to read.
+    output
+        The file to write. Default: stdout.
+    """
+    from container_runner.cli import show as shown
+
+    sessions, found = _find(session, flags)
+    if format == "jsonl":
+        data = b"".join(line + b"\n" for line in sessions.lines(found))
+    else:
+        data = "\n".join(shown.markdown(sessions.parts(found))).encode("utf-8", "replace")
+    _write(output or Path("-"), data)
+
+
+def _sessions(flags: AgentFlags | None) -> tuple[Sessions, str | None]:
+    from container_runner.sessions import Sessions
+
+    flags = flags or AgentFlags()
+    return Sessions(state_of(flags)), agent_of(flags)
+
+
+def _find(session: str, flags: AgentFlags | None) -> tuple[Sessions, Session]:
+    """The session that is named, or the agent's last."""
+    sessions, agent = _sessions(flags)
+    if session:
+        return sessions, sessions.find(session, None if flags is None else flags.agent)
+    found = [one for name in (sessions.agents() if agent is None else [agent]) for one in sessions.of(name)]
+    if not found:
+        allowed = (
+            "an agent that has sessions, or a folder that one works on; `container-runner sessions list --all` has them"
+        )
+        raise ConfigError("--agent", agent, allowed)
+    return sessions, max(found, key=lambda one: one.used)
+
+
+def _facts(session: Session) -> dict[str, Any]:
+    return {
+        "session_id": session.id,
+        "agent": session.agent,
+        "used": session.used.isoformat(),
+        "title": session.title,
+        "turns": session.turns,
+        "cost_usd": session.cost_usd,
+        "can_resume": session.has_file,
+        "runs": [run.summary.to_dict() for run in session.runs],
+    }
+
+
+def _write(path: Path, data: bytes) -> None:
+    if str(path) == "-":
+        sys.stdout.buffer.write(data)
+        return
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise ConfigError("file", str(path), f"a file that can be written ({error.strerror})") from None
+    print(f"Wrote {path}", file=sys.stderr)

@@ -1,0 +1,264 @@
+"""Conversations for people: as plain lines, as Markdown, and in colour."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from container_runner.cli.logs import local_time
+from container_runner.cli.text import clean, cost, duration, line
+from container_runner.transcript import (
+    Change,
+    Done,
+    Failure,
+    Item,
+    Notice,
+    Output,
+    Part,
+    Prompt,
+    Text,
+    Thinking,
+    ToolCall,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RESULT_LINES: Final = 12
+"""Lines of a tool's result that are shown."""
+
+DIFF_LINES: Final = 60
+"""Lines of a tool's changes that are shown."""
+
+
+def is_for_terminal() -> bool:
+    """Whether colour, and lines that are wrapped to the window, serve whoever reads stdout."""
+    return sys.stdout.isatty()
+
+
+def to_dict(part: Part) -> dict[str, Any]:
+    """A part as JSON has it: the run's summary, and the items with their types."""
+    summary = None if part.summary is None else part.summary.to_dict()
+    return {"summary": summary, "items": [_item_dict(item) for item in part.conversation.items]}
+
+
+def _item_dict(item: Item) -> dict[str, Any]:
+    words = re.findall(r"[A-Z][a-z]*", type(item).__name__)
+    shown: dict[str, Any] = {"type": "_".join(words).lower(), "time": _iso(item.time)}
+    if isinstance(item, Done):
+        return {**shown, "result": item.result.raw}
+    if not isinstance(item, ToolCall):
+        return {**shown, **{name: value for name, value in attrs.asdict(item).items() if name != "time"}}
+    changes = [
+        {"start": change.start, "lines": [f"{mark}{text}" for mark, text in change.lines]} for change in item.changes
+    ]
+    return {
+        **shown,
+        "name": item.name,
+        "input": item.input,
+        "result": item.result,
+        "is_error": item.is_error,
+        "ended": _iso(item.ended),
+        "seconds": item.seconds,
+        "changes": changes,
+        "items": [_item_dict(inner) for inner in item.items],
+    }
+
+
+def _iso(moment: dt.datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
+
+
+def plain(parts: Sequence[Part]) -> Iterator[str]:
+    """Conversations as lines without colour, none of them wrapped."""
+    for part in parts:
+        yield _part_head(part)
+        for item in part.conversation.items:
+            yield ""
+            yield from _plain_item(item, "")
+        yield ""
+
+
+def _part_head(part: Part) -> str:
+    summary = part.summary
+    if summary is None:
+        return "· from the agent's own record of the session"
+    facts = [
+        f"run {summary.run_id[:12]} of {summary.agent}",
+        local_time(summary.started),
+        summary.kind or summary.outcome,
+    ]
+    facts += [duration(summary.duration)] if summary.duration is not None else []
+    facts += [cost(summary.cost_usd)] if summary.cost_usd is not None else []
+    return f"· {clean(', '.join(facts))}"
+
+
+def _plain_item(item: Item, indent: str) -> Iterator[str]:
+    for text in _item_lines(item):
+        yield f"{indent}{text}"
+    if isinstance(item, ToolCall):
+        for inner in item.items:
+            yield from _plain_item(inner, f"{indent}    ")
+
+
+def _item_lines(item: Item) -> Iterator[str]:
+    match item:
+        case Prompt(text=text):
+            yield from (f"> {row}" for row in clean(text).splitlines())
+        case Text(text=text) | Output(text=text):
+            yield from clean(text).strip("\n").splitlines()
+        case Thinking(text=text):
+            yield from (f"~ {row}" for row in clean(text).strip("\n").splitlines())
+        case ToolCall():
+            yield f"● {line(item.name)} {line(item.title)}{_took(item)}".rstrip()
+            yield from (f"  {mark} {text}".rstrip() for mark, text in change_lines(item.changes))
+            yield from (f"  {mark} {row}".rstrip() for mark, row in result_lines(item))
+        case Notice(text=text):
+            yield f"· {line(text)}"
+        case Failure():
+            yield f"✗ {clean(item.message)}"
+            yield from clean(item.stderr).splitlines()
+            yield f"  {clean(item.next_step)}"
+        case Done():
+            yield done_line(item)
+
+
+def done_line(item: Done) -> str:
+    """How the agent ended its work."""
+    result = item.result
+    facts = ["failed" if result.is_error else "done"]
+    facts += [f"{result.num_turns} turns"] if result.num_turns else []
+    facts += [cost(result.total_cost_usd)] if result.total_cost_usd is not None else []
+    facts += [line(error) for error in result.errors[:5]]
+    return f"{'✗' if result.is_error else '✓'} {', '.join(facts)}"
+
+
+def change_lines(changes: Sequence[Change]) -> Iterator[tuple[str, str]]:
+    """The lines of changes with their marks, up to `DIFF_LINES`."""
+    rows = [(mark, clean(text)) for change in changes for mark, text in change.lines]
+    yield from rows[:DIFF_LINES]
+    if len(rows) > DIFF_LINES:
+        yield " ", f"… {len(rows) - DIFF_LINES} more lines"
+
+
+def result_lines(call: ToolCall) -> list[tuple[str, str]]:
+    """The lines of a tool's result, up to `RESULT_LINES`, the first of them marked; none where its changes tell all."""
+    if call.result is None:
+        rows = ["(no result)"]
+    elif call.changes and not call.is_error:
+        return []
+    else:
+        rows = clean(call.result.strip("\n")).splitlines() or ["(nothing)"]
+    if len(rows) > RESULT_LINES:
+        rows = [*rows[:RESULT_LINES], f"… {len(rows) - RESULT_LINES} more lines"]
+    first = "✗" if call.is_error else "└"
+    return [(" " if number else first, row) for number, row in enumerate(rows)]
+
+
+def _took(call: ToolCall) -> str:
+    return "" if call.seconds is None else f"  ({duration(call.seconds)})"
+
+
+def markdown(parts: Sequence[Part]) -> Iterator[str]:
+    """Conversations as lines of Markdown. The agent's own texts are Markdown already and stay as they are."""
+    for number, part in enumerate(parts, 1):
+        if len(parts) > 1:
+            yield f"# Run {number}\n"
+        if part.summary is not None:
+            yield f"{_part_head(part).removeprefix('· ')}\n"
+        for item in part.conversation.items:
+            yield from _markdown_item(item)
+
+
+def _markdown_item(item: Item) -> Iterator[str]:
+    match item:
+        case Prompt(text=text):
+            yield f"## Prompt\n\n{_fenced(text)}\n"
+        case Text(text=text):
+            yield f"{clean(text)}\n"
+        case Thinking(text=text):
+            yield "\n".join(f"> {row}".rstrip() for row in clean(text).splitlines()) + "\n"
+        case ToolCall():
+            yield f"### {line(item.name)}{_took(item)}\n"
+            if item.changes:
+                yield f"{_code(item.title)}\n"
+                yield _fenced("\n".join(f"{mark}{text}" for mark, text in change_lines(item.changes)), "diff") + "\n"
+            elif item.title:
+                yield f"{_fenced(item.title)}\n"
+            if rows := result_lines(item):
+                yield "It failed:\n" if item.is_error else "Result:\n"
+                yield _fenced("\n".join(row for _, row in rows)) + "\n"
+            for inner in item.items:
+                yield from _markdown_item(inner)
+        case Output(text=text):
+            yield f"{_fenced(text)}\n"
+        case _:
+            yield "\n".join(_item_lines(item)) + "\n"
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """A code block that the text can not end."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{clean(text).rstrip()}\n{fence}"
+
+
+def _code(text: str) -> str:
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks} {line(text)} {ticks}" if "`" in text else f"`{line(text)}`"
+
+
+def print_rich(parts: Sequence[Part], console: Console | None = None) -> None:
+    """Print conversations in colour, wrapped to the window."""
+    from rich.console import Console
+
+    console = console or Console(highlight=False, markup=False, emoji=False)
+    for part in parts:
+        console.print(_part_head(part), style="dim")
+        for item in part.conversation.items:
+            console.print()
+            _print_item(console, item, 0)
+        console.print()
+
+
+def _print_item(console: Console, item: Item, indent: int) -> None:
+    from rich.markdown import Markdown
+    from rich.padding import Padding
+    from rich.panel import Panel
+    from rich.text import Text as Styled
+
+    shown: Any
+    match item:
+        case Prompt(text=text):
+            shown = Panel(Styled(clean(text).rstrip()), border_style="cyan", title="prompt", title_align="left")
+        case Text(text=text):
+            shown = Markdown(clean(text), hyperlinks=False)
+        case Thinking(text=text):
+            shown = Styled(clean(text).rstrip(), style="dim italic")
+        case ToolCall():
+            shown = Styled.assemble(
+                ("● ", "red" if item.is_error else "green"),
+                (line(item.name), "bold"),
+                f" {line(item.title)}",
+                (_took(item), "dim"),
+            )
+            for mark, text in change_lines(item.changes):
+                style = {"+": "green", "-": "red"}.get(mark, "dim")
+                shown.append(f"\n  {mark} {text}", style=style)
+            for mark, row in result_lines(item):
+                shown.append(f"\n  {mark} {row}", style="red" if item.is_error else "dim")
+        case Failure():
+            shown = Styled("\n".join(_item_lines(item)), style="red")
+        case Done():
+            shown = Styled(done_line(item), style="bold red" if item.result.is_error else "bold green")
+        case _:
+            shown = Styled("\n".join(_item_lines(item)), style="dim")
+    console.print(Padding(shown, (0, 0, 0, indent)))
+    if isinstance(item, ToolCall):
+        for inner in item.items:
+            _print_item(console, inner, indent + 4)
