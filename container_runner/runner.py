@@ -140,8 +140,10 @@ class ContainerRunner:
                 workspace_is_mounted=workspace is not None,
             )
 
-        # The digest of the command without what differs from run to run: all that makes the container what it is.
-        found_by[CONFIG_LABEL] = hashlib.sha256("\0".join(run("", found_by)).encode()).hexdigest()[:32]
+        # All that makes the container what it is: the command without what differs from run to run, and which files
+        # its mounts really are. The engine's mount of a file ends when the host renames another one over it.
+        made_of = "\0".join([*run("", found_by), mounts.identity])
+        found_by[CONFIG_LABEL] = hashlib.sha256(made_of.encode()).hexdigest()[:32]
         deadline = {DEADLINE_LABEL: str(int(time.time()) + config.time_limit + DEADLINE_SLACK)}
         return Plan(
             run_id=run_id,

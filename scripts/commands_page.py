@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from unittest.mock import patch
 
 from container_runner.cli.app import app
 
@@ -19,7 +21,9 @@ The exit codes are those of [the errors](errors.md); 0 is success.
 
 
 def page() -> str:
-    body = app.generate_docs(heading_level=2)
+    # cyclopts names a command of a command after the program that runs, which is not ours here.
+    with patch.object(sys, "argv", ["container-runner"]):
+        body = app.generate_docs(heading_level=2)
     body = body[body.index("**Commands**") :]
     body = re.sub(r"[ \t]+$", "", body, flags=re.MULTILINE)
     return f"{HEAD.strip()}\n\n{body.strip()}\n"

@@ -6,6 +6,8 @@ import pytest
 
 from tests.integration.engines import NAMES
 
+pytest_plugins = ["tests.integration.fixtures"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     # Here because pytest reads options before it comes to the conftest.py of a subfolder.
@@ -15,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=NAMES,
         help="the real engine to test with; may be repeated; without it they are all used",
     )
+    parser.addoption("--fault-table", metavar="FILE", help="write the fault suite's table to this file")
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -106,7 +106,7 @@ def test_a_job_says_more_than_its_prompt(place: Place) -> None:
 
 
 def test_flags_hold_for_the_jobs_that_do_not_say_otherwise(place: Place) -> None:
-    file = write(place, {"prompt": "sleep 5", "timeout": 0.2}, {"prompt": "sleep 0.5"}, {"prompt": "sleep 5"})
+    file = write(place, {"prompt": "sleep 5", "timeout": "0.2s"}, {"prompt": "sleep 0.5"}, {"prompt": "sleep 5"})
 
     done = place.run("batch", str(file), "--timeout=2", "-j3")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,16 +14,20 @@ import pytest
 from tests.small_engine import call
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_gets_a_script_that_it_can_read(
-    shell: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    done = call(capfd, "completion", shell)
+@functools.cache
+def script_of(shell: str) -> str:
+    """What the command prints for a shell. It takes two seconds, because all commands are imported for it."""
+    command = [sys.executable, "-m", "container_runner", "completion", shell]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    assert done.code == 0
-    assert {"run", "doctor", "cpu-shares"} <= {*re.findall(r"[a-z-]*[a-z]", done.out.replace("--", " "))}
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_a_script_that_it_can_read(shell: str, tmp_path: Path) -> None:
+    text = script_of(shell)
+
+    assert {"run", "doctor", "cpu-shares"} <= {*re.findall(r"[a-z-]*[a-z]", text.replace("--", " "))}
     script = tmp_path / "script"
-    script.write_text(done.out)
+    script.write_text(text)
     if found := shutil.which(shell):
         subprocess.run([found, "-n", str(script)], check=True)
 
@@ -35,11 +41,11 @@ def test_each_shell_gets_a_script_that_it_can_read(
         (["completion", "z"], {"zsh"}),
     ],
 )
-def test_bash_completes(typed: list[str], expected: set[str], capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_bash_completes(typed: list[str], expected: set[str], tmp_path: Path) -> None:
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("there is no bash")
-    (tmp_path / "script").write_text(call(capfd, "completion", "bash").out)
+    (tmp_path / "script").write_text(script_of("bash"))
     ask = f"""
         source {tmp_path}/script
         COMP_WORDS=(container-runner "$@") COMP_CWORD=$#

@@ -123,6 +123,29 @@ def test_names_of_files_can_not_control_the_terminal(place: Place) -> None:
     assert "\n    + forged" not in done.stderr
 
 
+def test_a_new_file_that_programs_obey_is_pointed_out(place: Place) -> None:
+    (place.workspace / ".bashrc").touch()
+
+    first = place.run("run", "edit .envrc evil")
+    second = place.run("run", "edit .envrc evil")
+    third = place.run("run", "edit .zshrc good\nsh mkdir .git; echo x > .git/config", "--unprotected=.zshrc")
+
+    assert "  ! The agent made .envrc: look inside before" in first.stderr
+    assert "!" not in second.stderr
+    assert "  ! The agent made .git: look" in third.stderr
+
+
+def test_a_workspace_with_too_many_files_is_not_compared(place: Place) -> None:
+    for folder in range(60):
+        (place.workspace / str(folder)).mkdir()
+        for number in range(1000):
+            (place.workspace / str(folder) / str(number)).symlink_to("x")
+
+    done = place.run("run", "hello")
+
+    assert "too many files" in done.stderr
+
+
 def test_a_failure_is_told_with_what_to_do(place: Place) -> None:
     done = place.run("run", "fail It did not work.")
 

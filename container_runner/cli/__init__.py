@@ -22,8 +22,9 @@ def main(words: list[str] | None = None) -> None:
         sys.exit(0)
     from container_runner.cli.app import app
 
-    if words[:1] in (["run"], ["argv"]):  # the parser takes a lone dash for an option without a name
-        words = ["--prompt=-" if word == "-" else word for word in words]
+    if words[:1] in (["run"], ["argv"], ["batch"]):  # the parser takes a lone dash for an option without a name
+        name = "file" if words[0] == "batch" else "prompt"
+        words = [f"--{name}=-" if word == "-" else word for word in words]
     try:
         result = app(words, exit_on_error=False, print_error=True, result_action="return_value")
     except ContainerRunnerError as error:

@@ -16,6 +16,7 @@ import attrs
 import orjson
 from cyclopts import Parameter
 
+from container_runner import policy
 from container_runner.batch import Job, JobResult, ResultFile, Watch, finished, run_batch
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags
@@ -106,7 +107,7 @@ def make_jobs(file: Path, flags: Any, more: ExecuteFlags, box: Any) -> Iterator[
     runners: list[ContainerRunner] = []
     for number, (where, table) in enumerate(read_tables(file), 1):
         try:
-            yield _make_job(table, str(number), folder, flags, more, box, runners)
+            yield _make_job(table, where, str(number), folder, flags, more, box, runners)
         except ConfigError as error:
             raise error.with_source(where) from None
 
@@ -154,6 +155,7 @@ def _read_toml(file: Path, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _make_job(
     table: Mapping[str, Any],
+    where: str,
     number: str,
     folder: Path,
     flags: Any,
@@ -165,27 +167,28 @@ def _make_job(
         if key not in KEYS:
             _refuse_key(key, KEYS)
     given = {name: _path(table, name, folder) for name in ("workspace", "prompt_file") if name in table}
-    named = {name: _word(table, name) for name in ("agent", "model") if name in table}
+    named = {name: _word(table, name) for name in ("agent",) if name in table}
     workspace = {"workspace": given["workspace"]} if "workspace" in given else {}
     runner, options = prepare("…", attrs.evolve(flags, **workspace, **named), box)
     options = more.apply(options)
-    changes = {name: table[name] for name in _OPTIONS if name in table}
-    changes["prompt"] = _prompt(table, given.get("prompt_file"))
-    for name in ("timeout", "idle_timeout", "result_timeout"):
-        if changes.get(name) == 0:
-            changes[name] = None  # as the flags have it: any time
-    agent = attrs.evolve(options.agent, **{name: table[name] for name in _AGENT if name in table})
+    said = {name: policy.parse(name, value, where) for name, value in table.items() if name in policy.FIELDS}
+    said |= {name: table[name] for name in ("resume", "fork", "session_id") if name in table}
+    agent = attrs.evolve(options.agent, **{name: said.pop(name) for name in _AGENT if name in said})
     return Job(
         id=table.get("id", number),
         runner=_shared(runner, runners),
-        options=attrs.evolve(options, agent=agent, **changes),
+        options=attrs.evolve(options, agent=agent, prompt=_prompt(table, given.get("prompt_file")), **said),
     )
 
 
 def _shared(runner: ContainerRunner, runners: list[ContainerRunner]) -> ContainerRunner:
     """The first runner with the same box, so that the engine is asked once."""
+
+    def facts(runner: ContainerRunner) -> tuple[object, ...]:
+        return runner.config, runner.state_dir, type(runner.runtime), vars(runner.runtime)
+
     for known in runners:
-        if (known.config, known.state_dir) == (runner.config, runner.state_dir):
+        if facts(known) == facts(runner):
             return known
     runners.append(runner)
     return runner

@@ -428,4 +428,4 @@ def _styled(row: str) -> Text:
     """One line of the end, in the colour of its mark."""
     if row.startswith(("✓", "✗")):
         return Text(row, "bold green" if row.startswith("✓") else "bold red")
-    return Text(row, {"✗": "red", "+": "green", "~": "yellow", "-": "red"}.get(row.strip()[:1], ""))
+    return Text(row, {"✗": "red", "+": "green", "~": "yellow", "-": "red", "!": "yellow"}.get(row.strip()[:1], ""))

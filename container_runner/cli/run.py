@@ -12,6 +12,7 @@ import anyio
 import attrs
 from cyclopts import Parameter
 
+from container_runner import protect
 from container_runner.cli.changes import Changes, Snapshot, snapshot
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags, read_prompt, spelled, to_shell
@@ -119,8 +120,8 @@ async def _run(
     received = await watched(work, view, stopping="stopping the agent")
     if again is not None:
         seconds = time.monotonic() - began
-        changes = Changes.between(before, await _look(runner, options)) if before is not None else None
-        view.end(ending(tally, seconds, changes, again, stopped=received is not None))
+        after = await _look(runner, options) if before is not None else None
+        view.end(ending(tally, seconds, before, after, again, stopped=received is not None))
     elif received is not None:
         view.note(NOTHING_LEFT)
     if received is not None:
@@ -128,26 +129,56 @@ async def _run(
     return 0 if tally.error is None else cli_exit_code(tally.error.kind)
 
 
-async def _look(runner: ContainerRunner, options: ExecuteOptions) -> Snapshot | None:
-    """The files of a workspace that the agent may write."""
+@attrs.frozen
+class Look:
+    """What a workspace is like before or after a run."""
+
+    files: Snapshot | None
+    """Its files; None if there are too many."""
+
+    missing: frozenset[str] = frozenset()
+    """The protected paths that are not there, and that the agent could therefore make."""
+
+
+async def _look(runner: ContainerRunner, options: ExecuteOptions) -> Look | None:
+    """Look at a workspace that the agent may write; None if there is none."""
     if options.agent.workspace is None or runner.config.workspace_mode == "ro":
         return None
-    return await anyio.to_thread.run_sync(snapshot, options.agent.workspace, abandon_on_cancel=True)
+    workspace, unprotected = Path(options.agent.workspace), runner.config.unprotected
+
+    def look() -> Look:
+        return Look(snapshot(workspace), protect.missing(workspace.expanduser()) - {*unprotected})
+
+    return await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
 
 
 def ending(
-    tally: Tally, seconds: float, changes: Changes | None, again: list[str], *, stopped: bool = False
+    tally: Tally, seconds: float, before: Look | None, after: Look | None, again: list[str], *, stopped: bool = False
 ) -> list[str]:
     """The lines at the end of a run."""
     rows = [f"✗ {NOTHING_LEFT}" if stopped else summary(tally, seconds)]
-    if changes is not None:
-        marked = changes.marked()
-        what = {0: "No file has changed.", 1: "1 file has changed:"}
-        rows.append(f"  {what.get(len(marked), f'{len(marked)} files have changed:')}")
-        rows += [f"    {mark} {clean(path).replace(chr(10), '␤')}" for mark, path in marked[:MOST_CHANGES]]
-        if len(marked) > MOST_CHANGES:
-            rows.append(f"    and {len(marked) - MOST_CHANGES} more")
+    if before is not None and after is not None:
+        rows += _changed(Changes.between(before.files, after.files))
+        rows += _made(before.missing - after.missing)
     if tally.session_id is not None:
         rows.append("  To go on with the session:")
         rows.append(f"    {clean(to_shell([*again, f'--resume={tally.session_id}', 'PROMPT']))}")
     return rows
+
+
+def _changed(changes: Changes | None) -> list[str]:
+    if changes is None:
+        return ["  The workspace has too many files to tell which have changed."]
+    marked = changes.marked()
+    what = {0: "No file has changed.", 1: "1 file has changed:"}
+    rows = [f"  {what.get(len(marked), f'{len(marked)} files have changed:')}"]
+    rows += [f"    {mark} {clean(path).replace(chr(10), '␤')}" for mark, path in marked[:MOST_CHANGES]]
+    return [*rows, f"    and {len(marked) - MOST_CHANGES} more"] if len(marked) > MOST_CHANGES else rows
+
+
+def _made(protected: frozenset[str]) -> list[str]:
+    """A warning about new files that programs on this machine obey."""
+    names = sorted(name for name in protected if name.partition("/")[0] == name or ".git" not in protected)
+    if not names:
+        return []
+    return [f"  ! The agent made {', '.join(names)}: look inside before a program of yours obeys it."]

@@ -8,23 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.scene import Scene, Table
-from tests.integration.conftest import (
-    claude_image,
-    engines,
-    on,
-    private_docker,
-    pytest_collection_modifyitems,
-    skipped_if_unavailable,
-)
 from tests.integration.engines import Engines, RealEngine
-
-__all__ = ["claude_image", "engines", "private_docker", "pytest_collection_modifyitems"]
+from tests.integration.fixtures import on, skipped_if_unavailable
 
 TABLE = Table()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fault-table", metavar="FILE", help="write the fault suite's table to this file")
 
 
 @pytest.fixture(params=on("docker", "podman"))
@@ -47,5 +34,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     text = TABLE.to_markdown()
     terminalreporter.section("faults")
     terminalreporter.write_line(text)
-    if file := config.getoption("--fault-table", default=None):
+    if file := config.getoption("--fault-table"):
         Path(file).write_text(f"{text}\n")

@@ -23,7 +23,7 @@ import attrs
 
 from container_runner.messages import Message
 from tests.faults.scene import PATIENCE, Scene, Table, last, resources
-from tests.integration.conftest import new_engines
+from tests.integration.fixtures import new_engines
 from tests.integration.images import Unavailable
 
 LANES = 4

@@ -1,4 +1,4 @@
-"""Fixtures for tests with real engines; `engines.py` says how the engines come to be."""
+"""Fixtures for tests with real engines, wherever they stand; `engines.py` says how the engines come to be."""
 
 from __future__ import annotations
 
