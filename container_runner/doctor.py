@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ import orjson
 
 from container_runner import argv, guest
 from container_runner.config import ContainerConfig
-from container_runner.engine import Engine
+from container_runner.engine import Engine, classify
 from container_runner.environment import host_environment
 from container_runner.errors import (
     ConfigError,
@@ -136,11 +137,11 @@ async def _examine(prepare: Prepare, wanted: str) -> AsyncGenerator[Check, None]
     yield check_daemon(engine, info)
     yield check_rootless(engine, info)
     yield check_versions(engine, info, versions)
-    if runner is None or options is None:
+    if runner is None:
         yield check_limits(engine, info, None, {})
         return
     image = await _image(engine, runner.config)
-    if image.status == "fail":
+    if image.status == "fail" or options is None:
         yield image
         yield check_limits(engine, info, None, {})
         return
@@ -166,15 +167,19 @@ def _ok(name: str, found: str) -> Check:
 
 def _refused(error: ConfigError, runner: ContainerRunner | None) -> Check:
     names = {"agent.workspace": "workspace", "credentials": "credentials", "state_dir": "sessions"}
-    fix = error.next_step
-    if error.field in ("image", "--image"):
+    found, fix = error.message, error.next_step
+    if error.field in ("image", "--image") and error.value is None:
+        found = "no image is named, neither by --image nor in a configuration file"
         fix = f"container-runner image build && container-runner doctor --image={DEFAULT_IMAGE}"
     elif error.field == "agent.workspace" and runner is not None and " can write" in error.allowed:
         workspace = Path(str(error.value)).resolve()
-        fix = _as_root(f"chown -R {User.of(runner.config, workspace)} {shlex.quote(str(workspace))}")
+        user = User.of(runner.config, workspace)
+        found = f"the agent's user {user} can not write in {workspace}"
+        fix = _as_root(f"chown -R {user} {shlex.quote(str(workspace))}")
     elif error.field == "agent.workspace" and not Path(str(error.value)).expanduser().exists():
+        found = f"there is no folder {error.value}"
         fix = f"mkdir -p {shlex.quote(str(error.value))}"
-    return Check(name=names.get(error.field, "configuration"), status="fail", found=error.message, fix=fix)
+    return Check(name=names.get(error.field, "configuration"), status="fail", found=found, fix=fix)
 
 
 _ELSEWHERE: Final = re.compile(r"(ANTHROPIC|CLAUDE_CODE|AWS|GOOGLE|VERTEX|OPENAI|GEMINI)_\w+")
@@ -188,7 +193,11 @@ def check_credentials(config: ContainerConfig, credentials: Credentials, plan: P
         return _ok(name, "this command needs none that we know of")
     if config.credentials == "none":
         return _ok(name, "none are given, as configured")
-    given = [variable for variable in plan.variables if _ELSEWHERE.fullmatch(variable) or variable in credentials.names]
+    given = [
+        variable
+        for variable, value in plan.values.items()
+        if value and (variable in credentials.names or _ELSEWHERE.fullmatch(variable))
+    ]
     if given:
         return _ok(name, f"{' and '.join(given)} from the environment")
     if any(mount.target == credentials.target for mount in plan.mounts):
@@ -237,13 +246,19 @@ def _without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
             fix = f"unset {elsewhere}    # or start the engine that it names"
         elif platform.system() == "Darwin":
             fix = "open -a Docker" if engine.dialect.name == "docker" else "podman machine start"
+        elif shutil.which("dockerd", path=f"{environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
+            fix = _install("docker")
         else:
             fix = _as_root("systemctl start docker" if Path("/run/systemd/system").is_dir() else "service docker start")
+        if engine.dialect.name == "docker" and shutil.which("podman", path=environ.get("PATH")):
+            fix += "    # or use podman: --engine=podman"
     return Check(name="daemon", status="fail", found=_told(error), fix=fix)
 
 
 async def _ask(engine: Engine, command: Sequence[str]) -> Mapping[str, Any]:
-    done = await engine.run(command)
+    done = await engine.run(command, check=False)
+    if done.returncode != 0:  # docker then prints a JSON object all the same, with nothing in it
+        raise classify(attrs.evolve(done, stdout=b""), command[1])
     try:
         answer = orjson.loads(done.stdout)
     except orjson.JSONDecodeError:

@@ -64,8 +64,8 @@ def build_container_env(
             spelled[name] = value
         else:
             values[name] = value
-    names = (*(command.credentials.names if credentials else ()), *config.secrets)
-    for name in names:
+    logins = [name for name in command.credentials.names if environ.get(name)] if credentials else []
+    for name in (*logins, *config.secrets):
         if name in environ:
             spelled.pop(name, None)
             values[name] = environ[name]

@@ -86,7 +86,7 @@ def build_container_mounts(
         state_dir: where the sessions folders are, one for each agent and never shared.
         user: who the agent is in the container.
         credentials: what the runtime can use; `config.credentials` says which of it is given.
-        environ: the names of the variables that are set on the host.
+        environ: the names of the variables that are set on the host, and not to nothing.
 
     Raises:
         ConfigError: a source is missing, or is one of the places that are never mounted.

@@ -265,12 +265,14 @@ class Recorder:
                 return
         written: list[bytes] = []
         for line, message in zip(lines, messages, strict=True):
-            as_read = self._as_read and isinstance(line, bytes) and isinstance(message, AgentMessage)
-            if as_read and _is_utf8(line) and not self._scrubber.may_hold(line):
-                written += (head, line, b"}\n")
-            else:
-                written += (head, self._scrubber.dump(message.to_dict()), b"}\n")
+            written += (head, self._as_it_is(line, message) or self._scrubber.dump(message.to_dict()), b"}\n")
         self._write(b"".join(written))
+
+    def _as_it_is(self, line: bytes | OversizedLine, message: Message) -> bytes | None:
+        """The line, if it may be written as it is."""
+        if not self._as_read or isinstance(line, OversizedLine) or not isinstance(message, AgentMessage):
+            return None
+        return line if _is_utf8(line) and not self._scrubber.may_hold(line) else None
 
     def note(self, type: str, /, **facts: Any) -> None:  # noqa: A002  it is what the message says
         """Write a message of our own."""
@@ -331,7 +333,7 @@ class Recorder:
         elif error is not None:  # GeneratorExit, a cancellation, KeyboardInterrupt: somebody wanted it to end
             outcome = "stopped"
         if result is not None and result.session_id:
-            self._session = result.session_id
+            self._session = _short(self._scrubber.text(result.session_id))
         usage = None if result is None or not result.usage.total else result.usage
         return attrs.evolve(
             self._summary,

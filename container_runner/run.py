@@ -122,8 +122,12 @@ class Run:
         Returns:
             What the agent still said on the way.
         """
+        if self._running.returncode is not None:
+            return await self._stop()  # it has ended, and only its last words are left to read
         with self._record.trace.span("stop"):
-            return await self._stop()
+            said = await self._stop()
+        self._record.stopped(self.stopped_by)
+        return said
 
     async def _stop(self) -> list[Message]:
         process = self._running
@@ -144,7 +148,6 @@ class Run:
                 continue
             self.stopped_by = self.stopped_by or self._report()[0].stop
             break
-        self._record.stopped(self.stopped_by)
         return said
 
     async def finish(self, max_containers: int) -> EngineError | None:

@@ -117,7 +117,12 @@ class ContainerRunner:
             allowed = f"at most {guest.PROMPT_LIMIT} bytes; put the long part into a file in the workspace"
             raise ConfigError("prompt", f"{len(command.stdin)} bytes", allowed)
         mounts = build_container_mounts(
-            agent, config, self.state_dir, user=user, credentials=command.credentials, environ=environ
+            agent,
+            config,
+            self.state_dir,
+            user=user,
+            credentials=command.credentials,
+            environ=[name for name in environ if environ[name]],
         )
         env = build_container_env(config, command, environ, credentials=mounts.credentials_by_name)
         run_id = run_id or secrets.token_hex(16)

@@ -85,14 +85,13 @@ class Thinking:
     text: str
 
 
-@attrs.define(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class ToolCall:
     """A call of a tool, with what came of it."""
 
     time: dt.datetime | None
     name: str
     input: dict[str, Any]
-    depth: int = 0
 
     ended: dt.datetime | None = None
     """When its result came; None if none did."""
@@ -104,7 +103,7 @@ class ToolCall:
     details: Any = None
     """The result as the tool itself describes it."""
 
-    items: list[Item] = attrs.field(factory=list)
+    items: tuple[Item, ...] = ()
     """What a subagent did for it."""
 
     @property
@@ -178,17 +177,18 @@ class Done:
 Item: TypeAlias = Prompt | Text | Thinking | ToolCall | Output | Notice | Failure | Done
 
 
-@attrs.define
+@attrs.frozen(kw_only=True)
 class Conversation:
     """A transcript, read."""
 
-    items: list[Item] = attrs.field(factory=list)
+    items: tuple[Item, ...]
     """In their order."""
 
-    tools: list[ToolCall] = attrs.field(factory=list)
+    tools: tuple[ToolCall, ...]
     """All tool calls, those of subagents too."""
 
-    model: str = ""
+    model: str
+    """The model's name, or ""."""
 
     @property
     def result(self) -> ResultMessage | None:
@@ -265,13 +265,44 @@ def converse(entries: Iterable[Entry | None]) -> Conversation:
     for entry in entries:
         if entry is not None:
             reader.take(entry)
-    return reader.conversation
+    return Conversation(
+        items=tuple(map(_finished, reader.items)),
+        tools=tuple(call.finish() for call in reader.calls),
+        model=reader.model,
+    )
+
+
+class _Call:
+    """A tool call whose result has not come yet."""
+
+    def __init__(self, block: ToolUseBlock, time: dt.datetime | None, depth: int) -> None:
+        self.depth = depth
+        self.items: list[Item | _Call] = []
+        self._facts: dict[str, Any] = {"time": time, "name": block.name, "input": block.input}
+        self._finished: ToolCall | None = None
+
+    def end(self, **facts: Any) -> None:
+        """Its result came; one that comes again is nobody's."""
+        if "result" not in self._facts:
+            self._facts |= facts
+
+    def finish(self) -> ToolCall:
+        """The call, the same each time."""
+        if self._finished is None:
+            self._finished = ToolCall(**self._facts, items=tuple(map(_finished, self.items)))
+        return self._finished
+
+
+def _finished(item: Item | _Call) -> Item:
+    return item.finish() if isinstance(item, _Call) else item
 
 
 class _Reader:
     def __init__(self) -> None:
-        self.conversation = Conversation()
-        self._calls: dict[str, ToolCall] = {}
+        self.items: list[Item | _Call] = []
+        self.calls: list[_Call] = []
+        self.model = ""
+        self._by_id: dict[str, _Call] = {}
 
     def take(self, entry: Entry) -> None:
         message, time = entry.message, entry.time
@@ -280,7 +311,7 @@ class _Reader:
             return
         match message:
             case AssistantMessage():
-                self.conversation.model = message.model or self.conversation.model
+                self.model = message.model or self.model
                 parent = self._parent(message.parent_tool_use_id)
                 for block in message.content:
                     self._take_block(block, time, parent)
@@ -290,7 +321,7 @@ class _Reader:
                         self._end(block, message.tool_use_result, time)
             case SystemMessage():
                 if message.is_init:
-                    self.conversation.model = message.model or self.conversation.model
+                    self.model = message.model or self.model
                 elif message.subtype == "api_retry":
                     self._add(Notice(time=time, text="The API was asked again after an error."))
                 elif message.subtype == "compact_boundary":
@@ -298,13 +329,15 @@ class _Reader:
             case ResultMessage():
                 self._add(Done(time=time, result=message))
             case OutputLine():
-                items = self.conversation.items
-                if items and isinstance(last := items[-1], Output) and len(last.text) < CHUNK:
-                    items[-1] = attrs.evolve(last, text=f"{last.text}\n{message.text}")
+                last = self.items[-1] if self.items else None
+                if isinstance(last, Output) and len(last.text) < CHUNK:
+                    self.items[-1] = attrs.evolve(last, text=f"{last.text}\n{message.text}")
                 else:
                     self._add(Output(time=time, text=message.text))
             case OversizedLine():
                 self._add(Notice(time=time, text=f"A line of {message.size} bytes was left out."))
+            case _:
+                pass
 
     def _take_ours(self, message: Message, time: dt.datetime | None) -> None:
         raw = message.raw if isinstance(message, AgentMessage) else {}
@@ -316,34 +349,35 @@ class _Reader:
             case "error":
                 facts = {name: _text(raw.get(name)) for name in ("kind", "message", "next_step", "stderr")}
                 self._add(Failure(time=time, **facts))
+            case _:
+                pass
 
-    def _take_block(self, block: Any, time: dt.datetime | None, parent: ToolCall | None) -> None:
+    def _take_block(self, block: Any, time: dt.datetime | None, parent: _Call | None) -> None:
         match block:
             case TextBlock(text=text) if text.strip():
                 self._add(Text(time=time, text=text), parent)
             case ThinkingBlock(thinking=text) if text.strip():
                 self._add(Thinking(time=time, text=text), parent)
             case ToolUseBlock():
-                depth = 0 if parent is None else parent.depth + 1
-                call = ToolCall(time=time, name=block.name, input=block.input, depth=depth)
-                self._calls[block.id] = call
-                self.conversation.tools.append(call)
+                call = _Call(block, time, 0 if parent is None else parent.depth + 1)
+                self._by_id[block.id] = call
+                self.calls.append(call)
                 self._add(call, parent)
+            case _:
+                pass
 
-    def _parent(self, id: str | None) -> ToolCall | None:  # noqa: A002  it is what it is called
-        call = self._calls.get(id) if id is not None else None
+    def _parent(self, tool_use_id: str | None) -> _Call | None:
+        call = None if tool_use_id is None else self._by_id.get(tool_use_id)
         return call if call is not None and call.depth < DEEPEST else None
 
     def _end(self, block: ToolResultBlock, details: Any, time: dt.datetime | None) -> None:
-        call = self._calls.get(block.tool_use_id)
-        if call is None or call.result is not None:
-            return
-        call.ended, call.is_error, call.details = time, block.is_error, details
-        others = sum(1 for item in _dicts(block.content) if item.get("type") != "text")
-        call.result = block.text + (f"\n[{others} more, not text]" if others else "")
+        if (call := self._by_id.get(block.tool_use_id)) is not None:
+            others = sum(1 for item in _dicts(block.content) if item.get("type") != "text")
+            result = block.text + (f"\n[{others} more, not text]" if others else "")
+            call.end(ended=time, is_error=block.is_error, details=details, result=result)
 
-    def _add(self, item: Item, parent: ToolCall | None = None) -> None:
-        (self.conversation.items if parent is None else parent.items).append(item)
+    def _add(self, item: Item | _Call, parent: _Call | None = None) -> None:
+        (self.items if parent is None else parent.items).append(item)
 
 
 def _changes(call: ToolCall) -> list[Change]:
@@ -373,9 +407,11 @@ def _hunk(raw: dict[str, Any]) -> Change | None:
         return None
     marked: list[tuple[Mark, str]] = []
     for line in lines:
-        mark = line[:1] if isinstance(line, str) else ""
-        if mark == "+" or mark == "-" or mark == " ":
-            marked.append((mark, line[1:]))
+        match line[:1] if isinstance(line, str) else "":
+            case "+" | "-" | " " as mark:
+                marked.append((mark, line[1:]))
+            case _:
+                pass
     start = raw.get("oldStart")
     return Change(start=start if isinstance(start, int) else None, lines=tuple(marked)) if marked else None
 

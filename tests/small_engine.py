@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -72,7 +74,7 @@ class SmallEngine:
         created: str = "2026-01-02T03:04:05.678901234Z",
         owner: Owner | None = None,
         state: Path | None = None,
-        **labels: str,
+        labels: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Add a container of ours."""
         owner = owner or attrs.evolve(Owner.current(), pid=os.getpid())

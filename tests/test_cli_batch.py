@@ -250,7 +250,7 @@ def test_ctrl_c_stops_all_agents_and_the_next_time_goes_on(place: Place) -> None
         assert terminal.finish() == 130
         assert time.monotonic() - began < 10
         assert "✗ 1 of 4 jobs succeeded, 3 did not end" in terminal.text
-        assert f"{NOTHING_LEFT} Run it again to go on." in terminal.text
+        assert f"{NOTHING_LEFT}\n  Run it again to go on." in terminal.text
         assert "Traceback" not in terminal.all_text
         assert agent_is_gone(place)
     assert [row["id"] for row in results(file)] == ["good"]

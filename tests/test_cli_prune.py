@@ -22,8 +22,8 @@ def engine(tmp_path: Path) -> SmallEngine:
     engine.add("orphan", kind="ephemeral", owner=dead_owner(), state=tmp_path / "other")
     engine.add("kept", owner=dead_owner())
     engine.add("ended", status="exited")
-    engine.add("overdue", kind="ephemeral", owner=ELSEWHERE, **{DEADLINE_LABEL: "1"})
-    engine.add("far-away", kind="ephemeral", owner=ELSEWHERE, **{DEADLINE_LABEL: "99999999999"})
+    engine.add("overdue", kind="ephemeral", owner=ELSEWHERE, labels={DEADLINE_LABEL: "1"})
+    engine.add("far-away", kind="ephemeral", owner=ELSEWHERE, labels={DEADLINE_LABEL: "99999999999"})
     return engine
 
 

@@ -146,21 +146,17 @@ def test_without_a_terminal_none_is_asked_for(
 def test_the_container_is_in_use_while_one_is_in_it(
     engine: SmallEngine, became: Became, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = set(os.listdir("/dev/fd"))
     shell(engine, capfd, "bot")
 
-    kept = [int(fd) for fd in set(os.listdir("/dev/fd")) - before if _is_lock(fd)]
+    lock = engine.state / "locks" / "container.new.lock"
+    kept = [int(fd.name) for fd in Path("/proc/self/fd").iterdir() if os.path.realpath(fd) == str(lock)]
     try:
         assert len(kept) == 1
         assert os.get_inheritable(kept[0])
-        assert not LockFile(engine.state / "locks" / "container.new.lock").try_acquire()
+        assert not LockFile(lock).try_acquire()
     finally:
         for fd in kept:
             os.close(fd)
-
-
-def _is_lock(fd: str) -> bool:
-    return os.path.exists(f"/dev/fd/{fd}") and os.readlink(f"/proc/self/fd/{fd}").endswith("container.new.lock")
 
 
 def test_the_exit_code_is_the_shells(engine: SmallEngine) -> None:

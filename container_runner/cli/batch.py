@@ -21,7 +21,7 @@ from container_runner.batch import Job, JobResult, ResultFile, Watch, finished, 
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags
 from container_runner.cli.text import clean, cost, count, duration, job_line, line
-from container_runner.cli.view import NOTHING_LEFT, View, take_any_script, wants_live, watched
+from container_runner.cli.view import View, left_by, take_any_script, wants_live, watched
 from container_runner.config import ContainerConfig
 from container_runner.errors import ConfigError
 from container_runner.laws import NOT_SHOWN
@@ -270,11 +270,12 @@ async def _run(
         await run_batch(jobs, at_once=at_once, results=results, retry_failed=retry_failed, watch=watch)
 
     received = await watched(work, view, stopping="stopping the agents")
+    stopped = await left_by(jobs[0].runner) if received and jobs else None
     if type(view) is not _Json:
         rows = ending(jobs, before, ended, time.monotonic() - began, results)
-        view.end([*rows, f"  {NOTHING_LEFT} Run it again to go on."] if received else rows)
-    elif received:
-        view.note(NOTHING_LEFT)
+        view.end([*rows, f"  {stopped}", "  Run it again to go on."] if stopped else rows)
+    elif stopped:
+        view.note(stopped)
     if received:
         return 128 + received
     return 0 if all(result.succeeded for result in [*before.values(), *ended]) else 1

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from container_runner.options import ExecuteOptions
     from container_runner.runner import ContainerRunner
 
-_MARKS = {"ok": ("✓", "32"), "warn": ("!", "33"), "fail": ("✗", "31"), "skip": ("·", "2")}
+_MARKS = {"ok": ("✓", "32"), "warn": ("!", "33"), "fail": ("✗", "31")}
 
 
 def doctor(*, flags: RunFlags | None = None, more: ExecuteFlags | None = None, box: ConfigFlags | None = None) -> int:
@@ -40,7 +40,7 @@ async def _doctor(flags: RunFlags, more: ExecuteFlags, box: ConfigFlags | None) 
     async with aclosing(examine(run_in_question, engine=_engine(flags, box))) as found:
         async for check in found:
             checks.append(check)
-            if not flags.json:
+            if not flags.json and check.status != "skip":
                 print(_line(check), flush=True)
     failed = [check.name for check in checks if check.status == "fail"]
     if flags.json:
@@ -49,6 +49,8 @@ async def _doctor(flags: RunFlags, more: ExecuteFlags, box: ConfigFlags | None) 
         answer = {"ok": not failed, "checks": [attrs.asdict(check) for check in checks]}
         sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
     else:
+        if skipped := [check.name for check in checks if check.status == "skip"]:
+            print(f"  not looked at, because of what failed above: {', '.join(skipped)}")
         print(f"\nA run would fail: {', '.join(failed)}." if failed else "\nA run works.")
     return 1 if failed else 0
 

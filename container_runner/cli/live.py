@@ -164,7 +164,7 @@ class RunView(Screen):
         self._tools: dict[str, _Tool] = {}
         self._streamed = ""
         self._printed = 0
-        self._spaced = True
+        self._spaced = False
         title = self.fitted(Text.assemble(("▸ ", "cyan"), (one_line(prompt), "bold")))
         self.show(title, Text(f"  {clean(place)}", "dim"))
 

@@ -17,7 +17,7 @@ from container_runner.cli.changes import Changes, Snapshot, snapshot
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags, read_prompt, spelled, to_shell
 from container_runner.cli.text import clean, render, summary
-from container_runner.cli.view import NOTHING_LEFT, View, take_any_script, wants_live, watched
+from container_runner.cli.view import View, left_by, take_any_script, wants_live, watched
 from container_runner.errors import cli_exit_code
 from container_runner.messages import Message
 from container_runner.options import ExecuteOptions
@@ -118,12 +118,14 @@ async def _run(
                 view.add(message)
 
     received = await watched(work, view, stopping="stopping the agent")
+    seconds = time.monotonic() - began
+    stopped = await left_by(runner) if received is not None else None
     if again is not None:
-        seconds = time.monotonic() - began
         after = await _look(runner, options) if before is not None else None
-        view.end(ending(tally, seconds, before, after, again, stopped=received is not None))
-    elif received is not None:
-        view.note(NOTHING_LEFT)
+        rows = ending(tally, seconds, before, after, stopped)
+        view.end([*rows, *_resumption(runner, options, tally.session_id, again)])
+    elif stopped is not None:
+        view.note(stopped)
     if received is not None:
         return 128 + received
     return 0 if tally.error is None else cli_exit_code(tally.error.kind)
@@ -152,18 +154,23 @@ async def _look(runner: ContainerRunner, options: ExecuteOptions) -> Look | None
     return await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
 
 
-def ending(
-    tally: Tally, seconds: float, before: Look | None, after: Look | None, again: list[str], *, stopped: bool = False
-) -> list[str]:
-    """The lines at the end of a run."""
-    rows = [f"✗ {NOTHING_LEFT}" if stopped else summary(tally, seconds)]
+def ending(tally: Tally, seconds: float, before: Look | None, after: Look | None, stopped: str | None) -> list[str]:
+    """How a run went, and what it changed."""
+    rows = [summary(tally, seconds) if stopped is None else f"✗ {stopped}"]
     if before is not None and after is not None:
         rows += _changed(Changes.between(before.files, after.files))
         rows += _made(before.missing - after.missing)
-    if tally.session_id is not None:
-        rows.append("  To go on with the session:")
-        rows.append(f"    {clean(to_shell([*again, f'--resume={tally.session_id}', 'PROMPT']))}")
     return rows
+
+
+def _resumption(runner: ContainerRunner, options: ExecuteOptions, session: str | None, again: list[str]) -> list[str]:
+    """The command that goes on with a session, if the agent takes one."""
+    if session is None:
+        return []
+    command = runner.runtime.command(attrs.evolve(options, resume=session), contained=True)
+    if not any(session in word for word in command.argv):
+        return []
+    return ["  To go on with the session:", f"    {clean(to_shell([*again, f'--resume={session}', 'PROMPT']))}"]
 
 
 def _changed(changes: Changes | None) -> list[str]:

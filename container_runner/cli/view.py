@@ -12,8 +12,16 @@ from contextlib import suppress
 import anyio
 import anyio.abc
 
+from container_runner.errors import ContainerRunnerError
+from container_runner.owner import Owner
+from container_runner.runner import ContainerRunner
+
 NOTHING_LEFT = "Stopped. No container is left."
-LEAVING = "Leaving at once; the container ends by itself."
+KEPT = "Stopped. The container is kept for the next run."
+LEAVING = "Leaving at once; the agent ends by itself."
+
+LOOK_TIMEOUT = 5.0
+"""Seconds that a look at what is left may take."""
 
 
 class View:
@@ -80,6 +88,19 @@ async def watched(work: Callable[[], Awaitable[None]], view: View, *, stopping: 
     if failure is not None:
         raise failure
     return received[0] if received else None
+
+
+async def left_by(runner: ContainerRunner) -> str:
+    """What is left of this process's containers after it was stopped, in a sentence."""
+    if not runner.config.ephemeral:
+        return KEPT
+    try:
+        with anyio.fail_after(LOOK_TIMEOUT):
+            manager = await runner.manager()
+            left = [info.name for info in await manager.containers(Owner.current().to_labels())]
+    except (ContainerRunnerError, TimeoutError):
+        return "Stopped. The engine did not tell whether a container is left; `container-runner ps` may."
+    return f"Stopped. {', '.join(left)} may be left; `container-runner prune` removes it." if left else NOTHING_LEFT
 
 
 def wants_live(asked: bool | None) -> bool:

@@ -15,8 +15,8 @@ from container_runner import CommandRuntime
 from container_runner.messages import Message
 from container_runner.runtimes import CommandLineRuntime
 from tests.faults.scene import Scene, last
-from tests.integration.fixtures import on
 from tests.integration.engines import NAMES
+from tests.integration.fixtures import on
 from tests.integration.images import PASSWD, add_file, add_folder, add_programs, import_image
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]

@@ -20,8 +20,8 @@ from container_runner import stream as stream_module
 from container_runner.messages import Message
 from tests.faults.conftest import TABLE
 from tests.faults.scene import Scene, last
-from tests.integration.fixtures import on
 from tests.integration.engines import NAMES, RealEngine
+from tests.integration.fixtures import on
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
 

@@ -42,7 +42,7 @@ def test_sigkill_leaves_the_container_without_a_process_of_the_dead_run(scene: S
     mine = sleepers(scene)
     assert len(mine) >= 3
     since = victim.kill(tree=tree)
-    who = "our whole tree" if tree else "we alone"
+    who = "our whole tree" if tree else "us alone"
 
     def dead() -> list[str]:
         return [line for pid, line in scene.agents().items() if pid in mine]

@@ -16,7 +16,7 @@ from tests.integration.engines import write_program
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 
 TREE = pytest.mark.parametrize("tree", [False, True], ids=["alone", "tree"])
-WHO = {False: "we alone", True: "our whole tree"}
+WHO = {False: "us alone", True: "our whole tree"}
 
 
 def fault(tree: bool, phase: str) -> str:
@@ -55,14 +55,12 @@ def test_killed_between_run_and_exec(scene: Scene, tree: bool) -> None:
 
 @TREE
 def test_killed_while_the_prompt_is_written(scene: Scene, tree: bool) -> None:
-    delays = [0, 0.1, 0.2, 0.3]
-    since = 0.0
-    for delay in delays:
+    for delay in (0, 0.1, 0.2, 0.3):
         victim = scene.victim("sh : >begun", padding=40_000_000)
         victim.wait_for_client("exec")
         time.sleep(delay)
         since = victim.kill(tree=tree)
-    scene.settle(fault(tree, "prompt being written"), "nothing", since=since, tries=len(delays))
+        scene.settle(fault(tree, "prompt being written"), "nothing", since=since)
     assert not (scene.workspace / "begun").exists(), "an agent began with half a prompt"
 
 
@@ -85,14 +83,12 @@ def test_killed_while_streaming(scene: Scene, tree: bool, backend: str) -> None:
 
 @TREE
 def test_killed_while_stopping(scene: Scene, tree: bool) -> None:
-    delays = [0, 0.5, 3.2]
-    since = 0.0
-    for delay in delays:
+    for delay in (0, 0.5, 3.2):
         victim = scene.victim("ignore-term", then="break")
         victim.wait_for("stopping")
         time.sleep(delay)
         since = victim.kill(tree=tree)
-    scene.settle(fault(tree, "stopping, TERM ignored"), "nothing", since=since, tries=len(delays))
+        scene.settle(fault(tree, "stopping, TERM ignored"), "nothing", since=since)
 
 
 def prune(scene: Scene) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.engines import RealEngine, wait_until
-from tests.integration.runs import COMMAND, ON_DOCKER, Box
+from tests.integration.runs import COMMAND, ON_DOCKER, ON_ROOTFUL, Box
 
 WAIT = 60
 """Seconds after which a command hangs."""
@@ -26,9 +26,9 @@ def box(engine: RealEngine, workspace: Path) -> Box:
 
 def command(box: Box, *words: str, stdin: str = "", environ: dict[str, str] | None = None) -> tuple[int, str, str]:
     """Run a command on the box's engine and state folder: its exit code, stdout and stderr."""
-    flags = [f"--engine={box.engine.binary}"] + ([] if words[0] == "image" else [f"--state-dir={box.state}"])
+    flags = [f"--engine={box.engine.binary}", *([] if words[0] == "image" else [f"--state-dir={box.state}"])]
     done = subprocess.run(
-        [COMMAND, *words[:1], *flags, *words[1:]] if words[0] != "image" else [COMMAND, *words, *flags],
+        [COMMAND, *words, *flags] if "--" not in words else [COMMAND, words[0], *flags, *words[1:]],
         input=stdin,
         capture_output=True,
         text=True,
@@ -101,6 +101,7 @@ def read_until(fd: int, word: str, seconds: float = WAIT) -> str:
     return said
 
 
+@ON_ROOTFUL
 def test_a_run_at_work_is_listed_as_in_use_and_survives_prune(box: Box) -> None:
     with box.cli("run", "sleep 60", "--agent=busy") as process:
         wait_until(lambda: any(row["status"] == "running" for row in listed(box)), seconds=WAIT)
@@ -117,6 +118,7 @@ def test_a_run_at_work_is_listed_as_in_use_and_survives_prune(box: Box) -> None:
     assert box.containers() == []
 
 
+@ON_ROOTFUL
 def test_prune_removes_a_kept_container_that_has_ended_and_says_why(box: Box) -> None:
     box.run("hello", agent="bot", ephemeral=False)
     (row,) = listed(box)
@@ -138,9 +140,9 @@ def test_an_image_is_built_on_a_base_of_this_machine(box: Box) -> None:
     steps = f"""\
 FROM {box.engine.images.tiny}
 RUN rm /usr/local/bin/claude \\
- && printf '#!/bin/sh\\necho " installed"\\n' >/bin/dpkg-query \\
- && printf '#!/bin/sh\\nfor package; do :; done\\nprintf "#!/bin/sh\\\\necho $package\\\\n" >/bin/claude; chmod 755 /bin/claude\\n' \\
-    >/bin/npm \\
+ && echo 'echo " installed"' >/bin/dpkg-query \\
+ && echo 'for p; do :; done; printf "%s\\n" "#!/bin/sh" "echo $p" >/bin/claude; chmod 755 /bin/claude' >/bin/npm \\
+ && sed -i '1i #!/bin/sh' /bin/dpkg-query /bin/npm \\
  && chmod 755 /bin/dpkg-query /bin/npm
 """
     made = subprocess.run(
