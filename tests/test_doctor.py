@@ -536,12 +536,14 @@ async def test_a_workspace_that_bits_alone_forbid_is_named_before_anything_is_st
     patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2")
     patient.answer("info", stdout=DOCKER_INFO)
     patient.answer("version", stdout=DOCKER_VERSION)
+    patient.answer("image", "inspect", stdout="sha256:0123456789abcdef")
     runner, options = request(patient.folder, user="1234:1234")
     (patient.folder / "work").chmod(0o755)
 
     checks = {check.name: check async for check in examine(lambda: (runner, options))}
 
     assert failed(checks) == ["workspace"]
+    assert (checks["image"].status, checks["box"].status) == ("ok", "skip")
     assert str(checks["workspace"].fix).endswith(f"chown -R 1234:1234 {patient.folder}/work")
 
 

@@ -11,8 +11,22 @@ app = App(
     help="Run AI coding agents in locked-down containers, with nothing but docker or podman.",
     version=__version__,
 )
-app.command("container_runner.cli.run:run", help="Run an agent on a folder, and show what it does.")
-app.command("container_runner.cli.batch:batch", help="Run many prompts, some at a time, and keep their results.")
+app.command(
+    "container_runner.cli.run:run",
+    help="Run an agent on a folder, and show what it does.\n\n"
+    "At a terminal there is a live view; into a pipe go plain lines. At the end it says on stderr how it went, which "
+    "files have changed, and the command that goes on with the session.\n\n"
+    "Ctrl-C stops the agent and removes its container; a second one does not wait for that.",
+)
+app.command(
+    "container_runner.cli.batch:batch",
+    help="Run many prompts, some at a time, and keep their results.\n\n"
+    "FILE has a JSON object a line, or is TOML with a [[job]] for each. A job has a prompt, and may have an id and "
+    "what else a run takes: workspace, agent, model, resume, timeout ...; the flags hold for the jobs that do not say "
+    "otherwise.\n\n"
+    "Results are added to a file as the jobs end, and a job that has a result there is not run again. The exit code is "
+    "1 if any job has failed, now or before.",
+)
 app.command("container_runner.cli.argv:argv", help="Print the exact commands of a run, without running anything.")
 app.command(
     "container_runner.cli.doctor:doctor",

@@ -306,7 +306,7 @@ class RunView(Screen):
         if not self._spaced:
             self.show(Text())
             self._spaced = True
-        self.show(tool.line("●", "red" if failed else "green"), told)
+        self.show(tool.line("●", "red" if failed else "green"), self.fitted(told))
 
 
 class BatchView(Screen):

@@ -1,0 +1,84 @@
+"""`container-runner batch` with real engines: what it leaves, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.engines import RealEngine
+from tests.integration.runs import COMMAND, Box
+
+WAIT = 90
+
+
+@pytest.fixture
+def box(engine: RealEngine, workspace: Path) -> Box:
+    return Box.make(engine, workspace)
+
+
+@contextmanager
+def batch(box: Box, *jobs: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    """The command at work on *jobs*, with a folder each."""
+    file = box.folder / "jobs.jsonl"
+    for job in jobs:
+        if not (box.folder / job["workspace"]).exists():
+            box.new_folder(job["workspace"])
+    file.write_text("".join(f"{json.dumps(job)}\n" for job in jobs))
+    command = [COMMAND, "batch", str(file), "--jobs=3", f"--state-dir={box.state}", f"--engine={box.engine.binary}"]
+    command += [f"--image={box.engine.images.tiny}", "--network=none", "--credentials=none"]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:  # type: ignore[call-overload]
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def outcomes(box: Box) -> dict[str, str | None]:
+    rows = (box.folder / "jobs.results.jsonl").read_text().splitlines()
+    return {result["id"]: result["kind"] for result in map(json.loads, rows)}
+
+
+def test_each_job_works_in_its_own_folder_and_nothing_is_left(box: Box) -> None:
+    jobs = [{"id": str(number), "prompt": f"edit made.txt {number}", "workspace": f"w{number}"} for number in range(4)]
+    broken = {"id": "broken", "prompt": "kill KILL", "workspace": "w4"}
+    late = {"id": "late", "prompt": "sleep 100", "workspace": "w5", "timeout": 1}
+
+    with batch(box, *jobs, broken, late) as process:
+        _, stderr = process.communicate(timeout=WAIT)
+
+    assert process.returncode == 1, stderr
+    assert outcomes(box) == {**dict.fromkeys("0123"), "broken": "agent_killed", "late": "total_timeout"}
+    assert [(box.folder / f"w{number}" / "made.txt").read_text() for number in range(4)] == ["0\n", "1\n", "2\n", "3\n"]
+    assert box.containers() == []
+
+
+def test_a_signal_stops_all_agents_and_the_next_time_goes_on(box: Box) -> None:
+    quick = {"id": "quick", "prompt": "hello", "workspace": "w0"}
+    slow = [{"id": f"slow{number}", "prompt": "sleep 1000", "workspace": f"w{number}"} for number in (1, 2, 3)]
+    with batch(box, quick, *slow) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("✓ quick")
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=WAIT)
+
+    assert process.returncode == 130, stderr
+    assert "3 did not end" in stderr
+    assert "Traceback" not in stderr
+    assert box.containers() == []
+
+    with batch(box, quick, *({**job, "prompt": "hello"} for job in slow)) as process:
+        stdout, stderr = process.communicate(timeout=WAIT)
+
+    assert process.returncode == 0, stderr
+    assert "quick" not in stdout
+    assert outcomes(box) == dict.fromkeys(("quick", "slow1", "slow2", "slow3"))
+    assert box.containers() == []
