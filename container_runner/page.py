@@ -234,7 +234,7 @@ def _diff(changes: Iterable[Change]) -> str:
 def _done(item: Done) -> str:
     result = item.result
     said = ["Failed" if result.is_error else "Done"]
-    said += [f"{result.num_turns:,} turns"] if result.num_turns else []
+    said += [f"{result.num_turns:,} turn{'s' * (result.num_turns != 1)}"] if result.num_turns else []
     said += [dollars(result.total_cost_usd)] if result.total_cost_usd is not None else []
     errors = "".join(f'<div class="plain">{_escape(error, TEXT_LIMIT)}</div>' for error in result.errors[:20])
     mark = "✗" if result.is_error else "✓"

@@ -35,7 +35,11 @@ def main() -> int:
         return code
     print(f"\nAfter it {greeting} says: {greeting.read_text()}")
     print("Type this next, to see who the agent is in its container, and what it can not do:\n")
-    print(spelled([*command[:2], "sh id; grep Cap /proc/self/status; touch /etc/passwd", *command[3:]], environment))
+    print(
+        spelled(
+            [*command[:2], "sh id\nsh grep CapBnd /proc/self/status\nsh touch /etc/passwd", *command[3:]], environment
+        )
+    )
     print("\nWith an image of yours that has claude, and ANTHROPIC_API_KEY set:\n")
     print(spelled([*command[:2], "Translate greeting.txt into French.", command[3], "--image=IMAGE"], environment))
     return 0

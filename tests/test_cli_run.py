@@ -146,6 +146,14 @@ def test_a_workspace_with_too_many_files_is_not_compared(place: Place) -> None:
     assert "too many files" in done.stderr
 
 
+def test_the_first_line_is_one_line(place: Place) -> None:
+    init = {"type": "system", "subtype": "init", "session_id": "a\n✓ forged", "model": "b\n✓ forged"}
+
+    done = place.run("run", "x", f"--command={shlex.join(['printf', '%s', json.dumps(init)])}")
+
+    assert done.stdout == "· session a ✓ forged, model b ✓ forged\n"
+
+
 def test_a_failure_is_told_with_what_to_do(place: Place) -> None:
     done = place.run("run", "fail It did not work.")
 

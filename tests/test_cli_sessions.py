@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -282,7 +283,7 @@ def test_no_transcript_reaches_the_terminals_controls(state: Path, cli: Cli, pay
     record(state, [b'{"type":"system","session_id":"s-1"}'])
     (path,) = (state / "runs" / "bot").glob("*.jsonl")
     path.write_bytes(path.read_bytes() + b"".join(line + b"\n" for line in everywhere(payload)))
-    console = Console(width=100, force_terminal=True, color_system="truecolor", record=True, file=open(os.devnull, "w"))
+    console = Console(width=100, force_terminal=True, color_system="truecolor", record=True, file=io.StringIO())
     sessions = Sessions(state)
     print_rich(sessions.parts(sessions.find("s-1")), console)
 

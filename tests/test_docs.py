@@ -155,8 +155,10 @@ def test_python_runs(block: Block, fake_engine: FakeEngine, tmp_path: Path, monk
     for other in blocks_of(block.page):
         if other.file is not None:
             (tmp_path / other.file).write_text(other.code)
-    if os.getuid() == 0:  # an agent is never root
-        os.chown(tmp_path, 1000, 1000)
+    for folder in (tmp_path, tmp_path / "project", tmp_path / "projects" / "one"):  # as the pages call workspaces
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.getuid() == 0:  # an agent is never root
+            os.chown(folder, 1000, 1000)
     monkeypatch.chdir(tmp_path)
     for _ in range(5):
         fake_engine.reply("Done.")

@@ -187,7 +187,7 @@ class RunView(Screen):
                 self._activity = "finishing"
             case SystemMessage() if message.is_init:
                 self._activity = "waiting for the model"
-                self.show(Text(f"  session {clean(message.session_id)}, {clean(message.model)}", "dim"))
+                self.show(Text(f"  session {one_line(message.session_id)}, {one_line(message.model)}", "dim"))
             case ErrorMessage():
                 pass  # the end tells of it
             case _:

@@ -229,7 +229,7 @@ def _tail(summary: RunSummary) -> str:
         return "✗ interrupted: the process that ran it was killed"
     facts = [summary.kind or summary.outcome]
     facts += [text.duration(summary.duration)] if summary.duration is not None else []
-    facts += [f"{summary.turns} turns"] if summary.turns else []
+    facts += [f"{summary.turns} turn{'s' * (summary.turns != 1)}"] if summary.turns else []
     facts += [f"{text.count(summary.tokens.total)} tokens"] if summary.tokens is not None else []
     facts += [text.cost(summary.cost_usd)] if summary.cost_usd is not None else []
     facts += [f"resume with --resume={summary.session_id}"] if SESSION_ID.fullmatch(summary.session_id or "") else []

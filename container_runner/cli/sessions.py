@@ -71,7 +71,7 @@ def show(
     session
         The session's id, of any agent, or its beginning. Default: the agent's last one.
     html
-        Write one HTML page to this file instead, which needs nothing else to be read. "-": to stdout.
+        Write one HTML page to this file instead, which needs nothing else to be read. --html=- writes to stdout.
     json
         Print JSON for programs instead of text for people.
     """

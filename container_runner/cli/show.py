@@ -132,7 +132,7 @@ def done_line(item: Done) -> str:
     """How the agent ended its work."""
     result = item.result
     facts = ["failed" if result.is_error else "done"]
-    facts += [f"{result.num_turns} turns"] if result.num_turns else []
+    facts += [f"{result.num_turns} turn{'s' * (result.num_turns != 1)}"] if result.num_turns else []
     facts += [cost(result.total_cost_usd)] if result.total_cost_usd is not None else []
     facts += [line(error) for error in result.errors[:5]]
     return f"{'✗' if result.is_error else '✓'} {', '.join(facts)}"

@@ -62,7 +62,7 @@ def render(message: Message) -> str | None:
         case UserMessage() if not isinstance(message.content, str):
             return "\n".join(filter(None, map(_block, message.content))) or None
         case SystemMessage() if message.is_init:
-            return f"· session {clean(message.session_id or '?')}, model {clean(message.model or '?')}"
+            return f"· session {line(message.session_id or '?')}, model {line(message.model or '?')}"
         case OutputLine():
             return clean(message.text)
         case OversizedLine():

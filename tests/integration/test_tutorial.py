@@ -20,8 +20,11 @@ SESSION = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 VARYING = (
     (SESSION.pattern, "SESSION"),
-    (r"\b(?:[0-9a-f]{32}|[0-9a-f]{16}|[0-9a-f]{12}|[0-9a-f]{8})\b", "HEX"),
-    (r"(container-runner\.(?:boot|pid|started|deadline))=\d+", r"\1=N"),
+    (r"(container-runner\.(?:run|state|config|host|boot|pid|started|deadline))=[0-9a-f]+", r"\1=N"),
+    (r"(container-runner-(?:keeper|project-[0-9a-f]{8}))-[0-9a-f]{12}", r"\1-RUN"),
+    (r"project-[0-9a-f]{8}", "project-PATH"),
+    (r"run [0-9a-f]{12}\b", "run RUN"),
+    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME"),
     (r"\b\d+\.\d s\b", "SECONDS"),
     (r"\b\d+s\b", "AGE"),
     (r"dead \(\d+\)", "dead (PID)"),
