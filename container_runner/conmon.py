@@ -8,8 +8,37 @@ machine's process table knows them, by the container's id on the monitor's comma
 from __future__ import annotations
 
 import logging
+import re
+import time
+from itertools import pairwise
+from pathlib import Path
+
+OURS = re.compile(r"container-runner-.+-[0-9a-f]{12}")
+"""What the names of our containers look like. It only chooses whom to ask about: what podman knows is left alone."""
+
+YOUNGEST = 2.0
+"""Seconds that a monitor has lived at least, before podman is asked whether it knows its container."""
 
 _log = logging.getLogger(__name__)
+
+
+def monitored(graph_root: str) -> list[str]:
+    """The ids of our containers that have a monitor on this machine.
+
+    Args:
+        graph_root: where this podman keeps its containers; another user's, or another podman's, are not among them.
+    """
+    import psutil
+
+    ids = []
+    for process in psutil.process_iter(["name", "cmdline", "create_time"]):
+        words = process.info["cmdline"] or []
+        if process.info["name"] != "conmon" or time.time() - process.info["create_time"] < YOUNGEST:
+            continue
+        values = dict(pairwise(words))
+        if OURS.fullmatch(values.get("-n", "")) and Path(graph_root) in Path(values.get("-b", "/")).parents:
+            ids.append(values.get("-c", ""))
+    return [container_id for container_id in ids if container_id]
 
 
 def end_forgotten(container_id: str) -> int:

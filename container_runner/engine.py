@@ -139,6 +139,9 @@ class Engine:
     version: str = ""
     """The client's version, "" if it was not asked."""
 
+    graph_root: str = ""
+    """Where podman keeps its containers; "" for docker, or if it was not asked."""
+
     @classmethod
     def guess(cls, wanted: str, environ: Mapping[str, str]) -> Self:
         """The engine that *wanted* means, judged from files alone: no process is started.
@@ -172,11 +175,11 @@ class Engine:
             version = await guess.ask("--version")
             if "podman" not in version.lower():
                 return attrs.evolve(guess, version=_version(version))
-        rootless, _, version = (
-            await guess.ask("info", "--format={{.Host.Security.Rootless}} {{.Version.Version}}")
-        ).partition(" ")
+        words = "{{.Host.Security.Rootless}} {{.Version.Version}} {{.Store.GraphRoot}}"
+        said = (await guess.ask("info", f"--format={words}")).split(" ", 2)
+        rootless, version, graph_root = [*said, "", ""][:3]
         dialect = PODMAN_ROOTLESS if rootless == "true" else PODMAN
-        return attrs.evolve(guess, dialect=dialect, version=_version(version))
+        return attrs.evolve(guess, dialect=dialect, version=_version(version), graph_root=graph_root)
 
     async def run(
         self,

@@ -17,7 +17,7 @@ import anyio
 import attrs
 
 from container_runner.argv import LABEL
-from container_runner.conmon import end_forgotten
+from container_runner.conmon import end_forgotten, monitored
 from container_runner.engine import ContainerInfo, Engine
 from container_runner.errors import ContainerGoneError, EngineError
 from container_runner.locks import LockFile
@@ -208,7 +208,19 @@ class ContainerManager:
                     _log.warning("%s could not be removed: %s", info.name, error.message)
                     continue
             pruned.append(info)
+        if not dry_run:
+            await self._end_forgotten()
         return pruned
+
+    async def _end_forgotten(self) -> None:
+        """End the processes of containers of ours that podman does not know any more."""
+        if not self.engine.graph_root:
+            return
+        found = monitored(self.engine.graph_root)
+        known = {info.id for info in await self.engine.inspect(found)}
+        for container_id in found:
+            if container_id not in known:
+                end_forgotten(container_id)
 
     async def _create(self, plan: Plan) -> None:
         try:

@@ -71,7 +71,8 @@ def entries(kind: type[attrs.AttrsInstance], heading: str) -> Iterator[str]:
     docs = field_help(kind)
     for field in attrs.fields(kind):
         yield f"{heading} `{field.name}`"
-        yield f"Type: `{field.type}`. Default: {default(field)}."
+        # Not field.type: once cattrs has seen the class, that is no longer what is written in the code.
+        yield f"Type: `{kind.__annotations__[field.name]}`. Default: {default(field)}."
         yield docs[field.name]
 
 

@@ -135,7 +135,7 @@ def attributes(kind: type) -> Iterator[tuple[str, str, str, str]]:
     docs = described(kind)
     for field in attrs.fields(typing.cast("type[attrs.AttrsInstance]", kind)):
         if not field.inherited:
-            yield field.name, readable(field.type), "", docs.get(field.name, "")
+            yield field.name, readable(kind.__annotations__[field.name]), "", docs.get(field.name, "")
     for name, value in vars(kind).items():
         if name.startswith("_"):
             continue

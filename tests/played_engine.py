@@ -63,8 +63,10 @@ def play(folder: Path, agent: str, words: list[str]) -> int:
     )
     threading.Thread(target=watch, args=(process, run, float(grace)), daemon=True).start()
     assert process.stdin is not None
-    process.stdin.write(prompt)
-    process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):  # an agent need not read its prompt
+        process.stdin.write(prompt)
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
     code = process.wait()
     code = 128 - code if code < 0 else code
     print(f"container-runner: ended {run} {code}", file=sys.stderr, flush=True)

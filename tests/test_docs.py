@@ -133,6 +133,12 @@ def test_the_build_fails_on_a_page_that_the_nav_has_and_the_folder_has_not(tmp_p
     assert build(tmp_path, tmp_path / "site").returncode != 0
 
 
+def test_no_page_is_in_the_nav_twice() -> None:
+    listed = re.findall(r"\S+\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+
+    assert sorted(listed) == sorted({*listed})
+
+
 def test_the_links_of_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", (ROOT / "README.md").read_text())
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import attrs
+import pytest
 
 from tests.integration.engines import RealEngine
 from tests.integration.runs import COMMAND
@@ -91,6 +92,7 @@ def comparable(output: str) -> str:
     return output.strip()
 
 
+@pytest.mark.timeout(300)
 def test_the_tutorial_does_what_it_says(docker: RealEngine, workspace: Path) -> None:
     folder = workspace / "project"
     folder.mkdir()
