@@ -331,7 +331,7 @@ def test_a_signal_stops_the_agent_and_removes_its_container(
 
     assert done.code == 128 + number
     assert f"{number.name}: stopping the agent" in done.err
-    assert fake_engine.calls[-1].argv[:2] == ("docker", "rm")
+    assert ("docker", "rm") in [call.argv[:2] for call in fake_engine.calls]
 
 
 @pytest.mark.parametrize("as_json", [True, False])
@@ -350,7 +350,7 @@ def test_a_reader_that_leaves_is_no_traceback(
         os.dup2(os.open(os.devnull, os.O_WRONLY), theirs)  # or closing it would fail too
 
     assert caught.value.code == 141
-    assert fake_engine.calls[-1].argv[:2] == ("docker", "rm")
+    assert ("docker", "rm") in [call.argv[:2] for call in fake_engine.calls]
 
 
 # What an agent writes is hostile
