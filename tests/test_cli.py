@@ -420,3 +420,10 @@ def test_every_message_can_be_shown(value: Any) -> None:
         assert message is not None
         text = render(message)
         assert text is None or not CONTROL.search(text)
+
+
+def test_nothing_ever_asks_so_no_input_is_understood_everywhere(command: Command, fake_engine: FakeEngine) -> None:
+    fake_engine.reply("Hello!")
+
+    assert command("run", "--no-input", "x").code == 0
+    assert fake_engine.stdin == b"x"

@@ -22,6 +22,8 @@ def main(words: list[str] | None = None) -> None:
         sys.exit(0)
     from container_runner.cli.app import app
 
+    # Scripts may say that nobody is there to answer. Nothing here ever asks.
+    words = [word for number, word in enumerate(words) if word != "--no-input" or "--" in words[:number]]
     if words[:1] in (["run"], ["argv"], ["batch"]):  # the parser takes a lone dash for an option without a name
         name = "file" if words[0] == "batch" else "prompt"
         words = [f"--{name}=-" if word == "-" else word for word in words]

@@ -15,7 +15,7 @@ from tests.integration.runs import said
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
-IN_A_ROW = {"docker": 200, "podman": 60}
+IN_A_ROW = 200
 AT_ONCE = 100
 IN_FLIGHT = 4
 """How many of the runs in a row are under way at a time, so that 200 do not take all day."""
@@ -23,8 +23,6 @@ IN_FLIGHT = 4
 
 def test_runs_in_a_row_leave_nothing_and_nothing_grows(scene: Scene) -> None:
     """Each in its turn in one of a few lanes; the counts are taken when all lanes are empty."""
-    runs = IN_A_ROW[scene.engine.name]
-
     async def some(number: int) -> None:
         for _ in range(number):
             messages = [message async for message in runner.execute(scene.options("hello"))]
@@ -38,16 +36,15 @@ def test_runs_in_a_row_leave_nothing_and_nothing_grows(scene: Scene) -> None:
         return {**resources(), "tasks": tasks()}
 
     async def main() -> tuple[dict[str, int], dict[str, int]]:
-        return await batch(2 * IN_FLIGHT), await batch(runs)
+        return await batch(2 * IN_FLIGHT), await batch(IN_A_ROW)
 
     runner = scene.runner()
     before, after = anyio.run(main)
-    scene.settle(f"{runs} runs in a row", "result", since=time.monotonic())
+    scene.settle(f"{IN_A_ROW} runs in a row", "result", since=time.monotonic())
     assert after == before
 
 
 def test_runs_at_once_get_each_its_own_messages(scene: Scene) -> None:
-    runs = AT_ONCE if scene.engine.name == "docker" else 40
     seen: dict[int, list[Message]] = {}
 
     async def one(number: int) -> None:
@@ -58,13 +55,13 @@ def test_runs_at_once_get_each_its_own_messages(scene: Scene) -> None:
 
     async def main() -> None:
         async with anyio.create_task_group() as group:
-            for number in range(runs):
+            for number in range(AT_ONCE):
                 group.start_soon(one, number)
 
     runner = scene.runner()
     anyio.run(main)
     kinds = sorted({last(messages) for messages in seen.values()})
-    scene.settle(f"{runs} runs at once", " / ".join(kinds), since=time.monotonic())
+    scene.settle(f"{AT_ONCE} runs at once", " / ".join(kinds), since=time.monotonic())
     assert kinds == ["result"]
     for number, messages in seen.items():
         assert f"I am number {number}" in said(messages)
