@@ -348,7 +348,7 @@ class ContainerConfig:
     credentials: Literal["auto", "env", "file", "none"] = attrs.field(
         default="auto", validator=one_of("auto", "env", "file", "none")
     )
-    """How the agent gets its login. `env` passes the token variables of this process, `file` mounts a copy of
+    """How the agent gets its login. `env` passes the token variables of this process, `file` mounts
     the login file and nothing beside it, `auto` takes the first that there is, and `none` gives nothing."""
 
     env: Mapping[str, str] = attrs.field(

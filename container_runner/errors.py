@@ -166,7 +166,7 @@ class EngineArgumentError(EngineError):
 class ImageNotFoundError(EngineError):
     kind = "image_not_found"
     cli_exit_code = 4
-    advice = "Build or pull the image first, or allow pulling with --pull=missing."
+    advice = "Make one with `container-runner image build`, or allow fetching it with --pull=missing."
 
 
 class ImageUnsuitableError(EngineError):
