@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from typing import NoReturn
 
 from container_runner.errors import ContainerRunnerError
 
 
-def main(words: list[str] | None = None) -> None:
+def main(words: list[str] | None = None) -> NoReturn:
     """Run the command and exit with its code: 0 for success, or the `cli_exit_code` of the error.
 
     Args:
         words: the command line without the program's name. None: that of this process.
     """
-    words = sys.argv[1:] if words is None else words
+    code = run_command(sys.argv[1:] if words is None else words)
+    if words is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C must not change how we end
+    sys.exit(code)
+
+
+def run_command(words: list[str]) -> int:
+    """Run a command line, and return the exit code."""
     if words == ["--version"]:  # the one thing that scripts ask before anything else
         from container_runner import __version__
 
         print(__version__)
-        sys.exit(0)
+        return 0
     from container_runner.cli.app import app
 
     # Scripts may say that nobody is there to answer. Nothing here ever asks.
@@ -28,20 +37,19 @@ def main(words: list[str] | None = None) -> None:
         name = "file" if words[0] == "batch" else "prompt"
         words = [f"--{name}=-" if word == "-" else word for word in words]
     try:
-        result = app(words, exit_on_error=False, print_error=True, result_action="return_value")
+        return app(words, exit_on_error=False, print_error=True, result_action="return_value") or 0
     except ContainerRunnerError as error:
         print(f"container-runner: {error}", file=sys.stderr)
-        sys.exit(error.cli_exit_code)
+        return error.cli_exit_code
     except (BrokenPipeError, BaseExceptionGroup) as error:
         if isinstance(error, BaseExceptionGroup) and error.split(BrokenPipeError)[1] is not None:
             raise
         # Whoever read our output has left. Python would complain once more when it flushes at its end.
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-        sys.exit(141)
+        return 141
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except Exception as error:
         if type(error).__module__.startswith("cyclopts"):  # it has printed what is wrong with the command line
-            sys.exit(2)
+            return 2
         raise
-    sys.exit(result or 0)
