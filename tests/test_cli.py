@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shlex
@@ -427,3 +428,14 @@ def test_nothing_ever_asks_so_no_input_is_understood_everywhere(command: Command
 
     assert command("run", "--no-input", "x").code == 0
     assert fake_engine.stdin == b"x"
+
+
+def test_argv_takes_every_flag_that_run_takes(command: Command, tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt"
+    prompt.write_text("do it")
+    done = command("argv", f"--prompt-file={prompt}", "--session-id=abc", "--tools=Read", "--grace=7", "--json")
+
+    run_exec = json.loads(done.out)[1]
+    assert "--session-id=abc" in run_exec
+    assert "--tools=Read" in run_exec
+    assert run_exec[run_exec.index("claude") - 2 : run_exec.index("claude")] == ["5", "7"]

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import orjson
 
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
+from container_runner.cli.options import ExecuteFlags, read_prompt
 
 
-def argv(prompt: str, *, flags: RunFlags | None = None, box: ConfigFlags | None = None) -> None:
+def argv(
+    prompt: str | None = None,
+    *,
+    prompt_file: Path | None = None,
+    flags: RunFlags | None = None,
+    more: ExecuteFlags | None = None,
+    box: ConfigFlags | None = None,
+) -> None:
     """Print the exact commands of a run, without running anything.
 
     Secrets are in none of them; they travel by name, in the environment of the engine's client.
@@ -18,10 +27,12 @@ def argv(prompt: str, *, flags: RunFlags | None = None, box: ConfigFlags | None 
     ----------
     prompt
         What to do. "-": read it from stdin.
+    prompt_file
+        A file that holds the prompt.
     """
     flags = flags or RunFlags()
-    runner, options = prepare(prompt, flags, box)
-    plan = runner.plan(options)
+    runner, options = prepare(read_prompt(prompt, prompt_file), flags, box)
+    plan = runner.plan((more or ExecuteFlags()).apply(options))
     if flags.json:
         sys.stdout.buffer.write(orjson.dumps(plan.commands) + b"\n")
     else:
