@@ -19,6 +19,10 @@ from tests.integration.images import Unavailable
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give the tests with the big image more time, and keep the tests of the engines that were asked for."""
     for item in items:
+        if item.get_closest_marker("engine") and os.environ.get("CI") == "true":
+            # An engine on a busy machine fails now and then by itself, and one of hundreds of tests must not decide.
+            # What was tried again is listed at the end; what fails twice fails.
+            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=1))
         if "claude_image" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(600))
     if wanted := config.getoption("--engine"):
