@@ -449,7 +449,10 @@ async def test_no_engine_is_installed_by_the_systems_own_means(patient: Patient)
 async def test_docker_may_be_podman(patient: Patient) -> None:
     fp = patient.engine.fp
     fp.register(["docker", "--version"], stdout="podman version 5.4.2")
-    fp.register(["docker", "info", "--format={{.Host.Security.Rootless}} {{.Version.Version}}"], stdout="true 5.4.2")
+    fp.register(
+        ["docker", "info", "--format={{.Host.Security.Rootless}} {{.Version.Version}} {{.Store.GraphRoot}}"],
+        stdout="true 5.4.2 /storage",
+    )
     fp.register(["docker", "info", "--format={{json .}}"], stdout=json.dumps(podman_info("cpu", "memory", "pids")))
     patient.answer("version", stdout="{}")
     patient.answer("image", "inspect", returncode=125, stderr="Error: my/claude: image not known")
