@@ -23,6 +23,7 @@ IN_FLIGHT = 4
 
 def test_runs_in_a_row_leave_nothing_and_nothing_grows(scene: Scene) -> None:
     """Each in its turn in one of a few lanes; the counts are taken when all lanes are empty."""
+
     async def some(number: int) -> None:
         for _ in range(number):
             messages = [message async for message in runner.execute(scene.options("hello"))]
