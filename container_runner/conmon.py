@@ -10,8 +10,14 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
 
 OURS = re.compile(r"container-runner-.+-[0-9a-f]{12}")
 """What the names of our containers look like. It only chooses whom to ask about: what podman knows is left alone."""
@@ -28,17 +34,12 @@ def monitored(graph_root: str) -> list[str]:
     Args:
         graph_root: where this podman keeps its containers; another user's, or another podman's, are not among them.
     """
-    import psutil
-
-    ids = []
-    for process in psutil.process_iter(["name", "cmdline", "create_time"]):
-        words = process.info["cmdline"] or []
-        if process.info["name"] != "conmon" or time.time() - process.info["create_time"] < YOUNGEST:
-            continue
-        values = dict(pairwise(words))
-        if OURS.fullmatch(values.get("-n", "")) and Path(graph_root) in Path(values.get("-b", "/")).parents:
-            ids.append(values.get("-c", ""))
-    return [container_id for container_id in ids if container_id]
+    return [
+        values["-c"]
+        for process, values in _monitors()
+        if Path(graph_root) in Path(values.get("-b", "/")).parents
+        and time.time() - process.info["create_time"] >= YOUNGEST
+    ]
 
 
 def end_forgotten(container_id: str) -> int:
@@ -50,15 +51,35 @@ def end_forgotten(container_id: str) -> int:
     import psutil
 
     killed = 0
-    for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["name"] != "conmon" or container_id not in (process.info["cmdline"] or ()):
+    for process, values in _monitors():
+        if values["-c"] != container_id:
             continue
-        for left in [*process.children(recursive=True), process]:
-            try:
+        held: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            held = process.children(recursive=True)
+        for left in (*held, process):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 left.kill()
                 killed += 1
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
     if killed:
         _log.warning("killed %d processes that podman had forgotten", killed)
     return killed
+
+
+def _monitors() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """The monitors of our containers, with their flags. What runs inside a container can call itself what it wants,
+    so only processes of our own pid namespace count."""
+    import psutil
+
+    for process in psutil.process_iter(["name", "cmdline", "create_time"]):
+        values = dict(pairwise(process.info["cmdline"] or []))
+        if process.info["name"] != "conmon":
+            continue
+        if not OURS.fullmatch(values.get("-n", "")) or not re.fullmatch("[0-9a-f]{64}", values.get("-c", "")):
+            continue
+        try:
+            ours = Path("/proc/self/ns/pid").readlink() == Path(f"/proc/{process.pid}/ns/pid").readlink()
+        except OSError:
+            continue
+        if ours:
+            yield process, values

@@ -59,6 +59,7 @@ class MessageStream:
         self._total_at = None if options.timeout is None else now + options.timeout
         self._heard_at = now
         self._result_at: float | None = None
+        self._is_late = False
         self.result: ResultMessage | None = None
         """The last result so far. An agent may give several; their cost and usage are cumulative."""
 
@@ -70,6 +71,8 @@ class MessageStream:
         """
         while True:
             ends_at, error = self._next_end()
+            if self._is_late:  # a talkative agent never lets a read time out
+                raise self._total_timeout()
             wait = math.inf if ends_at is None else max(0.0, ends_at - anyio.current_time())
             try:
                 lines = await self._process.read(min(wait, CHECK_INTERVAL))
@@ -80,9 +83,7 @@ class MessageStream:
                     await self._check()
                 continue
             self._heard_at = anyio.current_time()
-            if self._total_at is not None and self._heard_at >= self._total_at and lines:
-                # A talkative agent never lets a read time out.
-                raise self._total_timeout()
+            self._is_late = bool(lines) and self._total_at is not None and self._heard_at >= self._total_at
             messages = self.parse(lines)
             if messages or not lines:
                 return messages
