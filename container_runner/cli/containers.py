@@ -136,7 +136,7 @@ def _row(manager: ContainerManager, info: ContainerInfo) -> Row:
     elif kind == "ephemeral":
         in_use = {"alive": True, "dead": False}.get(known)
     elif here:
-        in_use = _is_locked(manager.state_dir / "locks" / f"container.{info.name}.lock")
+        in_use = manager.is_in_use(info.name)
     return Row(
         name=info.name,
         agent=info.labels.get(AGENT_LABEL, ""),
@@ -149,18 +149,6 @@ def _row(manager: ContainerManager, info: ContainerInfo) -> Row:
         is_here=here,
         id=info.id,
     )
-
-
-def _is_locked(path: Path) -> bool:
-    from container_runner.locks import LockFile
-
-    if not path.exists():
-        return False
-    lock = LockFile(path)
-    if not lock.try_acquire():
-        return True
-    lock.release()
-    return False
 
 
 def age(created: dt.datetime, now: dt.datetime) -> str:

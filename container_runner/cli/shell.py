@@ -86,8 +86,7 @@ async def _prepare(
         name = running[-1].name
         lock = LockFile(locks / f"container.{name}.lock")
         await lock.acquire(shared=True)
-        assert lock._fd is not None  # noqa: S101, SLF001  we have just acquired it
-        os.set_inheritable(lock._fd, True)  # noqa: SLF001  the client holds it for as long as it runs
+        lock.keep_across_exec()  # the client holds it for as long as it runs
     sessions = sessions_folder(manager.state_dir, agent)
     words = argv.shell_argv(
         manager.engine.binary,
