@@ -160,9 +160,14 @@ def kill_argv(binary: str, *, name: str, user: User, run_id: str, group: int) ->
     return [binary, "exec", f"--user={user}", "--", name, "sh", "-c", guest.KILL, "sh", run_id, str(group)]
 
 
+def sweep_argv(binary: str, *, name: str, user: User) -> list[str]:
+    """`docker exec`: KILL what runs have left in a container that none uses any more, as the agent's own user."""
+    return [binary, "exec", f"--user={user}", "--", name, "sh", "-c", guest.SWEEP]
+
+
 def probe_argv(binary: str, *, name: str, user: User, group: int) -> list[str]:
-    """`docker exec`: whether a run's process group is still alive in a container; exit code 0 if it is."""
-    return [binary, "exec", f"--user={user}", "--", name, "sh", "-c", "kill -0 -$1", "sh", str(group)]
+    """`docker exec`: whether a run's process group is alive in a container; exit code `guest.EXIT_GONE` if not."""
+    return [binary, "exec", f"--user={user}", "--", name, "sh", "-c", guest.PROBE, "sh", str(group)]
 
 
 def remove_argv(binary: str, dialect: Dialect, *, name: str) -> list[str]:

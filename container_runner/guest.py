@@ -55,6 +55,7 @@ LEAVE_SECONDS: Final = 1
 PROMPT_LIMIT: Final = 48 * 1024 * 1024
 """The longest prompt in bytes: it is kept in RUN_DIR until the agent has opened it."""
 
+EXIT_GONE: Final = 65
 EXIT_MISSING_TOOL: Final = 69
 EXIT_PROMPT_LOST: Final = 74
 
@@ -225,6 +226,43 @@ exit 0
 """The way out when a watchdog was stopped or killed by the agent: `sh -c KILL sh RUN PGID`, as the agent's user.
 
 (uid 0 without CAP_KILL could not signal another user's process, and would not be told.)
+"""
+
+
+PROBE: Final = f"""\
+kill -0 -"$1" 2>/dev/null || exit {EXIT_GONE}
+"""
+"""Whether a run's process group is still there: `sh -c PROBE sh PGID`. The engines fail with other codes."""
+
+SWEEP: Final = """\
+for pass in 1 2 3 4 5; do
+  left=
+  for process in /proc/[0-9]*; do
+    process=${process#/proc/}
+    [ "$process" != 1 ] || continue
+    above=$process
+    while [ "$above" -gt 1 ]; do
+      parent=0 zombie=
+      while read -r key value rest; do
+        case $key$value in
+          State:Z) zombie=yes ;;
+          PPid:*) parent=$value; break ;;
+        esac
+      done <"/proc/$above/status"
+      [ "$above" != "$process" ] || [ -z "$zombie" ] || parent=0
+      above=$parent
+    done
+    if [ "$above" = 1 ] && kill -KILL "$process"; then left=yes; fi
+  done 2>/dev/null
+  [ -n "$left" ] || exit 0
+done
+exit 1
+"""
+"""Ends what runs have left in a container that no run uses any more: `sh -c SWEEP`, as the agent's user.
+
+An agent can carry another run's mark, or none, and it can end our wrapper; but a process whose parents lead to PID 1
+belongs to nobody who is still here. What a person has started with an exec of their own leads to that exec, which has
+no parent in the container. PID 1's own children have another uid. Exit code 1: some are left after five passes.
 """
 
 

@@ -49,6 +49,19 @@ class LockFile:
                     os.close(fd)
             # Its last holder removed the file between our two calls: lock the new one.
 
+    def try_upgrade(self) -> bool:
+        """Have a shared lock for oneself alone, if nobody else holds it. If somebody does, it may be lost.
+
+        Of several holders that all try before they let go, the last one gets it.
+        """
+        if self._fd is None:
+            return False
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     async def acquire(self, *, shared: bool = False) -> None:
         """Take the lock, waiting for it."""
         while not self.try_acquire(shared=shared):

@@ -16,6 +16,7 @@ from typing import Final
 import anyio
 import attrs
 
+from container_runner import argv
 from container_runner.argv import LABEL
 from container_runner.conmon import end_forgotten, monitored
 from container_runner.engine import ContainerInfo, Engine
@@ -27,6 +28,10 @@ from container_runner.process import settle
 
 RUN_LABEL: Final = f"{LABEL}run"
 """The id of the run that a container was made for. All of ours carry it."""
+
+NAME_LABEL: Final = f"{LABEL}name"
+"""The container's own name. Labels outlive a container in an image made of it by `commit`; a stranger's container of
+that image has another name."""
 
 AGENT_LABEL: Final = f"{LABEL}agent"
 STATE_LABEL: Final = f"{LABEL}state"
@@ -98,7 +103,7 @@ class ContainerManager:
                     lock = self._use_lock(info.name)
                     await lock.acquire(shared=True)
                     return Container(name=info.name, created=False, lock=lock)
-                await self.remove(info.name)
+                await self._remove_if_idle(info.name)  # a run may wait in it, if somebody has paused it
             lock = self._use_lock(plan.container)
             await lock.acquire(shared=True)
             try:
@@ -108,23 +113,34 @@ class ContainerManager:
                 raise
             return Container(name=plan.container, created=True, lock=lock)
 
-    async def release(self, container: Container, *, digest: str = "", is_good: bool = False) -> None:
+    async def release(
+        self, container: Container, plan: Plan, *, is_good: bool = False, is_spoiled: bool = False
+    ) -> None:
         """Give a container back: an ephemeral one is removed, a persistent one waits for its next run.
 
+        Whoever leaves a persistent container last ends, from outside, what its runs have left in it. One in which
+        that can not be done is removed.
+
         Args:
-            digest: its `Plan.digest`.
-            is_good: whether a run has just ended well in it, so that the next one need not look for it.
+            plan: the plan of the run that used it.
+            is_good: whether that run has ended well, so that the next one need not look for the container.
+            is_spoiled: whether no other run should use it.
 
         Raises:
             EngineError: it could not be removed.
         """
-        if container.lock is not None:
-            container.lock.release()
-            self._known.pop(digest, None)
-            if is_good:
-                self._known[digest] = container.name
-        else:
+        if container.lock is None:
             await self.engine.remove(container.name)
+            return
+        self._known.pop(plan.digest, None)
+        is_last = container.lock.try_upgrade()
+        if is_last and (is_spoiled or not await self._sweep(container.name, plan)):
+            await self.engine.remove(container.name)
+            container.lock.release(remove=True)
+            return
+        container.lock.release()
+        if is_good:
+            self._known[plan.digest] = container.name
 
     async def containers(self, labels: dict[str, str] | None = None) -> list[ContainerInfo]:
         """Our containers with *labels*, oldest first; of all state folders, unless the labels name one."""
@@ -132,7 +148,7 @@ class ContainerManager:
         # The engines' filters have bugs; what is removed depends on these labels, so look again.
         wanted = (labels or {}).items()
         return sorted(
-            (info for info in found if RUN_LABEL in info.labels and wanted <= info.labels.items()),
+            (info for info in found if _is_ours(info) and wanted <= info.labels.items()),
             key=lambda info: info.created,
         )
 
@@ -170,7 +186,7 @@ class ContainerManager:
             ContainerGoneError: there is none of ours with this name.
         """
         infos = await self.engine.inspect([name])
-        if not infos or RUN_LABEL not in infos[0].labels:
+        if not infos or not _is_ours(infos[0]):
             raise ContainerGoneError(f"There is no container of ours named {name!r}.")
         await self.remove(name)
 
@@ -222,6 +238,15 @@ class ContainerManager:
             if container_id not in known:
                 end_forgotten(container_id)
 
+    async def _sweep(self, name: str, plan: Plan) -> bool:
+        """End what runs have left in a container that none uses; tell whether nothing is left."""
+        try:
+            done = await self.engine.run(argv.sweep_argv(self.engine.binary, name=name, user=plan.user), check=False)
+        except EngineError as error:
+            _log.info("what was left in %s could not be ended: %s", name, error.message)
+            return False
+        return done.returncode == 0
+
     async def _create(self, plan: Plan) -> None:
         try:
             await self.engine.create(plan.run, may_pull=plan.may_pull)
@@ -254,16 +279,23 @@ class ContainerManager:
         return LockFile(self.state_dir / "locks" / f"container.{container}.lock")
 
 
+def _is_ours(info: ContainerInfo) -> bool:
+    return RUN_LABEL in info.labels and info.labels.get(NAME_LABEL) == info.name
+
+
 def _is_needed(info: ContainerInfo) -> bool:
     owner = Owner.from_labels(info.labels)
-    if info.labels.get(KIND_LABEL) == "persistent":
-        # One that was made and not yet started is its living owner's.
-        starting = info.status == "created" and owner is not None and owner.is_alive
-        return starting or info.status in ("running", "paused", "restarting")
-    if owner is None or not owner.is_on_this_host:
+    state = "unknown" if owner is None else owner.state
+    runs = info.status in ("running", "paused", "restarting")
+    if info.labels.get(KIND_LABEL) == "persistent" and info.status != "created":
+        return runs
+    if runs and owner is not None and not owner.is_of_this_boot:
+        # No container runs on when its machine starts anew: this one is another machine's, of the same name and id.
+        state = "unknown"
+    if state == "unknown":
         deadline = info.labels.get(DEADLINE_LABEL, "")
         return not (deadline.isdecimal() and time.time() > int(deadline))
-    return owner.is_alive
+    return state == "alive"
 
 
 def state_digest(state_dir: Path) -> str:

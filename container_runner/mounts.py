@@ -109,7 +109,9 @@ def build_container_mounts(
         if _contains(workspace, state):
             # Other agents' sessions and our locks are none of its business.
             masks.append(f"{guest.WORKSPACE}/{state.relative_to(workspace)}")
-    identity = " ".join(_inode(mount.source) for mount in mounts)
+            if config.workspace_mode == "rw":
+                mounts += protect.way_to(state, workspace, beside=mounts)
+    identity = " ".join(map(_inode, mounts))
     mounts.append(Mount(str(sessions_folder(state, agent.name)), guest.SESSIONS))
     by_name = config.credentials in ("auto", "env") and any(name in environ for name in credentials.names)
     if not by_name:
@@ -206,12 +208,14 @@ def recheck(mounts: Iterable[Mount]) -> None:
         raise StateError(f"{error.filename} can not be made: {error.strerror}.") from None
 
 
-def _inode(source: str) -> str:
+def _inode(mount: Mount) -> str:
     try:
-        found = os.stat(source)  # noqa: PTH116  a string
-    except OSError:  # a folder of hooks that is made before the run
+        found = os.stat(mount.source)  # noqa: PTH116  a string
+    except OSError:  # a folder that is made before the run
         return "none"
-    return f"{found.st_dev}:{found.st_ino}"
+    # The number of a file that was replaced is given to the next one, so its last change tells them apart. What the
+    # agent may write changes all the time, and is only there to keep its parts in their place.
+    return f"{found.st_dev}:{found.st_ino}:{found.st_ctime_ns if mount.read_only else ''}"
 
 
 def _worktree(workspace: Path, config: ContainerConfig, state: Path) -> list[Mount]:

@@ -31,6 +31,9 @@ class Warm:
 
     container: Container
 
+    plan: Plan
+    """What it was made by."""
+
     holder: Process
     """The exec that holds its lease until the run does. It ends with us, as a run's own exec does."""
 
@@ -57,41 +60,58 @@ class Pool:
         self._make_plan = make_plan
         self._size = size
         self._ready: deque[Warm] = deque()
-        self._taken = anyio.Event()
-        self.digest = make_plan().digest
-        """What the containers are, as `Plan.digest`: a run takes none that its own plan would not have made."""
+        self._spent: deque[Warm] = deque()
+        """Those that no run will take any more, to be removed."""
+        self._asked = anyio.Event()
 
     def __len__(self) -> int:
         """How many containers are ready."""
         return len(self._ready)
 
-    async def take(self) -> Warm | None:
-        """A container for one run, or None if none is ready."""
-        while self._ready:
-            warm = self._ready.popleft()
-            self._taken.set()
+    def take(self, digest: str) -> Warm | None:
+        """A container for one run, or None if none is ready that its plan, with this `Plan.digest`, would have made.
+
+        The caller owns it: it ends the lease and removes the container.
+        """
+        self._asked.set()
+        for warm in [warm for warm in self._ready if warm.plan.digest == digest]:
+            self._ready.remove(warm)
             if warm.holder.returncode is None:
                 return warm
-            await self._discard(warm.container, warm.holder)  # it ended while it waited
+            self._spent.append(warm)  # it ended while it waited
         return None
 
     async def fill(self) -> None:
         """Keep the pool full, until cancelled. What can not be made is left to the runs themselves to report."""
         while True:
-            self._taken = anyio.Event()
+            self._asked = anyio.Event()
             try:
+                await self._sort_out()
                 while len(self._ready) < self._size:
                     await self._add()
             except ContainerRunnerError as error:
                 _log.warning("the pool can not be filled: %s", error)
-            await self._taken.wait()
+            await self._asked.wait()
 
     async def close(self) -> None:
         """Remove what nobody took."""
-        while self._ready:
-            warm = self._ready[0]
-            await settle(partial(self._discard, warm.container, warm.holder))
-            self._ready.popleft()
+        self._spent += self._ready
+        self._ready.clear()
+        await self._remove_spent()
+
+    async def _sort_out(self) -> None:
+        """Remove what has ended, and what is no more what a run would make: files of the workspace's were replaced."""
+        digest = self._make_plan().digest
+        for warm in list(self._ready):
+            if warm.plan.digest != digest or warm.holder.returncode is not None:
+                self._ready.remove(warm)
+                self._spent.append(warm)
+        await self._remove_spent()
+
+    async def _remove_spent(self) -> None:
+        while self._spent:
+            warm = self._spent.popleft()
+            await settle(partial(self._discard, warm.container, warm))
 
     async def _add(self) -> None:
         plan, engine = self._make_plan(), self._manager.engine
@@ -100,24 +120,27 @@ class Pool:
         command = argv.hold_argv(engine.binary, name=plan.container, user=plan.user, run_id=plan.run_id)
         async with start_limiter():
             container = await self._manager.get_or_create(plan)
-            holder: Process | None = None
+            warm: Warm | None = None
             try:
                 holder = await Process.start(
                     command, env=engine.environ, hold_stdin=True, gate=guest.started_line(plan.run_id)
                 )
+                warm = Warm(container, plan, holder)
                 if not await holder.wait_for_gate(HOLD_TIMEOUT):
                     raise EngineTimeoutError("A container of the pool ended before it could be held.")
-                self._ready.append(Warm(container, holder))
             except BaseException as error:
-                await settle(lambda: self._discard(container, holder))
+                await settle(partial(self._discard, container, warm))
+                if isinstance(error, TimeoutError):
+                    raise EngineTimeoutError("A container of the pool could not be held in time.") from None
                 if isinstance(error, OSError):
                     raise spawn_error(command, error) from None
                 raise
+        self._ready.append(warm)
 
-    async def _discard(self, container: Container, holder: Process | None) -> None:
-        if holder is not None:
-            await Warm(container, holder).let_go()
+    async def _discard(self, container: Container, warm: Warm | None) -> None:
+        if warm is not None:
+            await warm.let_go()
         try:
-            await self._manager.release(container)
+            await self._manager.engine.remove(container.name)
         except ContainerRunnerError as error:
             _log.warning("%s may be left: %s", container.name, error)

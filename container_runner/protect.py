@@ -100,8 +100,21 @@ def protect(workspace: Path, unprotected: Collection[str]) -> list[Mount]:
             _protect(found, workspace, [(workspace / name, True)])
             if name == ".git" and (repository := _repository_inside(workspace)):
                 _protect(found, workspace, _repository(repository, str(repository.relative_to(workspace)), kept))
-    closed = [f"{mount.target}/" for mount in found.values() if mount.read_only]
-    return [mount for mount in found.values() if mount.read_only or not mount.target.startswith(tuple(closed))]
+    closed = _inside(found.values())
+    return [mount for mount in found.values() if mount.read_only or not mount.target.startswith(closed)]
+
+
+def way_to(path: Path, workspace: Path, *, beside: Iterable[Mount]) -> list[Mount]:
+    """The folders between *workspace* and *path*, outermost first, each bound over itself so that it stays there.
+
+    Args:
+        beside: mounts that are there already. What they hold, or close, is left out.
+    """
+    beside = tuple(beside)
+    there, closed = {mount.target for mount in beside}, _inside(beside)
+    between = reversed(path.relative_to(workspace).parents[:-1])
+    ways = (_over_itself(workspace / folder, workspace, False) for folder in between)
+    return [way for way in ways if way.target not in there and not way.target.startswith(closed)]
 
 
 def missing(workspace: Path) -> frozenset[str]:
@@ -178,18 +191,22 @@ def make_hooks(mounts: Iterable[Mount]) -> None:
 def _protect(found: dict[str, Mount], workspace: Path, places: Iterable[tuple[Path, bool]]) -> None:
     """Add *places*, each with whether it is read-only, and what keeps it from being moved or written another way."""
     for path, read_only in places:
-        for folder in reversed(path.relative_to(workspace).parents[:-1]):
-            found.setdefault(str(folder), _over_itself(workspace, folder, False))
-        name = path.relative_to(workspace)
-        if str(name) not in found or read_only:
-            found[str(name)] = _over_itself(workspace, name, read_only)
+        for way in way_to(path, workspace, beside=found.values()):
+            found[way.source] = way
+        if str(path) not in found or read_only:
+            found[str(path)] = _over_itself(path, workspace, read_only)
         if read_only and path.is_dir():
             linked = (file for file in _linked(path) if workspace in file.parents and path not in file.parents)
             _protect(found, workspace, ((file, True) for file in linked))
 
 
-def _over_itself(workspace: Path, name: Path, read_only: bool) -> Mount:
-    return Mount(str(workspace / name), f"{guest.WORKSPACE}/{name}", read_only)
+def _inside(mounts: Iterable[Mount]) -> tuple[str, ...]:
+    """How the paths begin that lie in a read-only one of *mounts*."""
+    return tuple(f"{mount.target}/" for mount in mounts if mount.read_only)
+
+
+def _over_itself(path: Path, workspace: Path, read_only: bool) -> Mount:
+    return Mount(str(path), f"{guest.WORKSPACE}/{path.relative_to(workspace)}", read_only)
 
 
 def _repository(git: Path, shown: str, kept: Collection[str]) -> Iterator[tuple[Path, bool]]:

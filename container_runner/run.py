@@ -55,7 +55,7 @@ class Run:
     Args:
         plan: what is to be done.
         make_plan: makes the plan anew, for another attempt to start, because a name is never used twice.
-        pools: containers that are ready, by their digest.
+        pools: containers that are ready, by the agent that they are for.
         record: what is written, traced and logged of the run.
     """
 
@@ -78,6 +78,8 @@ class Run:
         self._record = record
         self._warm: Warm | None = None
         self._container: Container | None = None
+        self._is_spoiled = False
+        """Whether the container is one that no other run should use."""
         self._process: Process | None = None
         self.stopped_by: str | None = None
         """The last rung of the ladder that was needed: "term", "kill", "sweep", "container", or None."""
@@ -165,8 +167,8 @@ class Run:
         options, plan = self._options, self._plan
         async with start_limiter():
             with self._record.trace.span("create"):
-                if plan.digest in self._pools:
-                    self._warm = await self._pools[plan.digest].take()
+                if pool := self._pools.get(plan.agent):
+                    self._warm = pool.take(plan.digest)
                 self._container = self._warm.container if self._warm else await self._manager.get_or_create(plan)
             self._record.in_container(self._container.name)
             command = plan.exec_in(self._container.name)
@@ -222,8 +224,7 @@ class Run:
                 if persistent and was_created:
                     await self._manager.clean_up(self._plan.agent, max_containers)
         except TimeoutError:
-            if self._process is not None:
-                self._process.abandon()
+            self._abandon()
             left = CleanupError(f"Cleaning up took too long; {name} may be left.", left=(name,))
         except EngineError as error:
             left = CleanupError(f"{name} may be left. {error.message}", left=(name,), stderr=error.stderr)
@@ -231,6 +232,14 @@ class Run:
             return None
         _log.warning("%s", left)
         return left
+
+    def _abandon(self) -> None:
+        """Let go of everything at once, without waiting for anything."""
+        for process in (self._process, None if self._warm is None else self._warm.holder):
+            if process is not None:
+                process.abandon()
+        if self._container is not None and self._container.lock is not None:
+            self._container.lock.release()
 
     async def _clear(self, *, is_good: bool = False) -> None:
         """End the client, and give the container back, which is good if the run ended well."""
@@ -244,8 +253,9 @@ class Run:
             await self._warm.let_go()
             self._warm = None
         if self._container is not None:
-            await self._manager.release(self._container, digest=self._plan.digest, is_good=is_good)
+            await self._manager.release(self._container, self._plan, is_good=is_good, is_spoiled=self._is_spoiled)
             self._container = None
+            self._is_spoiled = False
 
     @property
     def _has_started(self) -> bool:
@@ -273,15 +283,19 @@ class Run:
         """Make sure, after a silence, that the client still waits for somebody."""
         assert self._container is not None  # noqa: S101  there is no process without one
         engine, name = self._manager.engine, self._container.name
-        infos = await engine.inspect([name])
+        try:
+            infos = await engine.inspect([name])
+            is_lost = False
+            if infos and infos[0].is_running and self._group is not None:
+                probe = argv.probe_argv(engine.binary, name=name, user=self._plan.user, group=self._group)
+                is_lost = (await engine.run(probe, check=False)).returncode == guest.EXIT_GONE
+        except EngineError as error:  # an engine that does not answer just now says nothing about the agent
+            _log.info("looking after %s: %s", name, error.message)
+            return
         if not infos or infos[0].status in ("exited", "dead"):
             raise ContainerGoneError("The container ended while the agent ran.", stderr=self._report()[1])
-        if infos[0].is_running and self._group is not None:
-            done = await engine.run(
-                argv.probe_argv(engine.binary, name=name, user=self._plan.user, group=self._group), check=False
-            )
-            if done.returncode == 1:
-                raise ExecLostError("The agent has ended, and the engine's client did not notice.")
+        if is_lost:
+            raise ExecLostError("The agent has ended, and the engine's client did not notice.")
 
     def _report(self) -> tuple[guest.Report, str]:
         report, stderr = guest.Report.parse(bytes(self._running.stderr), self._plan.run_id)
@@ -303,6 +317,9 @@ class Run:
         if report.refusal == "not-executable":
             message = f"{program!r} in the image {image} can not be run by user {self._plan.user}."
             return CommandNotExecutableError(message, exit_code=exit_code)
+        if report.refusal == "prompt-lost":
+            self._is_spoiled = True  # an earlier run has filled what a persistent container keeps in memory
+            return EngineBusyError("The container has no room for the prompt.", exit_code=exit_code, stderr=stderr)
         stdout = b"\n".join(line for line in lines if isinstance(line, bytes))
         return classify(Completed(returncode=exit_code, stdout=stdout, stderr=stderr), "exec")
 

@@ -23,6 +23,7 @@ from container_runner.manager import (
     CONFIG_LABEL,
     DEADLINE_LABEL,
     KIND_LABEL,
+    NAME_LABEL,
     RUN_LABEL,
     STATE_LABEL,
     ContainerManager,
@@ -149,13 +150,14 @@ class ContainerRunner:
         # its mounts really are. The engine's mount of a file ends when the host renames another one over it.
         made_of = "\0".join([*run("", found_by), mounts.identity])
         found_by[CONFIG_LABEL] = hashlib.sha256(made_of.encode()).hexdigest()[:32]
-        deadline = {DEADLINE_LABEL: str(int(time.time()) + config.time_limit + DEADLINE_SLACK)}
+        deadline = int(time.time()) + config.time_limit + DEADLINE_SLACK
+        own = {RUN_LABEL: run_id, NAME_LABEL: name, DEADLINE_LABEL: str(deadline)}
         return Plan(
             run_id=run_id,
             agent=agent.name,
             container=name,
             ephemeral=config.ephemeral,
-            run=tuple(run(name, {RUN_LABEL: run_id, **found_by, **Owner.current().to_labels(), **deadline})),
+            run=tuple(run(name, {**own, **found_by, **Owner.current().to_labels()})),
             exec=tuple(
                 argv.exec_argv(
                     engine.binary,
@@ -194,21 +196,22 @@ class ContainerRunner:
             size: how many to keep ready. Default: `ContainerConfig.pool`.
 
         Raises:
-            ConfigError: the configuration is not ephemeral, or the size is 0.
+            ConfigError: the configuration is not ephemeral, the size is 0, or *agent* could not be run.
             EngineError: there is no engine, or it does not answer.
         """
         size = self.config.pool if size is None else size
         if size < 1 or not self.config.ephemeral:
             raise ConfigError("pool", size, "a number from 1, and ephemeral containers")
-        manager = await self.manager()
-        pool = Pool(manager, lambda: self.plan(ExecuteOptions(prompt="", agent=agent)), size)
-        if pool.digest in self._pools:
+        options = ExecuteOptions(prompt="", agent=agent)
+        self.plan(options)  # what is wrong with it is said here, and not by each try to fill the pool
+        pool = Pool(await self.manager(), lambda: self.plan(options), size)
+        if agent.name in self._pools:
             raise ConfigError("pool", agent.name, "one pool for an agent at a time")
+        self._pools[agent.name] = pool
         failure: Exception | None = None
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(pool.fill)
-                self._pools[pool.digest] = pool
                 try:
                     yield pool
                 except Exception as error:  # out of the task group, which would wrap it
@@ -217,7 +220,7 @@ class ContainerRunner:
             if failure is not None:
                 raise failure
         finally:
-            del self._pools[pool.digest]
+            del self._pools[agent.name]
             await settle(pool.close)
 
     async def manager(self) -> ContainerManager:
@@ -289,5 +292,5 @@ async def _prune(manager: ContainerManager) -> None:
         with anyio.move_on_after(PRUNE_TIMEOUT):
             for info in await manager.prune():
                 _log.info("removed %s, whose owner is dead", info.name)
-    except ContainerRunnerError as error:
-        _log.info("looking for what dead processes left: %s", error.message)
+    except Exception as error:  # whatever is wrong with what others left, this run has nothing to do with it
+        _log.info("looking for what dead processes left: %s", error)

@@ -17,7 +17,7 @@ import attrs
 import pytest
 
 from container_runner.cli import main
-from container_runner.manager import AGENT_LABEL, KIND_LABEL, RUN_LABEL, STATE_LABEL, state_digest
+from container_runner.manager import AGENT_LABEL, KIND_LABEL, NAME_LABEL, RUN_LABEL, STATE_LABEL, state_digest
 from container_runner.owner import Owner
 
 SCRIPT = """\
@@ -80,6 +80,7 @@ class SmallEngine:
         owner = owner or attrs.evolve(Owner.current(), pid=os.getpid())
         ours = {
             RUN_LABEL: "0" * 32,
+            NAME_LABEL: name,
             AGENT_LABEL: agent,
             KIND_LABEL: kind,
             STATE_LABEL: state_digest(state or self.state),

@@ -284,7 +284,7 @@ def test_exec() -> None:
     [
         (
             argv.probe_argv("docker", name="N", user=USER, group=7),
-            ["docker", "exec", "--user=1000:1001", "--", "N", "sh", "-c", "kill -0 -$1", "sh", "7"],
+            ["docker", "exec", "--user=1000:1001", "--", "N", "sh", "-c", guest.PROBE, "sh", "7"],
         ),
         (argv.remove_argv("docker", DOCKER, name="N"), ["docker", "rm", "--force", "--volumes", "--", "N"]),
         (

@@ -67,6 +67,21 @@ def test_a_shared_lock_is_for_several_and_keeps_out_who_wants_it_alone(path: Pat
     assert LockFile(path).try_acquire()
 
 
+def test_the_last_of_several_can_have_a_shared_lock_for_itself_alone(path: Path) -> None:
+    first, second = LockFile(path), LockFile(path)
+    assert first.try_acquire(shared=True)
+    assert second.try_acquire(shared=True)
+
+    assert not first.try_upgrade()
+    assert second.try_upgrade()
+    assert not LockFile(path).try_acquire(shared=True)
+
+    first.release()
+    second.release()
+    assert not second.try_upgrade()
+    assert LockFile(path).try_acquire()
+
+
 def test_two_locks_of_one_process_exclude_each_other(path: Path) -> None:
     first, second = LockFile(path), LockFile(path)
     assert first.try_acquire()

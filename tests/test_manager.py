@@ -13,6 +13,7 @@ import psutil
 import pytest
 from pytest_subprocess import FakeProcess
 
+from container_runner import argv
 from container_runner.argv import DOCKER
 from container_runner.config import ContainerConfig
 from container_runner.engine import Engine
@@ -40,6 +41,7 @@ class World:
         self._fp.register(["docker", "ps", self._fp.any()], stdout=ids, occurrences=times)
         self._fp.register(["docker", "inspect", self._fp.any()], stdout=orjson.dumps(containers), occurrences=times)
         self._fp.register(["docker", "rm", self._fp.any()], occurrences=20)
+        self._fp.register(["docker", "exec", self._fp.any()], occurrences=20)
         self._fp.register(["docker", "run", self._fp.any()], stdout="f" * 64, occurrences=20)
 
     def did(self, verb: str) -> list[tuple[str, ...]]:
@@ -81,7 +83,7 @@ def container(
         "Id": name.ljust(64, "0"),
         "Name": f"/{name}",
         "Created": created,
-        "Config": {"Labels": {"container-runner.run": "r", **(labels or {})}},
+        "Config": {"Labels": {"container-runner.run": "r", "container-runner.name": name, **(labels or {})}},
         "State": {"Status": status},
     }
 
@@ -94,7 +96,7 @@ async def test_an_ephemeral_container_is_always_made(world: World, manager: Cont
     wanted = plan()
 
     got = await manager.get_or_create(wanted)
-    await manager.release(got)
+    await manager.release(got, wanted)
 
     assert (got.name, got.created) == (wanted.container, True)
     assert world.did("run") == [wanted.run]
@@ -109,7 +111,7 @@ async def test_a_persistent_container_is_found_by_its_labels(
     world.holds(container("kept", wanted.reuse_labels))
 
     got = await manager.get_or_create(wanted)
-    await manager.release(got)
+    await manager.release(got, wanted)
 
     assert (got.name, got.created) == ("kept", False)
     assert not world.did("run")
@@ -121,13 +123,61 @@ async def test_one_that_has_ended_is_replaced(world: World, manager: ContainerMa
     world.holds(container("old", wanted.reuse_labels, status="exited"))
 
     got = await manager.get_or_create(wanted)
-    await manager.release(got)
+    await manager.release(got, wanted)
 
     assert got.created
     assert world.removed == ["old"]
 
 
-@pytest.mark.parametrize("change", ["label", "not ours"])
+@pytest.mark.parametrize("code", [0, 1])
+async def test_whoever_leaves_last_ends_what_was_left(
+    fp: FakeProcess, world: World, manager: ContainerManager, plan: Any, code: int
+) -> None:
+    """A container in which that can not be done is not used again."""
+    fp.register(["docker", "exec", fp.any()], returncode=code, occurrences=5)
+    wanted = plan(ephemeral=False)
+    world.holds(container("kept", wanted.reuse_labels))
+    first, second = await manager.get_or_create(wanted), await manager.get_or_create(wanted)
+
+    await manager.release(first, wanted, is_good=True)
+    assert not world.did("exec")
+
+    await manager.release(second, wanted, is_good=True)
+    assert world.did("exec") == [tuple(argv.sweep_argv("docker", name="kept", user=wanted.user))]
+    assert world.removed == (["kept"] if code else [])
+    assert not manager.is_in_use("kept")
+
+
+async def test_a_spoiled_container_goes_when_nobody_uses_it(world: World, manager: ContainerManager, plan: Any) -> None:
+    wanted = plan(ephemeral=False)
+    world.holds(container("kept", wanted.reuse_labels))
+    first, second = await manager.get_or_create(wanted), await manager.get_or_create(wanted)
+
+    await manager.release(first, wanted, is_spoiled=True)
+    assert not world.removed
+
+    await manager.release(second, wanted, is_spoiled=True)
+    assert world.removed == ["kept"]
+
+
+async def test_a_paused_container_is_left_to_the_run_that_waits_in_it(
+    world: World, manager: ContainerManager, plan: Any, state: Path
+) -> None:
+    wanted = plan(ephemeral=False)
+    world.holds(container("paused", wanted.reuse_labels, status="paused"))
+    lock = LockFile(state / "locks/container.paused.lock")
+    assert lock.try_acquire(shared=True)
+
+    got = await manager.get_or_create(wanted)
+    assert got.created
+    assert not world.removed
+
+    lock.release()
+    await manager.get_or_create(attrs.evolve(wanted, container="the-next"))
+    assert world.removed == ["paused"]
+
+
+@pytest.mark.parametrize("change", ["label", "not ours", "another's name"])
 async def test_one_that_an_engine_shows_by_mistake_is_neither_used_nor_removed(
     world: World, manager: ContainerManager, plan: Any, change: str
 ) -> None:
@@ -136,10 +186,12 @@ async def test_one_that_an_engine_shows_by_mistake_is_neither_used_nor_removed(
     if change == "not ours":
         other = container("other", wanted.reuse_labels, status="exited")
         del other["Config"]["Labels"]["container-runner.run"]
+    if change == "another's name":  # made of an image that was made of a container of ours
+        other = container("other", {**wanted.reuse_labels, "container-runner.name": "the-first"}, status="exited")
     world.holds(other)
 
     got = await manager.get_or_create(wanted)
-    await manager.release(got)
+    await manager.release(got, wanted)
 
     assert got.name == wanted.container
     assert not world.removed
@@ -247,6 +299,14 @@ def elsewhere() -> Owner:
     return attrs.evolve(Owner.current(), host="0" * 16)
 
 
+def of_another_boot() -> Owner:
+    return attrs.evolve(Owner.current(), boot="another")
+
+
+def beside() -> Owner:
+    return attrs.evolve(Owner.current(), pid_namespace="1", started=1)
+
+
 PERSISTENT = {"container-runner.kind": "persistent"}
 SOON = {"container-runner.deadline": str(int(time.time()) + 3600)}
 PAST = {"container-runner.deadline": str(int(time.time()) - 3600)}
@@ -258,6 +318,12 @@ LIVES: list[tuple[str, dict[str, str], str, bool]] = [
     ("another machine's", {**elsewhere().to_labels(), **SOON}, "running", True),
     ("another machine's, too old", {**elsewhere().to_labels(), **PAST}, "running", False),
     ("another machine's, without a deadline", elsewhere().to_labels(), "running", True),
+    ("of another boot", {**of_another_boot().to_labels(), **SOON}, "exited", False),
+    ("of another boot, never started", {**of_another_boot().to_labels(), **SOON}, "created", False),
+    ("of another boot, and still running", {**of_another_boot().to_labels(), **SOON}, "running", True),
+    ("of another boot, and running for too long", {**of_another_boot().to_labels(), **PAST}, "running", False),
+    ("of another pid namespace", {**beside().to_labels(), **SOON}, "running", True),
+    ("of another pid namespace, too old", {**beside().to_labels(), **PAST}, "running", False),
     ("nobody's", SOON, "running", True),
     ("nobody's, too old", PAST, "running", False),
     ("nobody's, with a deadline that is none", {"container-runner.deadline": "x"}, "running", True),
@@ -266,6 +332,8 @@ LIVES: list[tuple[str, dict[str, str], str, bool]] = [
     ("kept, ended", {**PERSISTENT, **Owner.current().to_labels()}, "exited", False),
     ("kept, just made", {**PERSISTENT, **Owner.current().to_labels()}, "created", True),
     ("kept, made by a dead one", {**PERSISTENT, **dead().to_labels()}, "created", False),
+    ("kept, made elsewhere", {**PERSISTENT, **elsewhere().to_labels(), **SOON}, "created", True),
+    ("kept, made elsewhere long ago", {**PERSISTENT, **elsewhere().to_labels(), **PAST}, "created", False),
 ]
 
 
@@ -293,7 +361,7 @@ async def test_one_that_can_not_be_removed_does_not_stop_the_others(
 
 def test_a_dead_owner_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     assert psutil.pid_exists(dead().pid)
-    assert not dead().is_alive
+    assert dead().state == "dead"
 
 
 def test_a_state_folder_is_the_same_by_any_way_to_it(state: Path, tmp_path: Path) -> None:

@@ -60,16 +60,16 @@ def modes(mounts: list[Mount]) -> dict[str, str]:
     return {mount.target.removeprefix("/workspace/"): "ro" if mount.read_only else "rw" for mount in mounts}
 
 
-def build(tmp_path: Path, workspace: Path, **config: Any) -> list[Mount]:
-    mounts = container(tmp_path, workspace, **config).mounts
+def build(tmp_path: Path, workspace: Path, *, state: Path | None = None, **config: Any) -> list[Mount]:
+    mounts = container(tmp_path, workspace, state=state, **config).mounts
     return [mount for mount in mounts if not mount.target.startswith("/container-runner")]
 
 
-def container(tmp_path: Path, workspace: Path, **config: Any) -> ContainerMounts:
+def container(tmp_path: Path, workspace: Path, *, state: Path | None = None, **config: Any) -> ContainerMounts:
     return build_container_mounts(
         Agent(name="bot", workspace=workspace),
         ContainerConfig(image="i", credentials="none", **config),
-        tmp_path / "state",
+        state or tmp_path / "state",
         user=User(os.getuid(), os.getgid()),
         credentials=Credentials(),
     )
@@ -234,6 +234,21 @@ def test_a_repository_beside_its_file_in_the_workspace_is_protected_as_well(work
     }
 
 
+def test_a_state_folder_deep_in_the_workspace_can_not_be_moved_away(tmp_path: Path, workspace: Path) -> None:
+    """It is masked, and its parents are mount points, which nobody can rename."""
+    (workspace / ".claude").mkdir()
+
+    def mounts(state: str) -> dict[str, bool]:
+        found = build(tmp_path, workspace, state=workspace / state)
+        return {mount.target: mount.read_only for mount in found}
+
+    assert mounts("state") == {"/workspace": False, "/workspace/.claude": True}
+    assert mounts("a/b/state") == {
+        "/workspace": False, "/workspace/.claude": True, "/workspace/a": False, "/workspace/a/b": False,
+    }  # fmt: skip
+    assert mounts(".claude/b/state") == {"/workspace": False, "/workspace/.claude": True}
+
+
 # Where it all counts
 
 
@@ -272,12 +287,15 @@ def test_a_workspace_is_another_one_when_what_is_protected_in_it_was_replaced(tm
 
     before = identity()
     (workspace / "made").touch()
-    config.write_text("written in place")
+    (workspace / ".git/index").touch()
     assert identity() == before
 
-    (workspace / "new").touch()
-    (workspace / "new").rename(config)
-    assert identity() != before
+    seen = [before]
+    for _ in range(2):  # the second file gets the number of the first
+        (workspace / "new").touch()
+        (workspace / "new").rename(config)
+        seen.append(identity())
+    assert len({*seen}) == len(seen)
 
 
 # Worktrees

@@ -463,7 +463,7 @@ async def test_a_persistent_agent_finds_its_container_again(
     fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path
 ) -> None:
     subject = runner(tmp_path, ephemeral=False)
-    labels = {"container-runner.run": "r", **subject.plan(options()).reuse_labels}
+    labels = {"container-runner.run": "r", "container-runner.name": "found", **subject.plan(options()).reuse_labels}
     fp.register(["docker", "ps", fp.any()], stdout=["f" * 64], occurrences=10)
     raw = {"Id": "f" * 64, "Name": "/found", "Config": {"Labels": labels}, "State": {"Status": "running"}}
     fp.register(["docker", "inspect", fp.any()], stdout=orjson.dumps([raw]), occurrences=10)

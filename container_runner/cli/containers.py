@@ -128,7 +128,7 @@ def _row(manager: ContainerManager, info: ContainerInfo) -> Row:
     here = info.labels.get(STATE_LABEL) == state_digest(manager.state_dir)
     known: Literal["alive", "dead", "elsewhere", "unknown"] = "unknown"
     if owner is not None:
-        known = ("alive" if owner.is_alive else "dead") if owner.is_on_this_host else "elsewhere"
+        known = owner.state if owner.is_on_this_host else "elsewhere"
     kind = info.labels.get(KIND_LABEL, "")
     in_use: bool | None = None
     if info.status != "running":

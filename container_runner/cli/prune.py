@@ -81,6 +81,6 @@ def reason(info: ContainerInfo) -> str:
     owner = Owner.from_labels(info.labels)
     if info.labels.get(KIND_LABEL) == "persistent":
         return f"it is {info.status}; its agent gets a new one when it is needed"
-    if owner is not None and owner.is_on_this_host:
+    if owner is not None and owner.state == "dead":
         return f"its owner, process {owner.pid}, is dead"
     return "its time limit has passed"

@@ -28,7 +28,7 @@ async def main(*words: str) -> None:
             plan = runner.plan(options)
             prepare_sessions(plan.state_dir, plan.agent, plan.user)
             container = await manager.get_or_create(plan)
-            await manager.release(container)
+            await manager.release(container, plan)
             print(container.name, flush=True)
         except Exception as error:
             print(f"{error!r}", flush=True)

@@ -13,12 +13,13 @@ import anyio
 import attrs
 import pytest
 
-from container_runner import ContainerManager, Engine
+from container_runner import CommandRuntime, ContainerManager, Engine
 from container_runner.argv import LABEL
 from container_runner.environment import host_environment
 from container_runner.messages import Message
 from container_runner.owner import Owner
 from tests.faults.scene import Scene, last
+from tests.faults.test_inside import run_for
 from tests.integration.engines import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
@@ -98,6 +99,77 @@ def test_cancelling_one_run_leaves_another_in_the_same_container_untouched(scene
     assert "unharmed" in str(messages)
 
 
+HIDDEN = {
+    "with another run's mark": "CONTAINER_RUNNER_RUN=00000000000000000000000000000000 setsid sleep 4242 &",
+    "without a mark": "env -i setsid sleep 4242 &",
+    "and says in our name that all is well": (
+        'env -i setsid sleep 4242 & sleep 0.5; echo "container-runner: ended $CONTAINER_RUNNER_RUN 0" >&2; '
+        "kill -9 $PPID"
+    ),
+    "a hundred times a second": "env -i setsid sh -c 'while :; do env -i setsid sleep 4242 & sleep 0.01; done' &",
+}
+
+
+@pytest.mark.parametrize("how", HIDDEN)
+def test_an_agent_hides_a_process(scene: Scene, how: str) -> None:
+    """It is found all the same, and what somebody else has started in the container is left alone."""
+    run_for(scene, None, "hello", ephemeral=False)
+    (container,) = scene.containers()
+    scene.engine.run("exec", "--detach", container, "sh", "-c", "sleep 5555")
+    runtime = CommandRuntime(["sh", "-c", f"{HIDDEN[how]} echo hidden; sleep 0.5"])
+    messages, since = run_for(scene, None, ephemeral=False, runtime=runtime)
+
+    def hidden() -> list[str]:
+        told = scene.engine.run("exec", container, "ps", "-o", "args").stdout
+        return [line for line in told.splitlines() if "4242" in line]
+
+    scene.settle(
+        f"the agent hides a process {how} (persistent)", last(messages), since=since, keep=[container], also=hidden
+    )
+    assert "sleep 5555" in scene.engine.run("exec", container, "ps", "-o", "args").stdout
+    result, _ = run_for(scene, None, "hello", ephemeral=False)
+    assert last(result) == "result"
+    assert scene.containers() == [container]
+
+
+def test_an_agent_fills_what_is_ours(scene: Scene) -> None:
+    """There is no room for the next prompt then, so the next run gets another container."""
+    run_for(scene, None, "sh head -c 100000000 /dev/zero >/container-runner/run/full", ephemeral=False)
+    (before,) = scene.containers()
+    messages, since = run_for(scene, None, "hello", ephemeral=False)
+    (after,) = scene.containers()
+    scene.settle("the agent fills the place of the prompts (persistent)", last(messages), since=since, keep=[after])
+    assert last(messages) == "result"
+    assert after != before
+
+
+def test_a_paused_container_is_left_to_the_run_in_it(scene: Scene) -> None:
+    async def main() -> list[Message]:
+        runner = scene.runner(ephemeral=False)
+        messages: list[Message] = []
+        async with contextlib.aclosing(runner.execute(scene.options("sleep 1\nstill here"))) as stream:
+            async for message in stream:
+                messages.append(message)
+                if len(messages) == 1:
+                    (container,) = scene.containers()
+                    scene.engine.run("pause", container)
+                    other = [message async for message in scene.runner(ephemeral=False).execute(scene.options("hello"))]
+                    assert last(other) == "result"
+                    scene.engine.run("unpause", container)
+        return messages
+
+    messages = anyio.run(main)
+    keep = scene.containers()
+    scene.settle(
+        "a container is paused, and another run begins (persistent)",
+        f"the first: {last(messages)}",
+        since=time.monotonic(),
+        keep=keep,
+    )
+    assert last(messages) == "result"
+    assert len(keep) == 2
+
+
 RACES = 50
 
 
@@ -148,14 +220,17 @@ def test_prune_removes_what_has_no_living_owner_and_nothing_else(scene: Scene) -
         "live": me,
         "dead": attrs.evolve(me, pid=ended.pid),
         "reused-pid": attrs.evolve(me, started=me.started - 1000),
-        "before-the-boot": attrs.evolve(me, boot=me.boot - 5000),
+        "before-the-boot": attrs.evolve(me, boot="another"),
+        "beside": attrs.evolve(me, pid_namespace="1", pid=ended.pid),
         "elsewhere": attrs.evolve(me, host="0" * 16),
     }
     ours = {f"{LABEL}run": "1", f"{LABEL}agent": scene.token, f"{LABEL}kind": "ephemeral"}
     for word, owner in owners.items():
-        start(scene, word, {**ours, **owner.to_labels()})
+        # What runs can not be from before the boot.
+        start(scene, word, {**ours, **owner.to_labels()}, verb="create" if word == "before-the-boot" else "run")
     start(scene, "foreign", {"other.run": "1", f"{LABEL}agent": scene.token, **owners["dead"].to_labels()})
     start(scene, "kept", {**ours, f"{LABEL}kind": "persistent", **owners["dead"].to_labels()})
+    start(scene, "of-an-image", {**ours, **owners["dead"].to_labels(), f"{LABEL}name": "the-first"})
     overdue = {f"{LABEL}deadline": str(int(time.time()) - 5)}
     start(scene, "overdue", {**ours, **owners["elsewhere"].to_labels(), **overdue})
 
@@ -168,14 +243,16 @@ def test_prune_removes_what_has_no_living_owner_and_nothing_else(scene: Scene) -
     assert pruned == {"dead", "reused-pid", "before-the-boot", "overdue"}
     left = {scene.engine.run("inspect", "--format={{.Name}}", name).stdout.strip() for name in scene.containers()}
     assert {name.lstrip("/").removeprefix(f"{scene.token}-") for name in left} == {
-        "live", "elsewhere", "foreign", "kept",
+        "live", "elsewhere", "beside", "foreign", "of-an-image", "kept",
     }  # fmt: skip
     for name in scene.containers():
         scene.engine.remove(name)
     scene.settle("prune beside live owners and foreign containers", "only the dead ones' go", since=began)
 
 
-def start(scene: Scene, word: str, labels: dict[str, str]) -> None:
-    flags = [f"--label={key}={value}" for key, value in labels.items()]
-    scene.engine.run("run", "--detach", f"--name={scene.token}-{word}", "--network=none", *flags, "--",
+def start(scene: Scene, word: str, labels: dict[str, str], *, verb: str = "run") -> None:
+    name = f"{scene.token}-{word}"
+    flags = [f"--label={key}={value}" for key, value in {f"{LABEL}name": name, **labels}.items()]
+    detach = ["--detach"] if verb == "run" else []
+    scene.engine.run(verb, *detach, f"--name={name}", "--network=none", *flags, "--",
                      scene.engine.images.tiny, "sleep", "1000")  # fmt: skip
