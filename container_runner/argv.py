@@ -30,6 +30,9 @@ class Dialect:
     run: tuple[str, ...] = ()
     """More flags for `run`."""
 
+    run_in: str | None = None
+    """The folder that `run` is called in; None for the current one."""
+
     tmpfs: tuple[str, ...] = ()
     """More options for every tmpfs."""
 
@@ -46,6 +49,9 @@ PODMAN: Final = Dialect(
     name="podman",
     # It would pass the host's proxies, passwords included, and add writable folders of its own to a read-only root.
     run=("--http-proxy=false", "--read-only-tmpfs=false"),
+    # Its monitor makes an empty file `oom` in the folder that it was started in when the container's memory runs out;
+    # here nobody can make files.
+    run_in="/proc",
     # It would copy what lies below into the tmpfs, so that a mask would show what it is there to hide.
     tmpfs=("notmpcopyup",),
     # It would wait for the stop timeout first.

@@ -159,6 +159,8 @@ class Engine:
             raise EngineNotFoundError(f"There is no program {wanted!r} on this machine.")
         podman = _looks_like_podman(path or binary)
         dialect = (PODMAN if os.geteuid() == 0 else PODMAN_ROOTLESS) if podman else DOCKER
+        if os.sep in binary:
+            binary = str(Path(binary).absolute())  # not all commands are called in the current folder
         return cls(binary=binary, dialect=dialect, environ=client_environment(environ))
 
     @classmethod
@@ -207,7 +209,9 @@ class Engine:
         Raises:
             EngineError: see `run`. A container may exist all the same, so remove it by its name.
         """
-        done = await self._run(command, PULL_TIMEOUT if may_pull else RUN_TIMEOUT)
+        place = self.dialect.run_in
+        cwd = place if place is not None and Path(place).is_dir() else None
+        done = await self._run(command, PULL_TIMEOUT if may_pull else RUN_TIMEOUT, cwd)
         last = done.stdout.strip().rsplit(b"\n", 1)[-1]
         # A `run` that was asked to terminate exits with 0 and no id.
         if done.returncode != 0 or not _ID.fullmatch(last):
@@ -240,9 +244,9 @@ class Engine:
             if not isinstance(error, ContainerGoneError):
                 raise error
 
-    async def _run(self, command: Sequence[str], timeout: float) -> Completed:
+    async def _run(self, command: Sequence[str], timeout: float, cwd: str | None = None) -> Completed:
         try:
-            return await process.run(command, env=self.environ, timeout=timeout)
+            return await process.run(command, env=self.environ, cwd=cwd, timeout=timeout)
         except OSError as error:
             raise spawn_error(command, error) from None
 

@@ -298,7 +298,12 @@ class Completed:
 
 
 async def run(
-    argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout: float, stdin: bytes = b""
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | Path | None = None,
+    timeout: float,
+    stdin: bytes = b"",
 ) -> Completed:
     """Run *argv* to its end, and to an orderly end also when we are cancelled or it takes too long.
 
@@ -309,7 +314,7 @@ async def run(
         EngineTimeoutError: it took longer than *timeout* seconds.
         OSError: see `Process.start`.
     """
-    process = await Process.start(argv, env=env, stdin=stdin)
+    process = await Process.start(argv, env=env, cwd=cwd, stdin=stdin)
     lines: list[bytes | OversizedLine] = []
     deadline = anyio.current_time() + timeout
     patience = TERM_GRACE

@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 import attrs
 
-from container_runner.messages import Message
+from container_runner.messages import ErrorMessage, Message
 from tests.faults.scene import PATIENCE, Scene, Table, last, resources
 from tests.integration.fixtures import new_engines
 from tests.integration.images import Unavailable
@@ -38,6 +38,10 @@ PROMPTS = (
     "hang-after-result",
     "stderr 3000000",
 )
+
+
+UNCLEAR = ("engine", "engine_busy", "engine_timeout", "cleanup")
+"""Kinds of errors whose own words are worth reading."""
 
 
 @attrs.define
@@ -83,6 +87,9 @@ class Soak:
                     await anyio.sleep(self.random.random())
                     await anyio.to_thread.run_sync(meanwhile)
         self.counts[f"{scene.engine.name} saw: {last(messages)}"] += 1
+        end = messages[-1] if messages else None
+        if isinstance(end, ErrorMessage) and end.kind in UNCLEAR:
+            self.counts[f"{scene.engine.name} said: {end.message} {end.stderr[-500:]!r}"] += 1
         return messages
 
     async def unharmed(self, scene: Scene) -> None:

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 import pytest
@@ -129,11 +130,13 @@ def test_a_fork_bomb_at_the_limit_that_ignores_term(scene: Scene, ephemeral: boo
     assert last(messages).startswith("total_timeout")
 
 
-def test_out_of_memory(scene: Scene) -> None:
+def test_out_of_memory(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     runtime = CommandRuntime(["sh", "-c", "tail /dev/zero"])
     messages, since = run_for(scene, None, runtime=runtime, memory="32m")
     scene.settle("the agent eats its memory", last(messages), since=since)
     assert last(messages) == "out_of_memory"
+    assert [*tmp_path.iterdir()] == [], "the engine has left something in the current folder"
 
 
 def test_out_of_memory_in_a_child_of_an_agent_that_goes_on(scene: Scene) -> None:
