@@ -209,9 +209,7 @@ class Engine:
         Raises:
             EngineError: see `run`. A container may exist all the same, so remove it by its name.
         """
-        place = self.dialect.run_in
-        cwd = place if place is not None and Path(place).is_dir() else None
-        done = await self._run(command, PULL_TIMEOUT if may_pull else RUN_TIMEOUT, cwd)
+        done = await self._run(command, PULL_TIMEOUT if may_pull else RUN_TIMEOUT, self._run_place)
         last = done.stdout.strip().rsplit(b"\n", 1)[-1]
         # A `run` that was asked to terminate exits with 0 and no id.
         if done.returncode != 0 or not _ID.fullmatch(last):
@@ -243,6 +241,11 @@ class Engine:
             error = classify(done, "rm")
             if not isinstance(error, ContainerGoneError):
                 raise error
+
+    @property
+    def _run_place(self) -> str | None:
+        place = self.dialect.run_in
+        return place if place is not None and Path(place).is_dir() else None
 
     async def _run(self, command: Sequence[str], timeout: float, cwd: str | None = None) -> Completed:
         try:
