@@ -235,7 +235,7 @@ kill -0 -"$1" 2>/dev/null || exit {EXIT_GONE}
 """Whether a run's process group is still there: `sh -c PROBE sh PGID`. The engines fail with other codes."""
 
 SWEEP: Final = """\
-for pass in 1 2 3 4 5; do
+for pass in 1 2 3 4 5 6 7 8 9 10; do
   left=
   for process in /proc/[0-9]*; do
     process=${process#/proc/}
@@ -255,6 +255,7 @@ for pass in 1 2 3 4 5; do
     if [ "$above" = 1 ] && kill -KILL "$process"; then left=yes; fi
   done 2>/dev/null
   [ -n "$left" ] || exit 0
+  sleep 0.05 2>/dev/null || sleep 1
 done
 exit 1
 """
@@ -262,7 +263,7 @@ exit 1
 
 An agent can carry another run's mark, or none, and it can end our wrapper; but a process whose parents lead to PID 1
 belongs to nobody who is still here. What a person has started with an exec of their own leads to that exec, which has
-no parent in the container. PID 1's own children have another uid. Exit code 1: some are left after five passes.
+no parent in the container. PID 1's own children have another uid. Exit code 1: there were still some in the last pass.
 """
 
 

@@ -132,11 +132,14 @@ def test_an_agent_hides_a_process(scene: Scene, how: str) -> None:
     assert scene.containers() == [container]
 
 
+FILL = "sh head -c 100000000 /dev/zero >/container-runner/run/full"
+
+
 def test_an_agent_fills_what_is_ours(scene: Scene) -> None:
     """There is no room for the next prompt then, so the next run gets another container."""
-    run_for(scene, None, "sh head -c 100000000 /dev/zero >/container-runner/run/full", ephemeral=False)
+    run_for(scene, None, FILL, ephemeral=False)
     (before,) = scene.containers()
-    messages, since = run_for(scene, None, "hello", ephemeral=False)
+    messages, since = run_for(scene, None, "hello " * 10_000, ephemeral=False)
     (after,) = scene.containers()
     scene.settle("the agent fills the place of the prompts (persistent)", last(messages), since=since, keep=[after])
     assert last(messages) == "result"
