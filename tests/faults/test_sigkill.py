@@ -82,6 +82,15 @@ def test_killed_while_streaming(scene: Scene, tree: bool, backend: str) -> None:
 
 
 @TREE
+def test_killed_with_containers_that_wait_for_a_run(scene: Scene, tree: bool) -> None:
+    victim = scene.victim("", pool=3)
+    victim.wait_for("warm")
+    assert len(scene.containers()) == 3
+    since = victim.kill(tree=tree)
+    scene.settle(fault(tree, "three containers ready in a pool"), "nothing", since=since)
+
+
+@TREE
 def test_killed_while_stopping(scene: Scene, tree: bool) -> None:
     for delay in (0, 0.5, 3.2):
         victim = scene.victim("ignore-term", then="break")

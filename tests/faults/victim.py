@@ -1,7 +1,8 @@
 """A process that runs one agent, for being killed: `python -m tests.faults.victim ORDER`, ORDER as JSON.
 
 It prints "ready" before it starts, a line with each message's type, and "done" with the last message's kind at the
-end. With "then": "break" it stops reading at the first message of the agent's.
+end. With "then": "break" it stops reading at the first message of the agent's. With "pool": N it keeps N containers
+ready, says "warm" when they are, and runs nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ async def run(order: dict[str, Any]) -> None:
     agent = Agent(name=order["agent"], workspace=order["workspace"])
     options = ExecuteOptions(prompt=prompt, agent=agent, **order.get("options", {}))
     say("ready")
+    if size := order.get("pool"):
+        async with runner.warm(agent, size=size) as pool:
+            while len(pool) < size:
+                await anyio.sleep(0.02)
+            say("warm")
+            await anyio.sleep_forever()
     saw = "nothing"
     async with contextlib.aclosing(runner.execute(options)) as messages:
         async for message in messages:
