@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import attrs
 import pytest
 
+from tests.faults.scene import TABLE, Row
 from tests.integration.engines import NAMES
 
 pytest_plugins = ["tests.integration.fixtures"]
@@ -18,6 +23,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the real engine to test with; may be repeated; without it they are all used",
     )
     parser.addoption("--fault-table", metavar="FILE", help="write the fault suite's table to this file")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker of pytest-xdist has found."""
+    for row in getattr(node, "workeroutput", {}).get("faults", []):
+        TABLE.add(Row(**row))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = [attrs.asdict(row) for row in TABLE.rows.values()]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not TABLE.rows:
+        return
+    text = TABLE.to_markdown()
+    terminalreporter.section("faults")
+    terminalreporter.write_line(text)
+    if file := config.getoption("--fault-table"):
+        Path(file).write_text(f"{text}\n")
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -81,6 +81,10 @@ class Table:
         return "\n".join(lines)
 
 
+TABLE = Table()
+"""What the fault suite prints at its end; under pytest-xdist a worker's, until it is handed in."""
+
+
 @attrs.frozen(kw_only=True)
 class Scene:
     """One engine, one agent's name that nothing else has, and folders that go at the end."""

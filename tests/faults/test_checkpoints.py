@@ -13,8 +13,7 @@ import anyio
 import pytest
 
 from container_runner import Agent, ClaudeRuntime, ContainerConfig, ContainerRunner, ExecuteOptions
-from tests.faults.conftest import TABLE
-from tests.faults.scene import Row, last, resources
+from tests.faults.scene import TABLE, Row, last, resources
 from tests.faults.test_consumer import tasks
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]

@@ -18,8 +18,7 @@ from container_runner import process as process_module
 from container_runner import run as run_module
 from container_runner import stream as stream_module
 from container_runner.messages import Message
-from tests.faults.conftest import TABLE
-from tests.faults.scene import Scene, last
+from tests.faults.scene import TABLE, Scene, last
 from tests.integration.engines import NAMES, RealEngine
 from tests.integration.fixtures import on
 
