@@ -36,9 +36,11 @@ _short.maxlevel = 3
 class _Read(Generic[T]):
     """An attribute that reads `raw` at a path of keys, and makes of what it finds a value of one type."""
 
-    def __init__(self, convert: Callable[[Any], T], *path: str) -> None:
+    def __init__(self, convert: Callable[[Any], T], first: str, *rest: str) -> None:
+        self.path = (first, *rest)
         self._convert = convert
-        self._path = path
+        self._first = first
+        self._rest = rest
 
     @overload
     def __get__(self, message: None, owner: type) -> _Read[T]: ...
@@ -47,8 +49,8 @@ class _Read(Generic[T]):
     def __get__(self, message: AgentMessage | None, owner: type) -> T | _Read[T]:
         if message is None:
             return self
-        value: Any = message.raw
-        for key in self._path:
+        value: Any = message.raw.get(self._first)
+        for key in self._rest:
             value = value.get(key) if isinstance(value, dict) else None
         return self._convert(value)
 
@@ -161,31 +163,47 @@ class UnknownBlock:
 ContentBlock: TypeAlias = TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock | UnknownBlock
 
 
+def _setters(of: type) -> list[Callable[[Any, Any], None]]:
+    """What sets the fields of a frozen class. With `_new`, an object costs half of what its `__init__` takes."""
+    return [of.__dict__[name].__set__ for name in attrs.fields_dict(of)]
+
+
+_new = object.__new__
+(_set_text,) = _setters(TextBlock)
+_set_id, _set_name, _set_input = _setters(ToolUseBlock)
+
+
 def _block(raw: Any) -> ContentBlock:
-    fields = _object(raw)
-    kind = _text(fields.get("type"))
+    fields = raw if isinstance(raw, dict) else {}
+    kind = fields.get("type")
     if kind == "text":
-        return TextBlock(_text(fields.get("text")))
+        block: TextBlock = _new(TextBlock)
+        _set_text(block, _text(fields.get("text")))
+        return block
+    if kind in ("tool_use", "server_tool_use", "mcp_tool_use"):
+        use: ToolUseBlock = _new(ToolUseBlock)
+        _set_id(use, _text(fields.get("id")))
+        _set_name(use, _text(fields.get("name")))
+        _set_input(use, _object(fields.get("input")))
+        return use
     if kind in ("thinking", "redacted_thinking"):
         return ThinkingBlock(_text(fields.get("thinking")), _text(fields.get("signature")))
-    if kind in ("tool_use", "server_tool_use", "mcp_tool_use"):
-        return ToolUseBlock(
-            id=_text(fields.get("id")), name=_text(fields.get("name")), input=_object(fields.get("input"))
-        )
-    if kind.endswith("tool_result"):
+    if isinstance(kind, str) and kind.endswith("tool_result"):
         return ToolResultBlock(
             tool_use_id=_text(fields.get("tool_use_id")),
             content=fields.get("content"),
             is_error=fields.get("is_error") is True,
         )
-    return UnknownBlock(kind, raw)
+    return UnknownBlock(_text(kind), raw)
 
 
 def _blocks(content: Any) -> tuple[ContentBlock, ...]:
     """Content as blocks: the API writes a single text as a str."""
     if isinstance(content, str):
         return (TextBlock(content),)
-    return tuple(_block(item) for item in content) if isinstance(content, list) else ()
+    if isinstance(content, list):
+        return (_block(content[0]),) if len(content) == 1 else tuple(map(_block, content))
+    return ()
 
 
 @attrs.frozen(kw_only=True)
@@ -516,13 +534,18 @@ _CLASSES: Mapping[Any, type[AgentMessage]] = {
 }
 
 
+(_set_raw,) = _setters(AgentMessage)
+
+
 def parse_message(raw: dict[str, Any]) -> AgentMessage:
     """The message that a decoded line holds. Never raises."""
     try:
         view = _CLASSES.get(raw.get("type"), UnknownMessage)
     except TypeError:  # a type that is a list or an object
         view = UnknownMessage
-    return view(raw)
+    message: AgentMessage = _new(view)
+    _set_raw(message, raw)
+    return message
 
 
 def parse_line(line: bytes) -> AgentMessage | OutputLine | None:

@@ -141,7 +141,7 @@ def attributes(kind: type) -> Iterator[tuple[str, str, str, str]]:
             continue
         if isinstance(value, messages._Read):  # noqa: SLF001
             returned = inspect.signature(value._convert).return_annotation  # noqa: SLF001
-            yield name, readable(returned), ".".join(value._path), docs.get(name, "")  # noqa: SLF001
+            yield name, readable(returned), ".".join(value.path), docs.get(name, "")  # noqa: SLF001
         elif isinstance(value, property) and value.fget is not None:
             yield name, readable(inspect.signature(value.fget).return_annotation), "", docstring(value)
         elif inspect.isfunction(value):
