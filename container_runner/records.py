@@ -28,22 +28,21 @@ from typing import Any, Final, Literal, Self, get_args
 import attrs
 import orjson
 
+from container_runner.config import RecordLimits
 from container_runner.errors import ConfigError, ContainerRunnerError, StateError
 from container_runner.lines import OversizedLine
 from container_runner.messages import AgentMessage, ErrorMessage, Message, ResultMessage, Usage
 from container_runner.options import ExecuteOptions
 from container_runner.plan import Plan
 from container_runner.tracing import RunTrace
+from container_runner.values import DAY
 
-_package_log = logging.getLogger("container_runner")
-_package_log.addHandler(logging.NullHandler())  # a library is silent until its user asks for its log
 _log = logging.getLogger(__name__)
 
 Outcome = Literal["success", "failed", "stopped", "running", "interrupted"]
 """How a run ended: "stopped" by its consumer, "interrupted" with the process that ran it; or that it has not ended."""
 
 FOLDER: Final = "runs"
-DAY: Final = 86400.0
 CLEANING_TIME: Final = 0.25
 """Seconds that removing old records may take at the start of a process; the next one goes on."""
 
@@ -58,29 +57,6 @@ _PROTOCOL_WORD = re.compile(r"[A-Za-z_]{1,40}")
 _PRINTABLE_ESCAPE = re.compile(rb"\\u00[2-7]")
 _SAFE_RUN = re.compile(r"[A-Za-z0-9_.-]+")
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-@attrs.frozen(kw_only=True)
-class RecordLimits:
-    """How much of the past is kept. It is looked after when a process starts its first run.
-
-    Raises:
-        ConfigError: a number that is not more than 0.
-    """
-
-    max_age: float = 30 * DAY
-    """Seconds after which a run's records are removed."""
-
-    max_total: int = 1024**3
-    """Bytes that the records of a state folder may have in all. The oldest runs go first."""
-
-    max_run: int = 256 * 1024**2
-    """Bytes at which a transcript ends. The run goes on, and its summary says that the transcript is incomplete."""
-
-    def __attrs_post_init__(self) -> None:
-        for name, value in attrs.asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ConfigError(f"records.{name}", value, "a number over 0")
 
 
 @attrs.frozen(kw_only=True)

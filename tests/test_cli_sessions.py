@@ -22,11 +22,11 @@ from rich.console import Console
 
 from container_runner.cli import main
 from container_runner.cli.show import print_rich
-from container_runner.config import ContainerConfig
+from container_runner.config import ContainerConfig, RecordLimits
 from container_runner.errors import ConfigError
 from container_runner.messages import parse_line
 from container_runner.options import Agent, ExecuteOptions
-from container_runner.records import Recorder, RecordLimits, Records
+from container_runner.records import Recorder, Records
 from container_runner.runner import ContainerRunner
 from container_runner.runtimes import ClaudeRuntime
 from container_runner.sessions import Sessions

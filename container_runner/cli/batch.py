@@ -185,7 +185,7 @@ def _shared(runner: ContainerRunner, runners: list[ContainerRunner]) -> Containe
     """The first runner with the same box, so that the engine is asked once."""
 
     def facts(runner: ContainerRunner) -> tuple[object, ...]:
-        return runner.config, runner.state_dir, type(runner.runtime), vars(runner.runtime)
+        return runner.config, runner.state_dir, runner.records, type(runner.runtime), vars(runner.runtime)
 
     for known in runners:
         if facts(known) == facts(runner):

@@ -106,6 +106,10 @@ _CONFIGURABLE = (
     "command",
     "timeout",
     "idle_timeout",
+    "records",
+    "records_max_age",
+    "records_max_total",
+    "records_max_run",
 )
 """The fields of `RunFlags` that a file can set as well."""
 
@@ -151,11 +155,11 @@ class RunFlags:
     fork: Annotated[bool, Parameter(group=_RUN, negative=())] = False
     """Go on in a copy of that session."""
 
-    timeout: Annotated[float | None, Parameter(group=_RUN)] = None
-    """Seconds that the agent may take in all."""
+    timeout: Annotated[str | None, Parameter(group=_RUN)] = None
+    """The time that the agent may take in all: "30m", or seconds. Default: any."""
 
-    idle_timeout: Annotated[float | None, Parameter(group=_RUN)] = None
-    """Seconds that it may be silent. 0: any time. Default: 1800."""
+    idle_timeout: Annotated[str | None, Parameter(group=_RUN)] = None
+    """The time that it may be silent: "5m", or seconds; 0: any. Default: 30m."""
 
     state_dir: Annotated[Path | None, Parameter(group=_RUN)] = None
     """Where sessions and locks are kept. Default: the folder for such things in your home."""
@@ -166,8 +170,17 @@ class RunFlags:
     profile: Annotated[str | None, Parameter(group=_RUN)] = None
     """The name of one of its [profiles]."""
 
-    no_records: Annotated[bool, Parameter(group=_RUN, negative=())] = False
-    """Leave no transcript and no summary in the state folder."""
+    records: Annotated[bool | None, Parameter(group=_RUN, show_default=False)] = None
+    """Leave a transcript and a summary in the state folder, which is the default, or do not."""
+
+    records_max_age: Annotated[str | None, Parameter(group=_RUN)] = None
+    """How long records are kept. Default: 30d."""
+
+    records_max_total: Annotated[str | None, Parameter(group=_RUN)] = None
+    """How much all records of the state folder may take. Default: 1g."""
+
+    records_max_run: Annotated[str | None, Parameter(group=_RUN)] = None
+    """The size at which a transcript ends. Default: 256m."""
 
     json: Annotated[bool, Parameter(group=_RUN, negative=())] = False
     """Print JSON for programs instead of text for people."""
@@ -188,7 +201,7 @@ def prepare(prompt: str, flags: RunFlags, box: Any) -> tuple[ContainerRunner, Ex
     options = ExecuteOptions(prompt=prompt, agent=agent, resume=flags.resume, fork=flags.fork, **found.request)
     runtime = ClaudeRuntime() if found.command is None else CommandRuntime(_split(found.command))
     state_dir = flags.state_dir or _state_dir()
-    return ContainerRunner(runtime, found.config, state_dir, records=not flags.no_records), options
+    return ContainerRunner(runtime, found.config, state_dir, records=found.records), options
 
 
 def agent_name(flags: RunFlags) -> str:
