@@ -390,6 +390,11 @@ def test_a_session_is_exported(fake_engine: FakeEngine, state: Path, cli: Cli, t
     assert "`````\nuse ```` ticks\n`````" in text
     assert "It is **one**." in text
     assert "```diff\n-x = 1\n+x = 2\n```" in text
+    told = orjson.loads(cli("sessions", "export", SESSION, "--json").out)
+    assert told == {"session_id": SESSION, "agent": "bot", "format": "jsonl", "text": path.read_text()}
+    told = orjson.loads(cli("sessions", "export", SESSION, "--json", "-o", str(tmp_path / "again.jsonl")).out)
+    assert told["file"] == str(tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_text() == path.read_text()
 
 
 # Hostile sessions

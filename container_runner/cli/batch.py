@@ -49,7 +49,7 @@ def batch(
     jobs: Annotated[int, Parameter(alias="-j")] = 2,
     results: Path | None = None,
     retry_failed: Annotated[bool, Parameter(negative=())] = False,
-    live: Annotated[bool | None, Parameter(show_default=False)] = None,
+    live: bool | None = None,
     flags: RunFlags | None = None,
     more: ExecuteFlags | None = None,
     box: ConfigFlags | None = None,

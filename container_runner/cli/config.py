@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import attrs
 from cyclopts import App, Parameter
 
+from container_runner.cli.containers import JsonFlag
 from container_runner.cli.flags import ConfigFlags, RunFlags, effective_from_flags, field_help
 from container_runner.cli.text import clean
 from container_runner.config import ContainerConfig, RecordLimits
@@ -53,14 +54,17 @@ def config(*, flags: RunFlags | None = None, box: ConfigFlags | None = None) -> 
 
 
 @app.command
-def schema(*, workspace: Annotated[bool, Parameter(negative=())] = False) -> None:
+def schema(*, workspace: Annotated[bool, Parameter(negative=())] = False, json: JsonFlag = True) -> None:
     """Print the JSON Schema of the configuration file, for editors.
 
     Parameters
     ----------
     workspace
         The schema of a workspace's .container-runner.toml instead, which has fewer fields.
+    json
+        It is JSON anyway.
     """
+    del json
     _print_json(json_schema(workspace=workspace))
 
 

@@ -21,7 +21,7 @@ AGENT_FIELDS = ("tools", "setting_sources", "plugin_dirs", "args")
 
 
 def _several(alias: str) -> Parameter:
-    return Parameter(group=_AGENT, alias=alias, negative=(), show_default=False)
+    return Parameter(group=_AGENT, alias=alias, negative=())
 
 
 @Parameter(name="*")
