@@ -237,7 +237,7 @@ class Recorder:
             batch = b"\n".join(lines)  # type: ignore[arg-type]  # an OversizedLine is no AgentMessage
             if _is_utf8(batch) and not self._scrubber.may_hold(batch):
                 between = b"}\n" + head
-                self._write(b"".join((head, between.join(lines), b"}\n")))  # type: ignore[arg-type]
+                self._write(b"".join((head, between.join(lines), b"}\n")))  # type: ignore[arg-type]  # as above
                 return
         written: list[bytes] = []
         for line, message in zip(lines, messages, strict=True):

@@ -136,6 +136,7 @@ def test_what_is_printed_is_toml_that_means_the_same(home: Home) -> None:
 def test_secret_values_are_not_printed(home: Home) -> None:
     home.operator(
         '[defaults]\nenv = {TOKEN = "hunter2"}\nmcp_servers = {s = {command = "x", env = {KEY = "hunter2"}}}\n'
+        'extra_args = ["--env=OTHER=hunter2", "-eMORE=hunter2"]\n'
     )
 
     for words in (["config"], ["config", "--json"]):

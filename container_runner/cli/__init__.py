@@ -50,7 +50,7 @@ def run_command(words: list[str]) -> int:
         if isinstance(error, BaseExceptionGroup) and error.split(BrokenPipeError)[1] is not None:
             raise
         # Whoever read our output has left. Python would complain once more when it flushes at its end.
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  it stays open to the end, as stdout does
         return 141
     except KeyboardInterrupt:
         return 130

@@ -16,6 +16,7 @@ from cyclopts import App, Parameter
 
 from container_runner.cli.containers import JsonFlag
 from container_runner.cli.flags import ConfigFlags, RunFlags, effective_from_flags, field_help
+from container_runner.cli.options import hidden
 from container_runner.cli.text import clean
 from container_runner.config import ContainerConfig, RecordLimits
 from container_runner.options import Agent, ExecuteOptions
@@ -79,7 +80,7 @@ def as_json(name: str, value: Any) -> Any:
     if name in HIDDEN:
         return dict.fromkeys(value, "(not shown)")
     if isinstance(value, tuple):
-        return [attrs.asdict(item) if attrs.has(type(item)) else item for item in value]
+        return [attrs.asdict(item) if attrs.has(type(item)) else hidden(name, item) for item in value]
     return dict(value) if isinstance(value, Mapping) else value
 
 
@@ -100,12 +101,12 @@ def as_toml(name: str, value: Any) -> str:
             shown = as_json(name, value)
             return f"{{{', '.join(f'{quoted(key)} = {quoted(text)}' for key, text in shown.items())}}}"
         case tuple():
-            return f"[{', '.join(map(_item, value))}]"
+            return f"[{', '.join(_item(name, item) for item in value)}]"
         case _:
             raise TypeError(type(value))
 
 
-def _item(value: Any) -> str:
+def _item(name: str, value: Any) -> str:
     match value:
         case Mount():
             text = f"{value.source}:{value.target}{':ro' if value.read_only else ''}"
@@ -119,7 +120,7 @@ def _item(value: Any) -> str:
             execute = "exec," if value.executable else ""
             return quoted(f"{value.target}:size={size_text(value.size)},{execute}mode={value.mode:o}")
         case _:
-            return quoted(value)
+            return quoted(hidden(name, value))
 
 
 def _bool(mount: Mount) -> str:

@@ -145,7 +145,7 @@ def spelled(*flags: Any, without: tuple[str, ...] = ()) -> list[str]:
                 if isinstance(item, bool):
                     words.append(f"--{name}" if item else f"--no-{name}")
                 else:
-                    words.append(f"--{name}={_hidden(field.name, str(item))}")
+                    words.append(f"--{name}={hidden(field.name, str(item))}")
     return words
 
 
@@ -154,7 +154,8 @@ def to_shell(words: list[str]) -> str:
     return " ".join(shlex.quote(word) for word in words)
 
 
-def _hidden(field: str, word: str) -> str:
+def hidden(field: str, word: str) -> str:
+    """A word of a field without the value of a variable, which may be a secret."""
     if field == "env":
         return f"{word.partition('=')[0]}=…"
     if field == "extra_args" and word.startswith(("--env=", "-e")):

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 RESULT_LINES: Final = 12
 """Lines of a tool's result that are shown."""
 
+TEXT_LIMIT: Final = 64 * 1024
+"""Characters of a text that are rendered as Markdown."""
+
 DIFF_LINES: Final = 60
 """Lines of a tool's changes that are shown."""
 
@@ -237,7 +240,8 @@ def _print_item(console: Console, item: Item, indent: int) -> None:
         case Prompt(text=text):
             shown = Panel(Styled(clean(text).rstrip()), border_style="cyan", title="prompt", title_align="left")
         case Text(text=text):
-            shown = Markdown(clean(text), hyperlinks=False)
+            # More than that would take the renderer more than a moment.
+            shown = Markdown(clean(text), hyperlinks=False) if len(text) <= TEXT_LIMIT else Styled(clean(text))
         case Thinking(text=text):
             shown = Styled(clean(text).rstrip(), style="dim italic")
         case ToolCall():

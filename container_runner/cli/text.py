@@ -69,7 +69,7 @@ def render(message: Message) -> str | None:
             return f"· a line of {message.size} bytes was left out"
         case ErrorMessage():
             tail = f"\n{clean(message.stderr.rstrip())}" if message.stderr.strip() else ""
-            return f"✗ {clean(message.message)}{tail}\n  {message.next_step}"
+            return f"✗ {clean(message.message)}{tail}\n  {clean(message.next_step)}"
         case _:
             return None
 
