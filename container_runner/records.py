@@ -512,15 +512,9 @@ class Records:
         Raises:
             StateError: it is not there any more, or not to be read by us.
         """
-        try:
-            with open_folder(self._state_dir, FOLDER, run.agent) as folder:
-                fd = open_file(folder, f"{run.name}.jsonl")
-        except OSError as error:
-            raise StateError(f"The transcript of run {run.run_id} can not be read: {error.strerror}.") from None
-        try:
+        place = (FOLDER, run.agent, f"{run.name}.jsonl")
+        with open_to_read(self._state_dir, *place, what=f"The transcript of run {run.run_id}") as fd:
             yield fd
-        finally:
-            os.close(fd)
 
     def is_running(self, run: RunRecord) -> bool:
         """Whether somebody still writes the transcript."""
@@ -570,6 +564,28 @@ def open_folder(state: Path, *parts: str, create: bool = False) -> Iterator[int]
             os.close(outer)
             if create:
                 _make_private(fd)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def open_to_read(state: Path, *place: str, what: str) -> Iterator[int]:
+    """A descriptor of the file at *place* below the state folder, on a way without symlinks.
+
+    Args:
+        what: how an error calls it.
+
+    Raises:
+        StateError: it is not there any more, or not to be read by us.
+    """
+    *folders, name = place
+    try:
+        with open_folder(state, *folders) as folder:
+            fd = open_file(folder, name)
+    except OSError as error:
+        raise StateError(f"{what} can not be read: {error.strerror}.") from None
+    try:
         yield fd
     finally:
         os.close(fd)

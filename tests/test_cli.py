@@ -32,20 +32,7 @@ from container_runner.cli.text import clean, render
 from container_runner.config import ContainerConfig
 from container_runner.messages import ErrorMessage, OutputLine, parse_line
 from container_runner.testing import FakeEngine
-
-
-@attrs.frozen
-class Done:
-    """What a command line came to."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
+from tests.small_engine import Done
 
 Command = Callable[..., Done]
 

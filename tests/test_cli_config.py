@@ -18,15 +18,7 @@ from container_runner.cli.init import EXAMPLES
 from container_runner.config import ContainerConfig
 from container_runner.policy import FIELDS, TIGHTENING, Effective, effective
 from container_runner.testing import FakeEngine
-
-
-@attrs.frozen
-class Done:
-    """What a command line came to."""
-
-    code: int
-    out: str
-    err: str
+from tests.small_engine import Done
 
 
 @attrs.frozen

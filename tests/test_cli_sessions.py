@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import attrs
 import orjson
 import pytest
 from rich.console import Console
@@ -32,18 +31,10 @@ from container_runner.runtimes import ClaudeRuntime
 from container_runner.sessions import Sessions
 from container_runner.testing import FakeEngine
 from tests.hostile import PAYLOADS, everywhere
+from tests.small_engine import Done
 
 SESSION = "0b7e3a52-1111-4000-8000-000000000000"
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
-@attrs.frozen
-class Done:
-    """What a command line came to."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(autouse=True)

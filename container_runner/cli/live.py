@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from container_runner.batch import Job, JobResult
-from container_runner.cli.text import clean, count, duration, job_facts, render, tool_call, tool_result
+from container_runner.cli.text import clean, duration, job_facts, render, taken, tool_call, tool_result
 from container_runner.cli.text import line as one_line
 from container_runner.cli.view import View
 from container_runner.messages import (
@@ -235,11 +235,7 @@ class RunView(Screen):
         activity = self.noted or (f"{len(self._tools)} tools at work" if len(self._tools) > 1 else self._activity)
         if len(self._tools) == 1 and not self.noted:
             activity = "a tool at work"
-        facts = [clock(self.elapsed)]
-        if tally.turns:
-            facts.append(f"{tally.turns} turn{'s' * (tally.turns != 1)}")
-        if tally.tokens:
-            facts.append(f"{count(tally.tokens)} tokens")
+        facts = [clock(self.elapsed), *taken(tally.turns, tally.tokens)]
         if tally.cost_usd:
             facts.append(f"${tally.cost_usd:.2f}")
         facts.append("Ctrl-C again leaves at once" if self.noted else "Ctrl-C stops")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from container_runner.cli.logs import local_time
-from container_runner.cli.text import clean, cost, duration, line
+from container_runner.cli.text import clean, duration, line, taken
 from container_runner.transcript import (
     Change,
     Done,
@@ -97,7 +97,7 @@ def _part_head(part: Part) -> str:
         summary.kind or summary.outcome,
     ]
     facts += [duration(summary.duration)] if summary.duration is not None else []
-    facts += [cost(summary.cost_usd)] if summary.cost_usd is not None else []
+    facts += taken(cost_usd=summary.cost_usd)
     return f"· {clean(', '.join(facts))}"
 
 
@@ -135,8 +135,7 @@ def done_line(item: Done) -> str:
     """How the agent ended its work."""
     result = item.result
     facts = ["failed" if result.is_error else "done"]
-    facts += [f"{result.num_turns} turn{'s' * (result.num_turns != 1)}"] if result.num_turns else []
-    facts += [cost(result.total_cost_usd)] if result.total_cost_usd is not None else []
+    facts += taken(turns=result.num_turns, cost_usd=result.total_cost_usd)
     facts += [line(error) for error in result.errors[:5]]
     return f"{'✗' if result.is_error else '✓'} {', '.join(facts)}"
 

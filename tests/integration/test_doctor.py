@@ -15,11 +15,6 @@ from tests.integration.engines import RealEngine
 from tests.integration.runs import COMMAND, ON_DOCKER, ON_ROOTFUL, Box, on
 
 
-@pytest.fixture
-def box(engine: RealEngine, workspace: Path) -> Box:
-    return Box.make(engine, workspace)
-
-
 def doctor(box: Box, *flags: str, environ: Mapping[str, str] | None = None) -> tuple[int, dict[str, dict[str, str]]]:
     """Its exit code, and its checks by their names."""
     own = [
