@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from container_runner.config import ContainerConfig as ContainerConfig
+    from container_runner.config import RecordLimits as RecordLimits
     from container_runner.engine import Engine as Engine
     from container_runner.environment import build_container_env as build_container_env
     from container_runner.errors import ConfigError as ConfigError
@@ -57,6 +58,7 @@ _MODULES = {
     "OversizedLine": "lines",
     "Plan": "plan",
     "PortBinding": "values",
+    "RecordLimits": "config",
     "ResultMessage": "messages",
     "Runtime": "runtimes",
     "StreamEvent": "messages",

@@ -78,7 +78,7 @@ class ConfigError(ContainerRunnerError):
 
     Args:
         field: the field's name, as the configuration spells it ("volumes[0]", "memory").
-        value: the value as it was given. It is shown, so never pass a secret.
+        value: the value as it was given; None if there is none. It is shown, so never pass a secret.
         allowed: what would have been accepted, in words, as the end of "... allowed: ".
         source: the file or the flag that the value came from, or None for Python.
     """
@@ -92,7 +92,8 @@ class ConfigError(ContainerRunnerError):
         shown = repr(value)
         if len(shown) > 200:
             shown = f"{shown[:200]}… ({len(shown)} characters)"
-        super().__init__(f"{where}{field} = {shown} is refused.", next_step=f"Allowed: {allowed}.")
+        told = f"{field} is missing" if value is None else f"{field} = {shown} is refused"
+        super().__init__(f"{where}{told}.", next_step=f"Allowed: {allowed}.")
         self.field = field
         self.value = value
         self.allowed = allowed

@@ -192,7 +192,7 @@ def _tool(call: ToolCall, start: dt.datetime | None, numbers: dict[int, str]) ->
     changes = call.changes
     lines = sum(len(change.lines) for change in changes)
     added, removed = (sum(mark == kind for change in changes for mark, _ in change.lines) for kind in "+-")
-    stat = f'<span class="stat"><ins>+{added}</ins> <del>−{removed}</del></span>' if changes else ""  # noqa: RUF001
+    stat = f'<span class="stat"><ins>+{added}</ins> <del>−{removed}</del></span>' if changes else ""  # noqa: RUF001  a minus sign
     took = f'<span class="took">{seconds(call.seconds)}</span>' if call.seconds is not None else ""
     inside = [_diff(changes)] if changes else [_input(call)]
     inside += [_row(item, start, numbers) for item in call.items]
@@ -271,6 +271,7 @@ def _renderer() -> MarkdownIt:
 
     renderer = MarkdownIt("commonmark", {"html": False, "maxNesting": 20})
     renderer.enable(["table", "strikethrough"]).disable(["image", "html_block", "html_inline"])
+    # The hook that markdown-it has for this is a method to be replaced.
     renderer.validateLink = lambda url: bool(re.match(r"(?:https?://|mailto:)", url, re.IGNORECASE))  # type: ignore[method-assign]
     return renderer
 

@@ -17,12 +17,12 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import attrs
 
 from container_runner import guest
-from container_runner.config import ContainerConfig
+from container_runner.config import ContainerConfig, RecordLimits
 from container_runner.errors import ConfigError
 from container_runner.laws import NOT_SHOWN, refuse
 from container_runner.options import Agent, ExecuteOptions
@@ -55,14 +55,20 @@ _REQUEST: Final = tuple(
     if field.name not in ("prompt", "agent", "resume", "fork", "session_id")
 )
 
-FIELDS: Final = (*_BOX, "command", *_AGENT, *_REQUEST)
-"""Everything that can be configured: the box, the command that stands for claude, the agent, the request."""
+_RECORDS: Final[Mapping[str, str]] = {f"records_{field.name}": field.name for field in attrs.fields(RecordLimits)}
+"""The fields of `RecordLimits`, by what they are called here."""
+
+FIELDS: Final = (*_BOX, "command", *_AGENT, *_REQUEST, "records", *_RECORDS)
+"""Everything that can be configured: the box, the command that stands for claude, the agent, the request, the records
+of runs."""
 
 _HINTS: Final[Mapping[str, Any]] = {
     "command": str,
     **typing.get_type_hints(ContainerConfig),
     **{name: hint for name, hint in typing.get_type_hints(Agent).items() if name in _AGENT},
     **{name: hint for name, hint in typing.get_type_hints(ExecuteOptions).items() if name in _REQUEST},
+    "records": bool,
+    **{name: typing.get_type_hints(RecordLimits)[field] for name, field in _RECORDS.items()},
 }
 
 _SECRETIVE: Final = frozenset({"env", "secrets", "extra_args", "mcp_servers", "args"})
@@ -119,6 +125,13 @@ class Effective:
         """The arguments for `ExecuteOptions` that are not about this one prompt."""
         return {name: self.settings[name].value for name in _REQUEST}
 
+    @property
+    def records(self) -> RecordLimits | Literal[False]:
+        """How much runs leave to read, as `ContainerRunner` takes it."""
+        if not self.settings["records"].value:
+            return False
+        return RecordLimits(**{field: self.settings[name].value for name, field in _RECORDS.items()})
+
 
 def default_file() -> Path:
     """Where the operator's file is if none is named."""
@@ -153,7 +166,7 @@ def effective(
     tiers = [
         *_operator_tiers(operator, agent, profile, workspace, is_required=file is not None),
         *_environment_tiers(os.environ if environ is None else environ),
-        *((_flag(name), {name: from_text(name, value)}) for name, value in (flags or {}).items()),
+        *((flag(name), {name: from_text(name, value)}) for name, value in (flags or {}).items()),
     ]
     settings: dict[str, Setting] = {}
     for source, table in tiers:
@@ -194,6 +207,10 @@ def _parse(name: str, value: Any) -> Any:
         return getattr(Agent(**{"name": "agent", name: value}), name)
     if name == "command":
         return value if isinstance(value, str) and value.strip() else refuse(name, value, "a command, as in a shell")
+    if name == "records":
+        return value if isinstance(value, bool) else refuse(name, value, "true or false")
+    if name in _RECORDS:
+        return getattr(RecordLimits(**{_RECORDS[name]: value}), _RECORDS[name])
     if name.endswith("timeout"):
         if value == 0 and not isinstance(value, bool):
             return None  # no limit, which TOML has no word for
@@ -231,7 +248,13 @@ def defaults() -> Mapping[str, Any]:
         *((name, agent) for name in _AGENT),
         *((name, request) for name in _REQUEST),
     )
-    return {**{name: getattr(holder, name) for name, holder in holders}, "image": None, "command": None}
+    return {
+        **{name: getattr(holder, name) for name, holder in holders},
+        "image": None,
+        "command": None,
+        "records": True,
+        **{name: getattr(RecordLimits(), field) for name, field in _RECORDS.items()},
+    }
 
 
 def _checked(settings: Mapping[str, Setting], last: str | None = None) -> ContainerConfig:
@@ -288,7 +311,7 @@ def _environment_tiers(environ: Mapping[str, str]) -> Iterator[tuple[str, Mappin
             refuse(
                 variable,
                 NOT_SHOWN,
-                f"{name} in a file, or {_flag(name)}: a variable holds one value",
+                f"{name} in a file, or {flag(name)}: a variable holds one value",
                 source="environment",
             )
         yield f"environment {variable}", {name: from_text(name, environ[variable])}
@@ -322,7 +345,8 @@ def _spelled(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", key) else "a key"
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """How the command line spells a field."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -467,6 +491,7 @@ _REASONS: Final[Mapping[str, str]] = {
     "ulimits": "the engine's own limits may be lower",
     "gpus": "it opens devices of this machine",
     "extra_args": "they can undo all the rest",
+    **dict.fromkeys(("records", *_RECORDS), "records are how you see what it did"),
 }
 
 
@@ -479,7 +504,7 @@ def _tightened(
     for name in sorted(table, key=lambda name: (name != "memory", name)):
         given = table[name]
         shown = NOT_SHOWN if name in _SECRETIVE else given
-        where = f"set it in {operator} or with {_flag(name)}"
+        where = f"set it in {operator} or with {flag(name)}"
         if name in TABLES:
             refuse(name, NOT_SHOWN, f"{name} in {operator}; here the fields stand at the top", source=source)
         if name not in FIELDS:

@@ -28,22 +28,21 @@ from typing import Any, Final, Literal, Self, get_args
 import attrs
 import orjson
 
+from container_runner.config import RecordLimits
 from container_runner.errors import ConfigError, ContainerRunnerError, StateError
 from container_runner.lines import OversizedLine
 from container_runner.messages import AgentMessage, ErrorMessage, Message, ResultMessage, Usage
 from container_runner.options import ExecuteOptions
 from container_runner.plan import Plan
 from container_runner.tracing import RunTrace
+from container_runner.values import DAY
 
-_package_log = logging.getLogger("container_runner")
-_package_log.addHandler(logging.NullHandler())  # a library is silent until its user asks for its log
 _log = logging.getLogger(__name__)
 
 Outcome = Literal["success", "failed", "stopped", "running", "interrupted"]
 """How a run ended: "stopped" by its consumer, "interrupted" with the process that ran it; or that it has not ended."""
 
 FOLDER: Final = "runs"
-DAY: Final = 86400.0
 CLEANING_TIME: Final = 0.25
 """Seconds that removing old records may take at the start of a process; the next one goes on."""
 
@@ -58,29 +57,6 @@ _PROTOCOL_WORD = re.compile(r"[A-Za-z_]{1,40}")
 _PRINTABLE_ESCAPE = re.compile(rb"\\u00[2-7]")
 _SAFE_RUN = re.compile(r"[A-Za-z0-9_.-]+")
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-@attrs.frozen(kw_only=True)
-class RecordLimits:
-    """How much of the past is kept. It is looked after when a process starts its first run.
-
-    Raises:
-        ConfigError: a number that is not more than 0.
-    """
-
-    max_age: float = 30 * DAY
-    """Seconds after which a run's records are removed."""
-
-    max_total: int = 1024**3
-    """Bytes that the records of a state folder may have in all. The oldest runs go first."""
-
-    max_run: int = 256 * 1024**2
-    """Bytes at which a transcript ends. The run goes on, and its summary says that the transcript is incomplete."""
-
-    def __attrs_post_init__(self) -> None:
-        for name, value in attrs.asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ConfigError(f"records.{name}", value, "a number over 0")
 
 
 @attrs.frozen(kw_only=True)
@@ -261,7 +237,7 @@ class Recorder:
             batch = b"\n".join(lines)  # type: ignore[arg-type]  # an OversizedLine is no AgentMessage
             if _is_utf8(batch) and not self._scrubber.may_hold(batch):
                 between = b"}\n" + head
-                self._write(b"".join((head, between.join(lines), b"}\n")))  # type: ignore[arg-type]
+                self._write(b"".join((head, between.join(lines), b"}\n")))  # type: ignore[arg-type]  # as above
                 return
         written: list[bytes] = []
         for line, message in zip(lines, messages, strict=True):
@@ -536,15 +512,9 @@ class Records:
         Raises:
             StateError: it is not there any more, or not to be read by us.
         """
-        try:
-            with open_folder(self._state_dir, FOLDER, run.agent) as folder:
-                fd = open_file(folder, f"{run.name}.jsonl")
-        except OSError as error:
-            raise StateError(f"The transcript of run {run.run_id} can not be read: {error.strerror}.") from None
-        try:
+        place = (FOLDER, run.agent, f"{run.name}.jsonl")
+        with open_to_read(self._state_dir, *place, what=f"The transcript of run {run.run_id}") as fd:
             yield fd
-        finally:
-            os.close(fd)
 
     def is_running(self, run: RunRecord) -> bool:
         """Whether somebody still writes the transcript."""
@@ -594,6 +564,28 @@ def open_folder(state: Path, *parts: str, create: bool = False) -> Iterator[int]
             os.close(outer)
             if create:
                 _make_private(fd)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def open_to_read(state: Path, *place: str, what: str) -> Iterator[int]:
+    """A descriptor of the file at *place* below the state folder, on a way without symlinks.
+
+    Args:
+        what: how an error calls it.
+
+    Raises:
+        StateError: it is not there any more, or not to be read by us.
+    """
+    *folders, name = place
+    try:
+        with open_folder(state, *folders) as folder:
+            fd = open_file(folder, name)
+    except OSError as error:
+        raise StateError(f"{what} can not be read: {error.strerror}.") from None
+    try:
         yield fd
     finally:
         os.close(fd)

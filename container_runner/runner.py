@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 
 from container_runner import argv, guest
-from container_runner.config import ContainerConfig
+from container_runner.config import ContainerConfig, RecordLimits
 from container_runner.engine import Engine
 from container_runner.environment import build_container_env, host_environment
 from container_runner.errors import AgentError, ConfigError, ContainerRunnerError, UnsupportedRuntimeError
@@ -36,7 +36,7 @@ from container_runner.owner import Owner
 from container_runner.plan import Plan
 from container_runner.pool import Pool
 from container_runner.process import settle
-from container_runner.records import Recorder, RecordLimits
+from container_runner.records import Recorder
 from container_runner.run import Run
 from container_runner.runtimes import CommandLineRuntime, Runtime
 from container_runner.stream import MessageStream
@@ -79,7 +79,7 @@ class ContainerRunner:
         self.runtime = runtime
         self.config = config
         self.state_dir = Path(state_dir).expanduser().absolute()
-        self._limits = RecordLimits() if records is True else records or None
+        self.records = RecordLimits() if records is True else records or None
         self._engine: Engine | None = None
         self._manager: ContainerManager | None = None
         self._has_pruned = False
@@ -239,7 +239,7 @@ class ContainerRunner:
         error: ContainerRunnerError | None = None
         broken: BaseException | None = None
         as_read = type(self.runtime).parse_line is CommandLineRuntime.parse_line
-        record = Recorder.start(first, options, self._limits, as_read=as_read, plain=self.config.env)
+        record = Recorder.start(first, options, self.records, as_read=as_read, plain=self.config.env)
         try:
             try:
                 manager = await self.manager()

@@ -18,7 +18,7 @@ from typing import Final
 import attrs
 
 from container_runner.errors import ConfigError, StateError
-from container_runner.records import Records, RunRecord, open_file, open_folder
+from container_runner.records import Records, RunRecord, open_folder, open_to_read
 from container_runner.transcript import (
     CHUNK,
     Part,
@@ -183,12 +183,6 @@ class Sessions:
 
     @contextmanager
     def _open(self, agent: str, session_id: str) -> Iterator[int]:
-        try:
-            with open_folder(self._state_dir, "sessions", agent, *_PLACE) as folder:
-                fd = open_file(folder, f"{session_id}.jsonl")
-        except OSError as error:
-            raise StateError(f"The session {session_id} of {agent} can not be read: {error.strerror}.") from None
-        try:
+        place = ("sessions", agent, *_PLACE, f"{session_id}.jsonl")
+        with open_to_read(self._state_dir, *place, what=f"The session {session_id} of {agent}") as fd:
             yield fd
-        finally:
-            os.close(fd)

@@ -160,7 +160,7 @@ class FakeEngine:
         out, err = _Output(stdout), _Output(stderr)
         try:
             # `fp` has put itself in Popen's place. What it lets pass is a real process with the real pipes.
-            popen = subprocess.Popen(  # noqa: ASYNC220
+            popen = subprocess.Popen(  # noqa: ASYNC220  pytest-subprocess has replaced it
                 command, stdin=stdin, stdout=out, stderr=err, env=env, cwd=cwd, start_new_session=start_new_session
             )
         except ProcessNotRegisteredError:
@@ -219,7 +219,7 @@ class FakeEngine:
 def fake_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
     """A `FakeEngine` in the place of docker and podman; `engine="auto"` is docker, whatever this machine has."""
     try:
-        import pytest_subprocess  # noqa: F401
+        import pytest_subprocess  # noqa: F401  is it installed?
     except ImportError:
         hint = "pip install 'agent-container-runner[testing]'"
         pytest.fail(f"The fixture fake_engine needs pytest-subprocess: {hint}", pytrace=False)

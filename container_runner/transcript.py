@@ -62,27 +62,31 @@ class Entry:
 
 
 @attrs.frozen(kw_only=True)
-class Prompt:
+class _Said:
+    time: dt.datetime | None
+    """When it was read or written; None if that is not known."""
+
+    text: str
+
+
+class Prompt(_Said):
     """What the agent was asked."""
 
-    time: dt.datetime | None
-    text: str
 
-
-@attrs.frozen(kw_only=True)
-class Text:
+class Text(_Said):
     """What the agent said."""
 
-    time: dt.datetime | None
-    text: str
 
-
-@attrs.frozen(kw_only=True)
-class Thinking:
+class Thinking(_Said):
     """What it thought."""
 
-    time: dt.datetime | None
-    text: str
+
+class Output(_Said):
+    """Lines of the agent's that are no messages."""
+
+
+class Notice(_Said):
+    """Something that a reader should know beside the conversation."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -137,22 +141,6 @@ class Change:
 
     lines: tuple[tuple[Mark, str], ...]
     """Each line, with what happened to it."""
-
-
-@attrs.frozen(kw_only=True)
-class Output:
-    """Lines of the agent's that are no messages."""
-
-    time: dt.datetime | None
-    text: str
-
-
-@attrs.frozen(kw_only=True)
-class Notice:
-    """Something that a reader should know beside the conversation."""
-
-    time: dt.datetime | None
-    text: str
 
 
 @attrs.frozen(kw_only=True)

@@ -185,7 +185,7 @@ _is_octal = pattern("[0-7]{3,4}")
 
 
 def _tmpfs_mode(value: int | str) -> int:
-    return int(value, 8) if isinstance(value, str) and _is_octal(value) else value  # type: ignore[return-value]
+    return int(value, 8) if isinstance(value, str) and _is_octal(value) else value  # type: ignore[return-value]  # `law` refuses it
 
 
 @attrs.frozen

@@ -14,9 +14,10 @@ HEAD = """
 # Commands
 
 `container-runner COMMAND --help` says the same at a terminal.
-Every command that prints data takes `--json`, and prints plain text without colours into a pipe.
-No command ever asks a question.
+Every command takes `--json`, and prints plain text without colours into a pipe or where `NO_COLOR` is set.
+No command ever asks a question, so `--no-input` is understood and changes nothing.
 The exit codes are those of [the errors](errors.md); 0 is success.
+What is refused is told on stderr, in words, also with `--json`.
 """
 
 

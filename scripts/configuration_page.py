@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import attrs
 
+from container_runner.cli.config import as_toml, explanations
 from container_runner.cli.flags import field_help
 from container_runner.config import ContainerConfig, Mount, PortBinding, Tmpfs
+from container_runner.policy import FIELDS, defaults
 
 HEAD = """\
 <!-- Written by `python -m scripts.reference` from the docstrings in container_runner: change those. -->
@@ -34,6 +36,15 @@ ContainerConfig(image="my-agent:latest", memory="4g", secrets=["GITHUB_TOKEN"])
 A size is "512m", "2g", "1.5g" or a number of bytes.
 A time is "90s", "30m", "4h", "1d" or a number of seconds.
 A key that is not on this page is refused, and so is a value that its entry does not allow.
+"""
+
+MORE = """\
+## More keys of your own file
+
+The tables of [your own file](../how-to/configuration.md) take these as well.
+They are about the agent, a request, and the records of runs.
+In Python they are arguments of `Agent`, `ExecuteOptions` and `RecordLimits`, and `command` makes a `CommandRuntime`.
+A timeout of 0 stands for no limit.
 """
 
 
@@ -76,8 +87,17 @@ def entries(kind: type[attrs.AttrsInstance], heading: str) -> Iterator[str]:
         yield docs[field.name]
 
 
+def more_entries() -> Iterator[str]:
+    for name in FIELDS:
+        if name not in attrs.fields_dict(ContainerConfig):
+            value = defaults()[name]
+            yield f"### `{name}`"
+            yield f"Default: {'none' if value is None else f'`{as_toml(name, value)}`'}."
+            yield explanations()[name]
+
+
 def page() -> str:
-    parts = [HEAD.strip(), *entries(ContainerConfig, "##")]
+    parts = [HEAD.strip(), *entries(ContainerConfig, "##"), MORE.strip(), *more_entries()]
     parts += ["## Tables", "What a table in `volumes`, `ports` or `tmpfs` holds."]
     for key, kind in ("volumes", Mount), ("ports", PortBinding), ("tmpfs", Tmpfs):
         parts += [f"### An item of `{key}`: `{kind.__name__}`", f"As a string: {kind.FORMS}."]

@@ -115,7 +115,7 @@ def section(kind: type) -> Iterator[str]:
     known = typing.cast("Any", kind).__dict__.get("type")
     if isinstance(known, str):
         yield f'Its `type` is `"{known}"`.'
-    if notices := sorted(name for name, view in messages._CLASSES.items() if view is kind is NoticeMessage):  # noqa: SLF001
+    if notices := sorted(name for name, view in messages._CLASSES.items() if view is kind is NoticeMessage):  # noqa: SLF001  the package's own page
         yield f"The types are {', '.join(f'`{name}`' for name in notices)}."
     rows = list(attributes(kind))
     if rows:
@@ -139,9 +139,9 @@ def attributes(kind: type) -> Iterator[tuple[str, str, str, str]]:
     for name, value in vars(kind).items():
         if name.startswith("_"):
             continue
-        if isinstance(value, messages._Read):  # noqa: SLF001
-            returned = inspect.signature(value._convert).return_annotation  # noqa: SLF001
-            yield name, readable(returned), ".".join(value.path), docs.get(name, "")  # noqa: SLF001
+        if isinstance(value, messages._Read):  # noqa: SLF001  the package's own page
+            returned = inspect.signature(value._convert).return_annotation  # noqa: SLF001  the package's own page
+            yield name, readable(returned), ".".join(value.path), docs.get(name, "")
         elif isinstance(value, property) and value.fget is not None:
             yield name, readable(inspect.signature(value.fget).return_annotation), "", docstring(value)
         elif inspect.isfunction(value):

@@ -12,38 +12,27 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import orjson
 import pytest
+from cyclopts import App
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_subprocess import FakeProcess
 
 import container_runner
 from container_runner.cli import main
+from container_runner.cli.app import app
 from container_runner.cli.flags import ConfigFlags, field_help
 from container_runner.cli.text import clean, render
 from container_runner.config import ContainerConfig
 from container_runner.messages import ErrorMessage, OutputLine, parse_line
 from container_runner.testing import FakeEngine
-
-
-@attrs.frozen
-class Done:
-    """What a command line came to."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
+from tests.small_engine import Done
 
 Command = Callable[..., Done]
 
@@ -187,7 +176,8 @@ def test_no_secret_is_printed(command: Command, fake_engine: FakeEngine, monkeyp
         (["run", ""], "prompt"),
         (["run", "  \n"], "prompt"),
         (["run", "x", "--agent=-x"], "agent.name"),
-        (["run", "x", "--permission-mode=everything"], "agent.permission_mode"),
+        (["run", "x", "--permission-mode=everything"], "--permission-mode"),
+        (["run", "x", "--credentials=all"], '"auto", "env", "file", "none"'),
         (["run", "x", "--timeout=-1"], "timeout"),
         (["run", "x", "--fork"], "fork"),
         (["run", "x", "--env=NOVALUE"], "--env = 'NOVALUE' is refused"),
@@ -211,6 +201,90 @@ def test_what_is_refused_exits_with_2_and_says_why(
     assert "Traceback" not in done.out + done.err
     assert "\033" not in done.out + done.err
     assert fake_engine.calls == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says", "help_of"),
+    [
+        (["rnu"], 'Did you mean "run"?', ""),
+        (["sesions", "list"], 'Did you mean "sessions"?', ""),
+        (["sessions", "lst"], 'Did you mean "list"?', " sessions"),
+        (["image", "biuld"], 'Did you mean "build"?', " image"),
+        (["config", "schmea"], 'Did you mean "schema"?', " config"),
+        (["run", "x", "--memroy=1g"], "Did you mean --memory?", " run"),
+        (["ps", "--jsno"], "Did you mean --json?", " ps"),
+        (["run", "fix", "the", "tests"], "stands in quotes", " run"),
+        (["ps", "x"], 'Nothing takes the word "x"', " ps"),
+        (["batch"], "--file requires an argument", " batch"),
+        (["completion", "tcsh"], '"bash", "zsh", "fish"', " completion"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_misspelt_word_is_answered_with_the_nearest_and_with_where_to_read_on(
+    command: Command, fake_engine: FakeEngine, words: list[str], says: str, help_of: str
+) -> None:
+    done = command(*words, box=())
+
+    first, second = done.err.splitlines()
+    assert (done.code, done.out) == (2, "")
+    assert first.startswith("container-runner: ")
+    assert says in first
+    assert second == f"See: container-runner{help_of} --help"
+
+
+def test_a_word_that_nobody_takes_is_not_repeated_with_its_value(command: Command, fake_engine: FakeEngine) -> None:
+    done = command("run", "x", "--env", "A=1", "TOKEN=s3cr3t")
+
+    assert done.code == 2
+    assert "TOKEN" in done.err
+    assert "s3cr3t" not in done.err
+
+
+NEEDED = {
+    "argv": ["x"],
+    "batch": ["jobs.jsonl"],
+    "completion": ["bash"],
+    "run": ["x"],
+    "shell": ["bot"],
+}
+"""What a command does not work without."""
+
+
+def chains(group: App, chain: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """All commands, each as the words that name it."""
+    for name in group:
+        if not name.startswith("-"):
+            inner = [*chains(group[name], (*chain, name))]
+            yield from inner
+            if not inner or group[name].default_command is not None:
+                yield (*chain, name)
+
+
+@pytest.mark.parametrize("chain", [*chains(app)], ids=" ".join)
+def test_every_command_takes_json_and_explains_itself(
+    chain: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*chain, *NEEDED.get(chain[0], []), "--json"]
+
+    called, _, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    with pytest.raises(SystemExit):
+        main([*chain, "--help"])
+    text = capsys.readouterr().out
+
+    assert called.__module__.startswith("container_runner.cli.")
+    assert text.startswith("Usage: ")
+    assert "--json" in text
+    assert "default: False" not in text
+    assert "()" not in text
+
+
+def test_the_scripts_for_shells_and_the_containerfile_are_there_as_json(command: Command) -> None:
+    script = orjson.loads(command("completion", "bash", "--json").out)
+    containerfile = orjson.loads(command("image", "containerfile", "--json").out)
+
+    assert script["shell"] == "bash"
+    assert script["script"] == command("completion", "bash").out
+    assert containerfile == {"containerfile": command("image", "containerfile").out}
 
 
 def test_an_image_must_be_named(command: Command, fake_engine: FakeEngine) -> None:

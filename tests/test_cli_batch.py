@@ -266,6 +266,17 @@ def test_more_jobs_than_rows_are_no_trouble(place: Place) -> None:
         assert "✓ 8 of 8 jobs succeeded" in terminal.all_text
 
 
+def test_a_narrow_terminal_has_the_names_and_no_bars(place: Place) -> None:
+    file = write(place, *({"id": f"job-{number}", "prompt": "sleep 1"} for number in range(2)))
+    command = [COMMAND, "batch", str(file), *place.flags]
+    with Terminal(command, cwd=place.workspace, columns=24, rows=9) as terminal:
+        shown = terminal.wait_for(lambda text: "● job-0" in text and "● job-1" in text)
+
+        assert "0 of 2  2 at" in shown
+        assert "━" not in shown
+        assert terminal.finish() == 0
+
+
 def test_names_and_results_of_jobs_are_no_markup(place: Place) -> None:
     with at_terminal(place, str(write(place, {"id": "[red]x[/]", "prompt": "[bold]y[/bold] :smile:"}))) as terminal:
         assert terminal.finish() == 0

@@ -18,15 +18,7 @@ from container_runner.cli.init import EXAMPLES
 from container_runner.config import ContainerConfig
 from container_runner.policy import FIELDS, TIGHTENING, Effective, effective
 from container_runner.testing import FakeEngine
-
-
-@attrs.frozen
-class Done:
-    """What a command line came to."""
-
-    code: int
-    out: str
-    err: str
+from tests.small_engine import Done
 
 
 @attrs.frozen
@@ -103,6 +95,17 @@ def test_every_value_is_told_with_its_source(home: Home, monkeypatch: pytest.Mon
     assert len(told) == len(FIELDS)
 
 
+def test_the_limits_of_records_are_shown_as_a_person_writes_them(home: Home) -> None:
+    home.operator('[defaults]\nrecords_max_total = "500m"\n')
+
+    lines = [line.split("  # ") for line in home.run("config", "--no-records").out.splitlines()]
+
+    told = {line[0].strip(): line[1] for line in lines}
+    assert told["records = false"] == "--records"
+    assert told['records_max_age = "30d"'] == told['records_max_run = "256m"'] == "default"
+    assert told['records_max_total = "500m"'] == f"{home.file} [defaults]"
+
+
 def test_what_is_printed_is_toml_that_means_the_same(home: Home) -> None:
     home.operator(
         '[defaults]\nimage = "i"\nvolumes = ["/a:/b:ro", {source = "/a:1", target = "/c"}]\n'
@@ -125,6 +128,7 @@ def test_what_is_printed_is_toml_that_means_the_same(home: Home) -> None:
 def test_secret_values_are_not_printed(home: Home) -> None:
     home.operator(
         '[defaults]\nenv = {TOKEN = "hunter2"}\nmcp_servers = {s = {command = "x", env = {KEY = "hunter2"}}}\n'
+        'extra_args = ["--env=OTHER=hunter2", "-eMORE=hunter2"]\n'
     )
 
     for words in (["config"], ["config", "--json"]):

@@ -15,35 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import attrs
 import orjson
 import pytest
 from rich.console import Console
 
 from container_runner.cli import main
 from container_runner.cli.show import print_rich
-from container_runner.config import ContainerConfig
+from container_runner.config import ContainerConfig, RecordLimits
 from container_runner.errors import ConfigError
 from container_runner.messages import parse_line
 from container_runner.options import Agent, ExecuteOptions
-from container_runner.records import Recorder, RecordLimits, Records
+from container_runner.records import Recorder, Records
 from container_runner.runner import ContainerRunner
 from container_runner.runtimes import ClaudeRuntime
 from container_runner.sessions import Sessions
 from container_runner.testing import FakeEngine
 from tests.hostile import PAYLOADS, everywhere
+from tests.small_engine import Done
 
 SESSION = "0b7e3a52-1111-4000-8000-000000000000"
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
-@attrs.frozen
-class Done:
-    """What a command line came to."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(autouse=True)
@@ -390,6 +381,11 @@ def test_a_session_is_exported(fake_engine: FakeEngine, state: Path, cli: Cli, t
     assert "`````\nuse ```` ticks\n`````" in text
     assert "It is **one**." in text
     assert "```diff\n-x = 1\n+x = 2\n```" in text
+    told = orjson.loads(cli("sessions", "export", SESSION, "--json").out)
+    assert told == {"session_id": SESSION, "agent": "bot", "format": "jsonl", "text": path.read_text()}
+    told = orjson.loads(cli("sessions", "export", SESSION, "--json", "-o", str(tmp_path / "again.jsonl")).out)
+    assert told["file"] == str(tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_text() == path.read_text()
 
 
 # Hostile sessions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -132,6 +133,16 @@ def test_a_command_of_ones_own(engine: SmallEngine, became: Became, capfd: pytes
 
     assert done.code == 0, done.err
     assert became.command == ["new", "ls", "-la"]
+
+
+def test_the_command_can_be_had_without_being_run(
+    engine: SmallEngine, became: Became, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = json.loads(call(capfd, "shell", *engine.flags, "bot", "--json").out)
+
+    assert became.argv == []
+    assert words[:2] == [engine.binary, "exec"]
+    assert "new" in words
 
 
 def test_without_a_terminal_none_is_asked_for(

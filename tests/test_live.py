@@ -164,6 +164,22 @@ def test_a_narrow_terminal_is_enough(place: Place) -> None:
         assert "I am done." in terminal.all_text
 
 
+def test_wide_characters_and_a_window_that_is_made_smaller_leave_one_status_line(place: Place) -> None:
+    wide = "日本語" * 40
+    with at_terminal(place, "run", f"sh sleep 1; echo {wide}\nsleep 1.5", columns=60) as terminal:
+        terminal.wait_for("a tool at work")
+        terminal.resize(30, 24)
+        terminal.wait_for(lambda text: "└ 日" in text and "waiting for the" in text)
+        until = time.monotonic() + 0.5  # a few more pictures
+        while time.monotonic() < until:
+            terminal.read()
+        rows = terminal.text.splitlines()
+
+        assert sum("waiting for the" in row for row in rows) == 1
+        assert "waiting for the" in rows[-1]
+        assert terminal.finish() == 0
+
+
 # The view alone
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from container_runner.config import ContainerConfig
+from container_runner.config import ContainerConfig, RecordLimits
 from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.policy import (
@@ -190,6 +190,31 @@ def test_an_agents_own_fields_stand_in_the_tables_too(place: Place) -> None:
     assert found.command == "my-agent"
 
 
+def test_the_limits_of_records_come_from_the_operator_and_can_differ_from_agent_to_agent(place: Place) -> None:
+    operator = '[defaults]\nrecords_max_age = "7d"\nrecords_max_total = "100m"\n[agents.quiet]\nrecords = false'
+
+    found = place.ask(operator, environ={"CONTAINER_RUNNER_RECORDS_MAX_RUN": "1m"})
+
+    assert found.records == RecordLimits(max_age=7 * 86400, max_total=100 * MIB, max_run=MIB)
+    assert found.settings["records_max_age"].source == f"{place.file} [defaults]"
+    assert place.ask().records == RecordLimits()
+    assert place.ask(operator, agent="quiet").records is False
+    assert place.ask(operator, agent="quiet", flags={"records": True}).records
+
+
+@pytest.mark.parametrize(
+    "local",
+    ["records = true", "records = false", 'records_max_age = "1s"', 'records_max_total = "1"', 'records_max_run = "1"'],
+)
+def test_an_agent_can_neither_keep_more_records_nor_fewer(place: Place, local: str) -> None:
+    """More would fill the disk, and fewer would hide what it did."""
+    refused = place.refusal("", local)
+
+    assert refused.source == str(place.local)
+    assert "how you see what it did" in refused.allowed
+    assert "--records" in refused.allowed
+
+
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
@@ -203,6 +228,10 @@ def test_an_agents_own_fields_stand_in_the_tables_too(place: Place) -> None:
         ("user", "1000", "1000"),
         ("gpus", "2", "2"),
         ("idle_timeout", "0", None),
+        ("timeout", "5m", 300),
+        ("records", "no", False),
+        ("records_max_age", "12h", 43200),
+        ("records_max_total", "1048576", MIB),
     ],
 )
 def test_text_becomes_what_the_field_holds(place: Place, name: str, text: str, value: object) -> None:

@@ -24,12 +24,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from container_runner import records as records_module
-from container_runner.config import ContainerConfig
+from container_runner.config import ContainerConfig, RecordLimits
 from container_runner.errors import AgentFailedError, ConfigError
 from container_runner.lines import OversizedLine
 from container_runner.messages import Message, OutputLine, ResultMessage, parse_line, parse_message
 from container_runner.options import Agent, ExecuteOptions
-from container_runner.records import Recorder, RecordLimits, Records, RunSummary, Scrubber, clean
+from container_runner.records import Recorder, Records, RunSummary, Scrubber, clean
 from container_runner.runner import ContainerRunner
 from container_runner.runtimes import ClaudeRuntime, CommandRuntime
 from container_runner.testing import FakeEngine
@@ -521,7 +521,8 @@ VICTIM = """
 import os, sys, time
 from pathlib import Path
 from container_runner import Agent, ClaudeRuntime, ContainerConfig, ContainerRunner, ExecuteOptions, parse_line
-from container_runner.records import Recorder, RecordLimits
+from container_runner.config import RecordLimits
+from container_runner.records import Recorder
 state = Path(sys.argv[1])
 options = ExecuteOptions(prompt="2 + 2?", agent=Agent(name="bot"))
 plan = ContainerRunner(ClaudeRuntime(), ContainerConfig(image="my/claude", engine="docker"), state).plan(options)
@@ -685,10 +686,16 @@ def test_no_name_leads_out_of_the_records(state: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["max_age", "max_total", "max_run"])
-@pytest.mark.parametrize("value", [0, -1, True, "1", float("nan")])
+@pytest.mark.parametrize("value", [0, -1, True, "lots", "", None, float("nan")])
 def test_a_limit_is_a_number_over_0(field: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"records.{field}"):
+    with pytest.raises(ConfigError, match=f"records_{field}"):
         RecordLimits(**{field: value})
+
+
+def test_a_limit_can_be_text_as_in_a_configuration_file() -> None:
+    limits = RecordLimits(max_age="7d", max_total="1.5g", max_run="64m")
+
+    assert limits == RecordLimits(max_age=7 * 86400, max_total=3 * 2**29, max_run=64 * 2**20)
 
 
 def test_output_lines_and_oversized_ones_come_back_as_they_were(state: Path) -> None:

@@ -29,7 +29,9 @@ def run_command(words: list[str]) -> int:
 
         print(__version__)
         return 0
-    from container_runner.cli.app import app
+    from cyclopts import CycloptsError
+
+    from container_runner.cli.app import app, refusal
 
     # Scripts may say that nobody is there to answer. Nothing here ever asks.
     words = [word for number, word in enumerate(words) if word != "--no-input" or "--" in words[:number]]
@@ -37,19 +39,24 @@ def run_command(words: list[str]) -> int:
         name = "file" if words[0] == "batch" else "prompt"
         words = [f"--{name}=-" if word == "-" else word for word in words]
     try:
-        return app(words, exit_on_error=False, print_error=True, result_action="return_value") or 0
+        return app(words, exit_on_error=False, print_error=False, result_action="return_value") or 0
     except ContainerRunnerError as error:
-        print(f"container-runner: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.cli_exit_code
+    except CycloptsError as error:
+        _complain(refusal(error))
+        return 2
     except (BrokenPipeError, BaseExceptionGroup) as error:
         if isinstance(error, BaseExceptionGroup) and error.split(BrokenPipeError)[1] is not None:
             raise
         # Whoever read our output has left. Python would complain once more when it flushes at its end.
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  it stays open to the end, as stdout does
         return 141
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
-        if type(error).__module__.startswith("cyclopts"):  # it has printed what is wrong with the command line
-            return 2
-        raise
+
+
+def _complain(text: str) -> None:
+    from container_runner.cli.text import clean
+
+    print(f"container-runner: {clean(text)}", file=sys.stderr)

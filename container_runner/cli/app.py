@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from cyclopts import App
+import difflib
+import functools
+from typing import Any
+
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from container_runner import __version__
 
+
+def _worth_showing(default: Any) -> str | None:
+    """A default as the help shows it: what is off or empty goes without saying."""
+    return str(default) if default or (isinstance(default, int | float) and default is not False) else None
+
+
 app = App(
     name="container-runner",
-    help="Run AI coding agents in locked-down containers, with nothing but docker or podman.",
+    help="Run AI coding agents in locked-down containers, with nothing but docker or podman.\n\n"
+    "First steps:\n\n"
+    "- container-runner image build\n"
+    "- container-runner doctor --image=container-runner/claude\n"
+    "- container-runner run 'Fix the failing test' --image=container-runner/claude",
+    help_epilogue="Exit codes: 0 success, 1 the agent failed, 2 the command line or the configuration, 3 no engine, "
+    "4 no image, 5 the engine failed, 6 a container was lost, 124 too slow, 130 Ctrl-C.",
     version=__version__,
+    default_parameter=Parameter(show_default=_worth_showing),
 )
 app.command(
     "container_runner.cli.run:run",
@@ -68,3 +85,19 @@ app.command(
     "\n\nIt takes the flags of run, so that you see what a run with them would get. Nothing is started.",
 )
 app.command("container_runner.cli.init:init", help="Write a configuration file in which every field is explained.")
+
+
+def refusal(error: CycloptsError) -> str:
+    """What is wrong with a command line, and where to read on."""
+    chain = error.command_chain or ()
+    told = str(error)
+    if isinstance(error, UnusedCliTokensError):
+        # Words that nobody takes are shown without what may be a value.
+        word = (error.unused_tokens or [""])[0].partition("=")[0]
+        commands = [name for name in functools.reduce(App.__getitem__, chain, app) if not name.startswith("-")]
+        told = f'Nothing takes the word "{word}".'
+        if near := difflib.get_close_matches(word, commands, n=1):
+            told += f' Did you mean "{near[0]}"?'
+        elif chain[:1] in (("run",), ("argv",)):
+            told += " A prompt of several words stands in quotes."
+    return f"{told}\nSee: {' '.join(('container-runner', *chain))} --help"

@@ -20,7 +20,7 @@ from container_runner import policy
 from container_runner.batch import Job, JobResult, ResultFile, Watch, finished, run_batch
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags
-from container_runner.cli.text import clean, cost, count, duration, job_line, line
+from container_runner.cli.text import clean, duration, job_line, line, taken
 from container_runner.cli.view import View, left_by, take_any_script, wants_live, watched
 from container_runner.config import ContainerConfig
 from container_runner.errors import ConfigError
@@ -49,7 +49,7 @@ def batch(
     jobs: Annotated[int, Parameter(alias="-j")] = 2,
     results: Path | None = None,
     retry_failed: Annotated[bool, Parameter(negative=())] = False,
-    live: Annotated[bool | None, Parameter(show_default=False)] = None,
+    live: bool | None = None,
     flags: RunFlags | None = None,
     more: ExecuteFlags | None = None,
     box: ConfigFlags | None = None,
@@ -185,7 +185,7 @@ def _shared(runner: ContainerRunner, runners: list[ContainerRunner]) -> Containe
     """The first runner with the same box, so that the engine is asked once."""
 
     def facts(runner: ContainerRunner) -> tuple[object, ...]:
-        return runner.config, runner.state_dir, type(runner.runtime), vars(runner.runtime)
+        return runner.config, runner.state_dir, runner.records, type(runner.runtime), vars(runner.runtime)
 
     for known in runners:
         if facts(known) == facts(runner):
@@ -291,11 +291,8 @@ def ending(
     facts += [f"{len(failed)} failed"] * bool(failed)
     facts += [f"{len(jobs) - len(known)} did not end"] * (len(jobs) > len(known))
     facts += [f"{len(before)} done before"] * bool(before)
-    took = [duration(seconds)]
-    if tokens := sum(result.tokens for result in ended):
-        took.append(f"{count(tokens)} tokens")
-    if dollars := sum(result.cost_usd or 0 for result in ended):
-        took.append(cost(dollars))
+    tokens, dollars = sum(result.tokens for result in ended), sum(result.cost_usd or 0 for result in ended)
+    took = [duration(seconds), *taken(tokens=tokens, cost_usd=dollars)]
     rows = [f"{'✗' if len(known) - len(failed) < len(jobs) else '✓'} {', '.join(facts)} ({', '.join(took)})"]
     rows += [f"    ✗ {clean(result.id)}: {line(result.message or '')}" for result in failed[:MOST_FAILED]]
     rows += [f"    and {len(failed) - MOST_FAILED} more"] * (len(failed) > MOST_FAILED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json as json_
 import re
 import sys
@@ -13,13 +14,15 @@ from typing import Annotated, Any
 import attrs
 from cyclopts import App, Parameter
 
+from container_runner.cli.containers import JsonFlag
 from container_runner.cli.flags import ConfigFlags, RunFlags, effective_from_flags, field_help
+from container_runner.cli.options import hidden
 from container_runner.cli.text import clean
-from container_runner.config import ContainerConfig
+from container_runner.config import ContainerConfig, RecordLimits
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.policy import FIELDS, TIGHTENING, defaults
 from container_runner.protect import PROTECTED
-from container_runner.values import Mount, PortBinding, Tmpfs
+from container_runner.values import DAY, Mount, PortBinding, Tmpfs
 
 HIDDEN = frozenset({"env", "mcp_servers"})
 """Tables whose values may be secrets: only their keys are printed."""
@@ -52,14 +55,17 @@ def config(*, flags: RunFlags | None = None, box: ConfigFlags | None = None) -> 
 
 
 @app.command
-def schema(*, workspace: Annotated[bool, Parameter(negative=())] = False) -> None:
+def schema(*, workspace: Annotated[bool, Parameter(negative=())] = False, json: JsonFlag = True) -> None:
     """Print the JSON Schema of the configuration file, for editors.
 
     Parameters
     ----------
     workspace
         The schema of a workspace's .container-runner.toml instead, which has fewer fields.
+    json
+        It is JSON anyway.
     """
+    del json
     _print_json(json_schema(workspace=workspace))
 
 
@@ -74,7 +80,7 @@ def as_json(name: str, value: Any) -> Any:
     if name in HIDDEN:
         return dict.fromkeys(value, "(not shown)")
     if isinstance(value, tuple):
-        return [attrs.asdict(item) if attrs.has(type(item)) else item for item in value]
+        return [attrs.asdict(item) if attrs.has(type(item)) else hidden(name, item) for item in value]
     return dict(value) if isinstance(value, Mapping) else value
 
 
@@ -85,22 +91,22 @@ def as_toml(name: str, value: Any) -> str:
             return str(value).lower()
         case str():
             return quoted(value)
-        case int() if name in ("memory", "shm_size"):
+        case int() if name in _SIZES:
             return quoted(size_text(value))
-        case int() if name == "time_limit" and value % 86_400 == 0:
-            return quoted(f"{value // 86_400}d")
+        case int() | float() if name in ("time_limit", "records_max_age") and value % DAY == 0:
+            return quoted(f"{value // DAY:g}d")
         case int() | float():
             return str(value)
         case Mapping():
             shown = as_json(name, value)
             return f"{{{', '.join(f'{quoted(key)} = {quoted(text)}' for key, text in shown.items())}}}"
         case tuple():
-            return f"[{', '.join(map(_item, value))}]"
+            return f"[{', '.join(_item(name, item) for item in value)}]"
         case _:
             raise TypeError(type(value))
 
 
-def _item(value: Any) -> str:
+def _item(name: str, value: Any) -> str:
     match value:
         case Mount():
             text = f"{value.source}:{value.target}{':ro' if value.read_only else ''}"
@@ -114,7 +120,7 @@ def _item(value: Any) -> str:
             execute = "exec," if value.executable else ""
             return quoted(f"{value.target}:size={size_text(value.size)},{execute}mode={value.mode:o}")
         case _:
-            return quoted(value)
+            return quoted(hidden(name, value))
 
 
 def _bool(mount: Mount) -> str:
@@ -135,22 +141,32 @@ def size_text(size: int) -> str:
     return str(size)
 
 
+@functools.cache
+def explanations() -> Mapping[str, str]:
+    """What each of `FIELDS` means, in full sentences."""
+    return {
+        "command": "The command to run in the container instead of claude. It gets the prompt on stdin.",
+        "records": "Whether each run leaves a transcript and a summary in the state folder.",
+        **{f"records_{name}": text for name, text in field_help(RecordLimits).items()},
+        **field_help(ExecuteOptions),
+        **field_help(Agent),
+        **field_help(ContainerConfig),
+    }
+
+
 # The schema
 
+_SIZES = ("memory", "shm_size", "size", "line_limit", "records_max_total", "records_max_run")
+_TIMES = ("time_limit", "timeout", "idle_timeout", "result_timeout", "records_max_age")
 _SIZE = {"type": ["integer", "string"], "pattern": r"^[0-9]+(\.[0-9]+)?([kmgtKMGT]([iI]?[bB])?|[bB])?$"}
 _TIME = {"type": ["number", "string"], "pattern": r"^[0-9]+(\.[0-9]+)?[smhdSMHD]?$"}
 
 _SPECIAL: Mapping[str, dict[str, Any]] = {
-    "memory": _SIZE,
-    "shm_size": _SIZE,
-    "size": _SIZE,
-    "line_limit": _SIZE,
-    "time_limit": _TIME,
-    "timeout": _TIME,
-    "idle_timeout": _TIME,
-    "result_timeout": _TIME,
+    **dict.fromkeys(_SIZES, _SIZE),
+    **dict.fromkeys(_TIMES, _TIME),
     "mode": {"type": ["integer", "string"], "pattern": "^[0-7]{3,4}$"},
-    "command": {"type": "string", "description": "The command to run in the container instead of claude."},
+    "command": {"type": "string"},
+    "records": {"type": "boolean"},
     "unprotected": {"type": "array", "items": {"enum": list(PROTECTED)}},
 }
 """Fields that take more, or less, than their type says."""
@@ -159,11 +175,11 @@ _SPECIAL: Mapping[str, dict[str, Any]] = {
 def json_schema(*, workspace: bool = False) -> dict[str, Any]:
     """The JSON Schema of the operator's file, or of a *workspace*'s."""
     names = [name for name in FIELDS if not workspace or name in (*TIGHTENING, "labels", "tmpfs")]
-    hints, help_ = _hints(), {**field_help(ContainerConfig), **field_help(Agent), **field_help(ExecuteOptions)}
+    hints, help_ = _hints(), explanations()
     table = {
         "type": "object",
         "additionalProperties": False,
-        "properties": {name: _field(name, hints.get(name), help_.get(name), defaults()[name]) for name in names},
+        "properties": {name: _field(name, hints.get(name), help_[name], defaults()[name]) for name in names},
     }
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "container-runner"}
     if workspace:
@@ -191,10 +207,8 @@ def _hints() -> dict[str, Any]:
     }
 
 
-def _field(name: str, hint: Any, help_: str | None, default: Any) -> dict[str, Any]:
-    found = dict(_SPECIAL[name]) if name in _SPECIAL else _type(hint)
-    if help_ is not None:
-        found["description"] = help_
+def _field(name: str, hint: Any, help_: str, default: Any) -> dict[str, Any]:
+    found = {**(_SPECIAL[name] if name in _SPECIAL else _type(hint)), "description": help_}
     if default is not None:
         found["default"] = as_json(name, default)
     return found

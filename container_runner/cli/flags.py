@@ -19,14 +19,21 @@ from cyclopts import Group, Parameter
 
 from container_runner.config import ContainerConfig
 from container_runner.errors import ConfigError
-from container_runner.options import Agent, ExecuteOptions
+from container_runner.options import Agent, ExecuteOptions, PermissionMode
 from container_runner.policy import Effective, effective
 from container_runner.runner import ContainerRunner
 from container_runner.runtimes import ClaudeRuntime, CommandRuntime
 
 _AGENT = Group("Agent", sort_key=1)
 _RUN = Group("Run", sort_key=2)
-_BOX = Group("Box", sort_key=3, help="docs/reference/configuration.md has more on each.")
+_BOX = Group("Box", sort_key=3, help="The file that container-runner init writes has more on each.")
+
+_AS_FLAGS = {
+    "env": "A variable for the agent, as NAME=VALUE. Can be given again.",
+    "labels": "A label for the container, as NAME=VALUE. Can be given again.",
+    "volumes": 'One more folder of the host: "host:container", with ":ro" to only read it. Can be given again.',
+}
+"""Help for fields that a command line spells otherwise than a file."""
 
 
 def field_help(kind: type[Any]) -> dict[str, str]:
@@ -46,11 +53,13 @@ def _make_flags() -> type[Any]:
     members: dict[str, Any] = {}
     for field in attrs.fields(ContainerConfig):
         hint, default = hints[field.name], None
-        parameter = Parameter(group=_BOX, help=_first_sentence(help_[field.name]))
-        kind: Any = bool | None if hint is bool else str | None
+        told = _AS_FLAGS.get(field.name) or _first_sentence(help_[field.name])
+        parameter = Parameter(group=_BOX, help=told)
+        # A choice is left to the parser, which then tells and completes it.
+        kind: Any = hint | None if hint is bool or typing.get_origin(hint) is typing.Literal else str | None
         if typing.get_origin(hint) in (tuple, Mapping):
             kind, default = tuple[str, ...], ()
-            parameter = attrs.evolve(parameter, negative=(), show_default=False, alias=_singular(field.name))
+            parameter = Parameter(group=_BOX, help=told, negative=(), alias=_singular(field.name))
         members[field.name] = attr.ib(default=default, type=Annotated[kind, parameter])
     return Parameter(name="*")(attrs.make_class("ConfigFlags", members, frozen=True, kw_only=True))
 
@@ -106,6 +115,10 @@ _CONFIGURABLE = (
     "command",
     "timeout",
     "idle_timeout",
+    "records",
+    "records_max_age",
+    "records_max_total",
+    "records_max_run",
 )
 """The fields of `RunFlags` that a file can set as well."""
 
@@ -130,13 +143,13 @@ class RunFlags:
     append_system_prompt: Annotated[str | None, Parameter(group=_AGENT)] = None
     """Added to the system prompt."""
 
-    permission_mode: Annotated[str | None, Parameter(group=_AGENT)] = None
+    permission_mode: Annotated[PermissionMode | None, Parameter(group=_AGENT)] = None
     """How the agent asks before it acts. Default: it does not, the box is the limit."""
 
-    allowed_tools: Annotated[tuple[str, ...], Parameter(group=_AGENT)] = ()
+    allowed_tools: Annotated[tuple[str, ...], Parameter(group=_AGENT, alias="--allowed-tool", negative=())] = ()
     """A tool that it may use without asking. Can be given again."""
 
-    disallowed_tools: Annotated[tuple[str, ...], Parameter(group=_AGENT)] = ()
+    disallowed_tools: Annotated[tuple[str, ...], Parameter(group=_AGENT, alias="--disallowed-tool", negative=())] = ()
     """A tool that it may not use. Can be given again."""
 
     max_turns: Annotated[int | None, Parameter(group=_AGENT)] = None
@@ -151,11 +164,11 @@ class RunFlags:
     fork: Annotated[bool, Parameter(group=_RUN, negative=())] = False
     """Go on in a copy of that session."""
 
-    timeout: Annotated[float | None, Parameter(group=_RUN)] = None
-    """Seconds that the agent may take in all."""
+    timeout: Annotated[str | None, Parameter(group=_RUN)] = None
+    """The time that the agent may take in all: "30m", or seconds. Default: any."""
 
-    idle_timeout: Annotated[float | None, Parameter(group=_RUN)] = None
-    """Seconds that it may be silent. 0: any time. Default: 1800."""
+    idle_timeout: Annotated[str | None, Parameter(group=_RUN)] = None
+    """The time that it may be silent: "5m", or seconds; 0: any. Default: 30m."""
 
     state_dir: Annotated[Path | None, Parameter(group=_RUN)] = None
     """Where sessions and locks are kept. Default: the folder for such things in your home."""
@@ -166,8 +179,17 @@ class RunFlags:
     profile: Annotated[str | None, Parameter(group=_RUN)] = None
     """The name of one of its [profiles]."""
 
-    no_records: Annotated[bool, Parameter(group=_RUN, negative=())] = False
-    """Leave no transcript and no summary in the state folder."""
+    records: Annotated[bool | None, Parameter(group=_RUN)] = None
+    """Leave a transcript and a summary in the state folder, which is the default, or do not."""
+
+    records_max_age: Annotated[str | None, Parameter(group=_RUN)] = None
+    """How long records are kept. Default: 30d."""
+
+    records_max_total: Annotated[str | None, Parameter(group=_RUN)] = None
+    """How much all records of the state folder may take. Default: 1g."""
+
+    records_max_run: Annotated[str | None, Parameter(group=_RUN)] = None
+    """The size at which a transcript ends. Default: 256m."""
 
     json: Annotated[bool, Parameter(group=_RUN, negative=())] = False
     """Print JSON for programs instead of text for people."""
@@ -188,7 +210,7 @@ def prepare(prompt: str, flags: RunFlags, box: Any) -> tuple[ContainerRunner, Ex
     options = ExecuteOptions(prompt=prompt, agent=agent, resume=flags.resume, fork=flags.fork, **found.request)
     runtime = ClaudeRuntime() if found.command is None else CommandRuntime(_split(found.command))
     state_dir = flags.state_dir or _state_dir()
-    return ContainerRunner(runtime, found.config, state_dir, records=not flags.no_records), options
+    return ContainerRunner(runtime, found.config, state_dir, records=found.records), options
 
 
 def agent_name(flags: RunFlags) -> str:

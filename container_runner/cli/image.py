@@ -11,6 +11,7 @@ import anyio
 from cyclopts import App, Parameter
 
 from container_runner.cli.containers import EngineFlags, JsonFlag, open_engine
+from container_runner.cli.logs import print_json
 
 if TYPE_CHECKING:
     from container_runner.image import Built, Recipe
@@ -25,7 +26,7 @@ def build(
     tag: str | None = None,
     base: str | None = None,
     agent_version: str | None = None,
-    packages: Annotated[tuple[str, ...], Parameter(alias="--package", negative=(), show_default=False)] = (),
+    packages: Annotated[tuple[str, ...], Parameter(alias="--package", negative=())] = (),
     from_scratch: Annotated[bool, Parameter(negative=())] = False,
     pull: Annotated[bool, Parameter(negative=())] = False,
     cache: bool = True,
@@ -72,10 +73,8 @@ def build(
     built = anyio.run(_build, flags or EngineFlags(), recipe, from_scratch)
     seconds = round(time.monotonic() - started, 1)
     if json:
-        import orjson
-
-        answer = {"image": built.image, "id": built.id, "agent": agent, "version": built.version, "seconds": seconds}
-        sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
+        facts = {"image": built.image, "id": built.id, "agent": agent, "version": built.version, "seconds": seconds}
+        print_json(facts)
         return
     from container_runner.cli.text import clean
 
@@ -89,11 +88,21 @@ def build(
 
 
 @image.command
-def containerfile() -> None:
-    """Print the Containerfile that `image build` uses, to change it or to read it."""
+def containerfile(*, json: JsonFlag = False) -> None:
+    """Print the Containerfile that `image build` uses, to change it or to read it.
+
+    Parameters
+    ----------
+    json
+        Print a JSON object with the text in it.
+    """
     from container_runner.image import CONTAINERFILE
 
-    sys.stdout.write(CONTAINERFILE.read_text("utf-8"))
+    text = CONTAINERFILE.read_text("utf-8")
+    if json:
+        print_json({"containerfile": text})
+    else:
+        sys.stdout.write(text)
 
 
 async def _build(flags: EngineFlags, recipe: Recipe, from_scratch: bool) -> Built:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shlex
 import tempfile
@@ -14,12 +13,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from container_runner.cli.config import as_toml, quoted
-from container_runner.cli.flags import field_help
+from container_runner.cli.config import as_toml, explanations, quoted
 from container_runner.cli.text import clean
-from container_runner.config import ContainerConfig
 from container_runner.errors import ConfigError, StateError
-from container_runner.options import Agent, ExecuteOptions
 from container_runner.policy import FIELDS, TIGHTENING, default_file, defaults, parse
 from container_runner.protect import WORKSPACE_FILE
 
@@ -168,11 +164,5 @@ def _fields(names: Iterable[str], values: Any) -> Iterator[str]:
 
 
 def _explained(name: str) -> Iterator[str]:
-    for line in textwrap.wrap(_help()[name], 100, break_long_words=False, break_on_hyphens=False):
+    for line in textwrap.wrap(explanations()[name], 100, break_long_words=False, break_on_hyphens=False):
         yield f"# {line}"
-
-
-@functools.cache
-def _help() -> dict[str, str]:
-    command = {"command": "The command to run in the container instead of claude. It gets the prompt on stdin."}
-    return {**command, **field_help(ExecuteOptions), **field_help(Agent), **field_help(ContainerConfig)}

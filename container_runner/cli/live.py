@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from container_runner.batch import Job, JobResult
-from container_runner.cli.text import clean, count, duration, job_facts, render, tool_call, tool_result
+from container_runner.cli.text import clean, duration, job_facts, render, taken, tool_call, tool_result
 from container_runner.cli.text import line as one_line
 from container_runner.cli.view import View
 from container_runner.messages import (
@@ -48,6 +48,9 @@ MOST_PENDING: Final = 500
 
 MOST_STREAMED: Final = 256 * 1024
 """Characters of an unfinished text that are kept to be compared with the finished one."""
+
+LEAST_FOR_BARS: Final = 50
+"""Columns of a terminal below which a batch has no bars: the jobs' names need the room."""
 
 MOST_TOOLS: Final = 4
 """Tools at work that are shown."""
@@ -232,11 +235,7 @@ class RunView(Screen):
         activity = self.noted or (f"{len(self._tools)} tools at work" if len(self._tools) > 1 else self._activity)
         if len(self._tools) == 1 and not self.noted:
             activity = "a tool at work"
-        facts = [clock(self.elapsed)]
-        if tally.turns:
-            facts.append(f"{tally.turns} turn{'s' * (tally.turns != 1)}")
-        if tally.tokens:
-            facts.append(f"{count(tally.tokens)} tokens")
+        facts = [clock(self.elapsed), *taken(tally.turns, tally.tokens)]
         if tally.cost_usd:
             facts.append(f"${tally.cost_usd:.2f}")
         facts.append("Ctrl-C again leaves at once" if self.noted else "Ctrl-C stops")
@@ -346,16 +345,19 @@ class BatchView(Screen):
 
     def region(self) -> RenderableType:
         table = Table.grid(padding=(0, 2, 0, 0))
-        table.width = max(20, self.console.width - 3)
+        table.width = max(1, self.console.width - 3)
+        has_bars = self.console.width >= LEAST_FOR_BARS
         table.add_column(width=self._name_width + 2, no_wrap=True, overflow="ellipsis")
-        table.add_column(width=12)
+        if has_bars:
+            table.add_column(width=12)
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         table.add_column(justify="right", no_wrap=True)
         room = max(1, self.console.height - 5)
         rows = list(self._rows.values())
         for row in rows[:room]:
             name = Text.assemble(("● ", "yellow"), clean(row.job.id))
-            table.add_row(name, row.bar(), Text(row.activity, "dim"), Text(clock(row.elapsed), "dim"))
+            bar = [row.bar()] if has_bars else []
+            table.add_row(name, *bar, Text(row.activity, "dim"), Text(clock(row.elapsed), "dim"))
         below = [Text(f"and {len(rows) - room} more at work", "dim")] if len(rows) > room else []
         return Group(Text(), table, *below, self._total())
 
@@ -364,12 +366,14 @@ class BatchView(Screen):
         facts += [f"{len(self._rows)} at work", clock(self.elapsed)]
         facts += [f"${self._cost:.2f}"] * (self._cost > 0)
         facts += ["Ctrl-C again leaves at once" if self.noted else "Ctrl-C stops"]
+        head = Text.assemble((f"{self.spinner()} ", "cyan"), (self.noted or f"{self._done} of {self._jobs}", "bold"))
+        if self.console.width < LEAST_FOR_BARS:
+            return self.fitted(head.append(f"  {' · '.join(facts)}", "dim"))
         table = Table.grid(padding=(0, 2, 0, 0))
-        table.width = max(20, self.console.width - 3)
+        table.width = self.console.width - 3
         table.add_column(no_wrap=True)
         table.add_column(ratio=1)
         table.add_column(no_wrap=True, overflow="ellipsis")
-        head = Text.assemble((f"{self.spinner()} ", "cyan"), (self.noted or f"{self._done} of {self._jobs}", "bold"))
         bar = ProgressBar(total=max(1, self._jobs), completed=self._done, complete_style="green")
         table.add_row(head, bar, Text(" · ".join(facts), "dim"))
         return table

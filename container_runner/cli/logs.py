@@ -229,9 +229,8 @@ def _tail(summary: RunSummary) -> str:
         return "✗ interrupted: the process that ran it was killed"
     facts = [summary.kind or summary.outcome]
     facts += [text.duration(summary.duration)] if summary.duration is not None else []
-    facts += [f"{summary.turns} turn{'s' * (summary.turns != 1)}"] if summary.turns else []
-    facts += [f"{text.count(summary.tokens.total)} tokens"] if summary.tokens is not None else []
-    facts += [text.cost(summary.cost_usd)] if summary.cost_usd is not None else []
+    tokens = None if summary.tokens is None else summary.tokens.total
+    facts += text.taken(summary.turns, tokens, summary.cost_usd)
     facts += [f"resume with --resume={summary.session_id}"] if SESSION_ID.fullmatch(summary.session_id or "") else []
     facts += [] if summary.complete else ["the transcript is incomplete"]
     return f"{'✓' if summary.outcome == 'success' else '✗'} {text.clean(', '.join(facts))}"

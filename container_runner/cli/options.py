@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter
 
 from container_runner.errors import ConfigError
 from container_runner.options import ExecuteOptions
-from container_runner.values import parse_size
+from container_runner.policy import flag, from_text, parse
 
 _AGENT = Group("Agent", sort_key=1)
 _RUN = Group("Run", sort_key=2)
@@ -21,7 +21,7 @@ AGENT_FIELDS = ("tools", "setting_sources", "plugin_dirs", "args")
 
 
 def _several(alias: str) -> Parameter:
-    return Parameter(group=_AGENT, alias=alias, negative=(), show_default=False)
+    return Parameter(group=_AGENT, alias=alias, negative=())
 
 
 @Parameter(name="*")
@@ -50,8 +50,8 @@ class ExecuteFlags:
     include_partial_messages: Annotated[bool | None, Parameter(group=_RUN)] = None
     """Pass on each piece of text as it comes. Default: only in the live view."""
 
-    result_timeout: Annotated[float | None, Parameter(group=_RUN)] = None
-    """Seconds that the agent may take to leave after its result. 0: any time. Default: 10."""
+    result_timeout: Annotated[str | None, Parameter(group=_RUN)] = None
+    """The time that the agent may take to leave after its result: "1m", or seconds; 0: any. Default: 10."""
 
     grace: Annotated[int | None, Parameter(group=_RUN)] = None
     """Whole seconds between asking the agent to stop and making it stop. Default: 3."""
@@ -73,11 +73,10 @@ class ExecuteFlags:
             for name in ("session_id", "include_partial_messages", "grace")
             if (value := getattr(self, name)) is not None
         }
-        if self.result_timeout is not None:
-            changes["result_timeout"] = self.result_timeout or None
+        for name in ("result_timeout", "line_limit"):
+            if (text := getattr(self, name)) is not None:
+                changes[name] = parse(name, from_text(name, text), flag(name))
         try:
-            if self.line_limit is not None:
-                changes["line_limit"] = parse_size(self.line_limit, "line_limit")
             return attrs.evolve(options, agent=attrs.evolve(options.agent, **agent), **changes)
         except ConfigError as error:
             raise error.with_source("command line") from None
@@ -146,7 +145,7 @@ def spelled(*flags: Any, without: tuple[str, ...] = ()) -> list[str]:
                 if isinstance(item, bool):
                     words.append(f"--{name}" if item else f"--no-{name}")
                 else:
-                    words.append(f"--{name}={_hidden(field.name, str(item))}")
+                    words.append(f"--{name}={hidden(field.name, str(item))}")
     return words
 
 
@@ -155,7 +154,8 @@ def to_shell(words: list[str]) -> str:
     return " ".join(shlex.quote(word) for word in words)
 
 
-def _hidden(field: str, word: str) -> str:
+def hidden(field: str, word: str) -> str:
+    """A word of a field without the value of a variable, which may be a secret."""
     if field == "env":
         return f"{word.partition('=')[0]}=…"
     if field == "extra_args" and word.startswith(("--env=", "-e")):

@@ -11,6 +11,7 @@ import anyio
 from cyclopts import Parameter
 
 from container_runner.cli.containers import ContainerFlags, JsonFlag, Row, age, open_manager, rows
+from container_runner.cli.text import clean
 
 
 def ps(
@@ -50,7 +51,8 @@ def table(found: Sequence[Row], now: dt.datetime) -> str:
     for row in found:
         owner = f"{row.owner} ({row.owner_pid})" if row.owner in ("alive", "dead") else row.owner
         used = "?" if row.in_use is None else "yes" if row.in_use else "no"
-        lines.append((row.agent, row.name, row.kind, row.status, age(row.created, now), owner, used))
+        # A label can say anything: any program can make a container that claims to be ours.
+        lines.append((clean(row.agent), row.name, clean(row.kind), row.status, age(row.created, now), owner, used))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines

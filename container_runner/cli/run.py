@@ -6,11 +6,10 @@ import sys
 import time
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import anyio
 import attrs
-from cyclopts import Parameter
 
 from container_runner import protect
 from container_runner.cli.changes import Changes, Snapshot, snapshot
@@ -35,7 +34,7 @@ def run(
     prompt: str | None = None,
     *,
     prompt_file: Path | None = None,
-    live: Annotated[bool | None, Parameter(show_default=False)] = None,
+    live: bool | None = None,
     flags: RunFlags | None = None,
     more: ExecuteFlags | None = None,
     box: ConfigFlags | None = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from container_runner.cli.containers import JsonFlag
 from container_runner.cli.logs import AgentFlags, agent_of, columns, local_time, print_json, state_of
 from container_runner.errors import ConfigError
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from container_runner.sessions import Session, Sessions
 
 app = App(name="sessions", help="List, show and export the sessions of agents.")
-
-JsonFlag = Annotated[bool, Parameter(negative=())]
 
 
 @app.command(name="list")
@@ -98,6 +97,7 @@ def export(
     *,
     format: Literal["jsonl", "markdown"] = "jsonl",  # noqa: A002  the flag's name
     output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    json: JsonFlag = False,
     flags: AgentFlags | None = None,
 ) -> None:
     """Write a session's transcript, as its lines of JSON or as Markdown.
@@ -110,6 +110,8 @@ def export(
         jsonl: the lines as they were recorded. markdown: a text to read.
     output
         The file to write. Default: stdout.
+    json
+        Print a JSON object: the session, and the file that was written, or else the text.
     """
     from container_runner.cli import show as shown
 
@@ -118,7 +120,12 @@ def export(
         data = b"".join(line + b"\n" for line in sessions.lines(found))
     else:
         data = "\n".join(shown.markdown(sessions.parts(found))).encode("utf-8", "replace")
-    _write(output or Path("-"), data)
+    to_file = output is not None and str(output) != "-"
+    if to_file or not json:
+        _write(output or Path("-"), data)
+    if json:
+        written = {"file": str(output)} if to_file else {"text": data.decode("utf-8", "replace")}
+        print_json({"session_id": found.id, "agent": found.agent, "format": format, **written})
 
 
 def _sessions(flags: AgentFlags | None) -> tuple[Sessions, str | None]:

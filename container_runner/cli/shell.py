@@ -10,7 +10,8 @@ import anyio
 import attrs
 from cyclopts import Parameter
 
-from container_runner.cli.containers import ContainerFlags, configured, open_manager
+from container_runner.cli.containers import ContainerFlags, JsonFlag, configured, open_manager
+from container_runner.cli.logs import print_json
 
 SHELL = ("sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash; exec sh")
 """bash where the image has it, else sh."""
@@ -34,7 +35,13 @@ class ShellFlags:
     """The name of another variable of yours to pass on. Can be given again."""
 
 
-def shell(agent: str, *command: str, who: ShellFlags | None = None, flags: ContainerFlags | None = None) -> None:
+def shell(
+    agent: str,
+    *command: str,
+    json: JsonFlag = False,
+    who: ShellFlags | None = None,
+    flags: ContainerFlags | None = None,
+) -> None:
     """Open a shell in an agent's kept container, as the agent's user and with its environment.
 
     Parameters
@@ -43,8 +50,13 @@ def shell(agent: str, *command: str, who: ShellFlags | None = None, flags: Conta
         The agent's name, as `container-runner ps` shows it.
     command
         A command to run there instead of a shell; after -- if it has flags.
+    json
+        Print the engine's command as a JSON list of its words, and run nothing.
     """
     words, environ = anyio.run(_prepare, agent, command, who or ShellFlags(), flags or ContainerFlags())
+    if json:
+        print_json(words)
+        return
     # From here on this process is the engine's client, with this terminal, its signals and its exit code.
     os.execvpe(words[0], words, environ)  # noqa: S606  a list; there is no shell
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from container_runner.cli.logs import local_time
-from container_runner.cli.text import clean, cost, duration, line
+from container_runner.cli.text import clean, duration, line, taken
 from container_runner.transcript import (
     Change,
     Done,
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 RESULT_LINES: Final = 12
 """Lines of a tool's result that are shown."""
+
+TEXT_LIMIT: Final = 64 * 1024
+"""Characters of a text that are rendered as Markdown."""
 
 DIFF_LINES: Final = 60
 """Lines of a tool's changes that are shown."""
@@ -94,7 +97,7 @@ def _part_head(part: Part) -> str:
         summary.kind or summary.outcome,
     ]
     facts += [duration(summary.duration)] if summary.duration is not None else []
-    facts += [cost(summary.cost_usd)] if summary.cost_usd is not None else []
+    facts += taken(cost_usd=summary.cost_usd)
     return f"· {clean(', '.join(facts))}"
 
 
@@ -132,8 +135,7 @@ def done_line(item: Done) -> str:
     """How the agent ended its work."""
     result = item.result
     facts = ["failed" if result.is_error else "done"]
-    facts += [f"{result.num_turns} turn{'s' * (result.num_turns != 1)}"] if result.num_turns else []
-    facts += [cost(result.total_cost_usd)] if result.total_cost_usd is not None else []
+    facts += taken(turns=result.num_turns, cost_usd=result.total_cost_usd)
     facts += [line(error) for error in result.errors[:5]]
     return f"{'✗' if result.is_error else '✓'} {', '.join(facts)}"
 
@@ -237,7 +239,8 @@ def _print_item(console: Console, item: Item, indent: int) -> None:
         case Prompt(text=text):
             shown = Panel(Styled(clean(text).rstrip()), border_style="cyan", title="prompt", title_align="left")
         case Text(text=text):
-            shown = Markdown(clean(text), hyperlinks=False)
+            # More than that would take the renderer more than a moment.
+            shown = Markdown(clean(text), hyperlinks=False) if len(text) <= TEXT_LIMIT else Styled(clean(text))
         case Thinking(text=text):
             shown = Styled(clean(text).rstrip(), style="dim italic")
         case ToolCall():

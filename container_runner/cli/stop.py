@@ -31,7 +31,7 @@ def stop(
         Print a JSON list of what was removed.
     """
     if bool(names) == all_:
-        raise ConfigError("stop", list(names), "the names of agents or containers, or --all")
+        raise ConfigError("NAMES", list(names) or None, "the names of agents or containers, or --all alone")
     removed, left = anyio.run(_stop, names, flags or ContainerFlags())
     if json:
         import orjson

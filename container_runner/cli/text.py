@@ -69,7 +69,7 @@ def render(message: Message) -> str | None:
             return f"· a line of {message.size} bytes was left out"
         case ErrorMessage():
             tail = f"\n{clean(message.stderr.rstrip())}" if message.stderr.strip() else ""
-            return f"✗ {clean(message.message)}{tail}\n  {message.next_step}"
+            return f"✗ {clean(message.message)}{tail}\n  {clean(message.next_step)}"
         case _:
             return None
 
@@ -77,14 +77,16 @@ def render(message: Message) -> str | None:
 def summary(tally: Tally, seconds: float) -> str:
     """The line at the end of a run: how it went, and what it took."""
     failed = tally.error is not None
-    parts = [f"{'failed' if failed else 'done'} after {duration(seconds)}"]
-    if tally.turns:
-        parts.append(f"{tally.turns} turn{'s' * (tally.turns != 1)}")
-    if tally.tokens:
-        parts.append(f"{count(tally.tokens)} tokens")
-    if tally.cost_usd:
-        parts.append(cost(tally.cost_usd))
-    return f"{'✗' if failed else '✓'} {', '.join(parts)}"
+    head = f"{'failed' if failed else 'done'} after {duration(seconds)}"
+    return f"{'✗' if failed else '✓'} {', '.join((head, *taken(tally.turns, tally.tokens, tally.cost_usd)))}"
+
+
+def taken(turns: int | None = None, tokens: int | None = None, cost_usd: float | None = None) -> list[str]:
+    """What something took, as "2 turns", "12.3k tokens" and "$0.0125"; without what is nothing, or is not known."""
+    facts = [f"{turns} turn{'s' * (turns != 1)}"] if turns else []
+    facts += [f"{count(tokens)} tokens"] if tokens else []
+    facts += [cost(cost_usd)] if cost_usd else []
+    return facts
 
 
 def job_line(result: JobResult) -> str:
@@ -95,14 +97,7 @@ def job_line(result: JobResult) -> str:
 
 def job_facts(result: JobResult) -> str:
     """What one job of a batch took."""
-    parts = [duration(result.duration)]
-    if result.turns:
-        parts.append(f"{result.turns} turn{'s' * (result.turns != 1)}")
-    if result.tokens:
-        parts.append(f"{count(result.tokens)} tokens")
-    if result.cost_usd:
-        parts.append(cost(result.cost_usd))
-    return ", ".join(parts)
+    return ", ".join((duration(result.duration), *taken(result.turns, result.tokens, result.cost_usd)))
 
 
 def tool_call(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:

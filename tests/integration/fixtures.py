@@ -14,6 +14,7 @@ import pytest
 
 from tests.integration.engines import NAMES, Engines, RealEngine
 from tests.integration.images import Unavailable
+from tests.integration.runs import Box
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -98,6 +99,12 @@ def workspace(request: pytest.FixtureRequest) -> Iterator[Path]:
         os.chown(folder, *request.getfixturevalue(name).owner)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def box(engine: RealEngine, workspace: Path) -> Box:
+    """Makes runs on each of the engines in turn."""
+    return Box.make(engine, workspace)
 
 
 @pytest.fixture

@@ -8,20 +8,11 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.integration.engines import RealEngine
 from tests.integration.runs import COMMAND, Box
 
 WAIT = 90
-
-
-@pytest.fixture
-def box(engine: RealEngine, workspace: Path) -> Box:
-    return Box.make(engine, workspace)
 
 
 @contextmanager

@@ -11,20 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from tests.integration.engines import RealEngine, wait_until
+from tests.integration.engines import wait_until
 from tests.integration.runs import COMMAND, ON_DOCKER, ON_ROOTFUL, Box
 
 WAIT = 60
 """Seconds after which a command hangs."""
-
-
-@pytest.fixture
-def box(engine: RealEngine, workspace: Path) -> Box:
-    return Box.make(engine, workspace)
 
 
 def finish(running: contextlib.AbstractContextManager[subprocess.Popen[str]]) -> tuple[int, str, str]:

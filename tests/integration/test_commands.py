@@ -8,20 +8,12 @@ import pty
 import select
 import subprocess
 import time
-from pathlib import Path
 
-import pytest
-
-from tests.integration.engines import RealEngine, wait_until
+from tests.integration.engines import wait_until
 from tests.integration.runs import COMMAND, ON_DOCKER, ON_ROOTFUL, Box
 
 WAIT = 60
 """Seconds after which a command hangs."""
-
-
-@pytest.fixture
-def box(engine: RealEngine, workspace: Path) -> Box:
-    return Box.make(engine, workspace)
 
 
 def command(box: Box, *words: str, stdin: str = "", environ: dict[str, str] | None = None) -> tuple[int, str, str]:

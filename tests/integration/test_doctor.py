@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.integration.engines import RealEngine
 from tests.integration.runs import COMMAND, ON_DOCKER, ON_ROOTFUL, Box, on
-
-
-@pytest.fixture
-def box(engine: RealEngine, workspace: Path) -> Box:
-    return Box.make(engine, workspace)
 
 
 def doctor(box: Box, *flags: str, environ: Mapping[str, str] | None = None) -> tuple[int, dict[str, dict[str, str]]]:
@@ -156,6 +152,19 @@ def test_a_daemon_that_is_dead(box: Box) -> None:
     assert (code, failed(checks)) == (1, ["daemon"])
     assert "unset DOCKER_HOST" in checks["daemon"]["fix"]
     assert checks["box"]["status"] == "skip"
+
+
+def test_a_daemon_that_died_and_is_started_again(private_docker: Callable[[], RealEngine], workspace: Path) -> None:
+    box = Box.make(private_docker(), workspace)
+    assert doctor(box)[0] == 0
+
+    os.kill(box.engine.daemon_pid, signal.SIGKILL)
+    code, checks = doctor(box)
+
+    assert (code, failed(checks)) == (1, ["daemon"])
+    assert "docker start" in checks["daemon"]["fix"] or "start docker" in checks["daemon"]["fix"]
+    box.engine.restart_daemon()
+    assert doctor(box)[0] == 0
 
 
 @ON_DOCKER

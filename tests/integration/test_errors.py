@@ -12,7 +12,6 @@ import pytest
 
 from container_runner import ClaudeRuntime, CommandRuntime, Runtime
 from container_runner.errors import EngineNotFoundError
-from tests.integration.engines import RealEngine
 from tests.integration.runs import (
     ON_DOCKER,
     ON_ROOTFUL,
@@ -26,11 +25,6 @@ from tests.integration.runs import (
 )
 
 ANOTHER_RUN = "0" * 32
-
-
-@pytest.fixture
-def box(engine: RealEngine, workspace: Path) -> Box:
-    return Box.make(engine, workspace)
 
 
 def shell(script: str) -> CommandRuntime:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from container_runner import ConfigError, Mount
-from tests.integration.engines import RealEngine
 from tests.integration.runs import ON_DOCKER, Box, collect, drain, result_of, tool_output
 
 NAMES = [
@@ -24,11 +21,6 @@ NAMES = [
     "a=b;c#d%20",
     "readonly",
 ]
-
-
-@pytest.fixture
-def box(engine: RealEngine, workspace: Path) -> Box:
-    return Box.make(engine, workspace)
 
 
 def test_a_workspace_may_have_any_name(box: Box) -> None:

@@ -6,20 +6,14 @@ import json
 import os
 import signal
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from container_runner import ClaudeRuntime, ErrorMessage
 from container_runner.records import Records
-from tests.integration.engines import RealEngine, wait_until
+from tests.integration.engines import wait_until
 from tests.integration.runs import COMMAND, Box, error_of
-
-
-@pytest.fixture
-def box(engine: RealEngine, workspace: Path) -> Box:
-    return Box.make(engine, workspace)
 
 
 def command(box: Box, *words: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,13 +13,7 @@ import pytest
 
 from container_runner import CommandRuntime, Engine, Plan, Runtime, process
 from container_runner.environment import host_environment
-from tests.integration.engines import RealEngine
 from tests.integration.runs import ON_DOCKER, ON_ROOTFUL, Box, collect, error_of, lines_of, result_of, said
-
-
-@pytest.fixture
-def box(engine: RealEngine, workspace: Path) -> Box:
-    return Box.make(engine, workspace)
 
 
 @pytest.fixture

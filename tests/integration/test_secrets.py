@@ -16,16 +16,10 @@ import pytest
 
 from container_runner import CommandRuntime
 from container_runner.errors import AgentFailedError
-from tests.integration.engines import RealEngine
 from tests.integration.runs import Box, error_of, lines_of
 
 NAMES = ["ANTHROPIC_API_KEY", "BUILD_TOKEN", "DEPLOY_KEY"]
 DIGEST = 'printf %s "$ANTHROPIC_API_KEY.$BUILD_TOKEN.$DEPLOY_KEY" | sha256sum | cut -c-64'
-
-
-@pytest.fixture
-def box(engine: RealEngine, workspace: Path) -> Box:
-    return Box.make(engine, workspace)
 
 
 @pytest.fixture

@@ -14,11 +14,6 @@ from tests.integration.engines import RealEngine
 from tests.integration.runs import ON_ROOTFUL, Box, status
 
 
-@pytest.fixture
-def box(engine: RealEngine, workspace: Path) -> Box:
-    return Box.make(engine, workspace)
-
-
 def test_the_agent_is_the_workspaces_owner_and_has_no_privileges(box: Box) -> None:
     found = status(box.sh("cat /proc/self/status"))
 

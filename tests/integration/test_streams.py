@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from pathlib import Path
 
 import anyio
 import psutil
 import pytest
 
 from container_runner import AssistantMessage, CommandRuntime, OversizedLine
-from tests.integration.engines import RealEngine
 from tests.integration.runs import ON_DOCKER, ON_ROOTFUL, Box, error_of, lines_of, messages_of, said
 
 MIB = 1024**2
@@ -24,11 +22,6 @@ BEGIN {
     printf "{\\"type\\":\\"assistant\\",\\"n\\":%d,\\"message\\":{\\"content\\":%s}}\\n", i, content
 }
 """
-
-
-@pytest.fixture
-def box(engine: RealEngine, workspace: Path) -> Box:
-    return Box.make(engine, workspace)
 
 
 def numbered(count: int, size: int) -> CommandRuntime:

@@ -1,0 +1,134 @@
+"""The package as others get it: built, and installed where nothing else of ours is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+import venv
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+import pytest
+
+import container_runner
+
+ROOT = Path(__file__).parent.parent
+DATA = {"container_runner/py.typed", "container_runner/page.html", "container_runner/images/Containerfile"}
+"""What the package needs beside its modules."""
+
+BUDGET = 3.0
+"""How many times as long as `python -c pass` the import of the package and `--version` may take."""
+
+
+@attrs.frozen
+class Installed:
+    """A clean virtual environment with the wheel in it."""
+
+    folder: Path
+    wheel: Path
+    sdist: Path
+
+    @property
+    def python(self) -> str:
+        return str(self.folder / "bin/python")
+
+    @property
+    def command(self) -> str:
+        return str(self.folder / "bin/container-runner")
+
+    def run(self, *words: str, environ: Mapping[str, str] | None = None) -> str:
+        """What a program of it prints, far from this repository and without any of our variables."""
+        home = self.folder / "home"
+        home.mkdir(exist_ok=True)
+        given = {"PATH": os.defpath, "HOME": str(home), "LANG": "C.UTF-8", **(environ or {})}
+        done = subprocess.run(words, cwd=home, env=given, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The sdist, the wheel that is built of it, and an environment with that wheel and what it depends on."""
+    folder = tmp_path_factory.mktemp("package")
+    quietly(sys.executable, "-m", "build", f"--outdir={folder}", str(ROOT))
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    venv.create(folder / "venv", symlinks=True)
+    quietly(sys.executable, "-m", "pip", f"--python={folder}/venv/bin/python", "install", str(wheel))
+    return Installed(folder / "venv", wheel, sdist)
+
+
+def quietly(*words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_wheel_has_every_file_of_the_package_and_nothing_else(installed: Installed) -> None:
+    with zipfile.ZipFile(installed.wheel) as wheel:
+        found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "container_runner").rglob("*.py")}
+    assert found == modules | DATA
+
+
+def test_the_sdist_has_what_its_tests_and_pages_need(installed: Installed) -> None:
+    with tarfile.open(installed.sdist) as sdist:
+        found = {name.partition("/")[2] for name in sdist.getnames()}
+
+    assert {"pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "Makefile", "mkdocs.yml"} <= found
+    assert {"tests/test_package.py", "docs/index.md", "scripts/setup", "scripts/reference.py"} <= found
+    assert found >= DATA
+
+
+def test_the_command_works_in_a_clean_environment(installed: Installed) -> None:
+    workspace = installed.folder / "project"
+    workspace.mkdir(exist_ok=True)
+    workspace.chmod(0o777)
+
+    def command(*words: str) -> str:
+        return installed.run(installed.command, *words)
+
+    assert command("--version") == f"{container_runner.__version__}\n"
+    assert "First steps" in command("--help")
+    run, execute, remove = json.loads(command("argv", "Do it.", "--image=i", f"--workspace={workspace}", "--json"))
+    assert (run[1], execute[1], remove[1]) == ("run", "exec", "rm")
+    assert "FROM" in command("image", "containerfile")
+    assert "container-runner" in command("completion", "fish")
+    assert json.loads(command("init", "--image=i", "--json"))["path"].endswith("config.toml")
+    assert 'image = "i"' in command("config", f"--workspace={workspace}")
+
+
+def test_the_installed_package_is_what_is_imported_and_every_module_imports(installed: Installed) -> None:
+    """The extras are not installed: the plugin for pytest is the one module that needs one."""
+    code = """
+import importlib, pkgutil, container_runner
+from container_runner.page import render_page
+names = [info.name for info in pkgutil.walk_packages(container_runner.__path__, "container_runner.")]
+for name in names:
+    if name not in ("container_runner.testing", "container_runner.__main__"):
+        importlib.import_module(name)
+print(container_runner.__file__)
+print(render_page((), agent="a", session_id="b")[:15])
+"""
+    file, page = installed.run(installed.python, "-c", code).splitlines()
+
+    assert Path(file).is_relative_to(installed.folder)
+    assert page == "<!doctype html>"
+
+
+@pytest.mark.parametrize("words", [["-c", "import container_runner"], ["-m", "container_runner", "--version"]])
+def test_it_starts_quickly(installed: Installed, words: list[str]) -> None:
+    def fastest(*words: str) -> float:
+        took = []
+        for _ in range(9):
+            began = time.perf_counter()
+            installed.run(installed.python, *words)
+            took.append(time.perf_counter() - began)
+        return min(took)
+
+    assert fastest(*words) < BUDGET * fastest("-c", "pass")
