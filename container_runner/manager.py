@@ -135,7 +135,11 @@ class ContainerManager:
         self._known.pop(plan.digest, None)
         is_last = container.lock.try_upgrade()
         if is_last and (is_spoiled or not await self._sweep(container.name, plan)):
-            await self.engine.remove(container.name)
+            try:
+                await self.engine.remove(container.name)
+            except EngineError:
+                container.lock.release()  # or every later run of this agent would wait for it
+                raise
             container.lock.release(remove=True)
             return
         container.lock.release()

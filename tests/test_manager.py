@@ -17,7 +17,7 @@ from container_runner import argv
 from container_runner.argv import DOCKER
 from container_runner.config import ContainerConfig
 from container_runner.engine import Engine
-from container_runner.errors import ContainerGoneError, EngineArgumentError
+from container_runner.errors import ContainerGoneError, EngineArgumentError, EngineError
 from container_runner.locks import LockFile
 from container_runner.manager import ContainerManager, state_digest
 from container_runner.options import Agent, ExecuteOptions
@@ -145,6 +145,22 @@ async def test_whoever_leaves_last_ends_what_was_left(
     await manager.release(second, wanted, is_good=True)
     assert world.did("exec") == [tuple(argv.sweep_argv("docker", name="kept", user=wanted.user))]
     assert world.removed == (["kept"] if code else [])
+    assert not manager.is_in_use("kept")
+
+
+async def test_one_that_can_be_neither_swept_nor_removed_is_let_go_of(
+    fp: FakeProcess, world: World, manager: ContainerManager, plan: Any
+) -> None:
+    """Its lock too, or every later run of the agent would wait for it."""
+    fp.register(["docker", "exec", fp.any()], returncode=1, occurrences=5)
+    fp.register(["docker", "rm", fp.any()], returncode=1, stderr="device is stuck", occurrences=5)
+    wanted = plan(ephemeral=False)
+    world.holds(container("kept", wanted.reuse_labels))
+    got = await manager.get_or_create(wanted)
+
+    with pytest.raises(EngineError):
+        await manager.release(got, wanted)
+
     assert not manager.is_in_use("kept")
 
 
