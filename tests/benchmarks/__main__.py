@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--page", type=Path, help="also put the tables into this page, between its two marks")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the engines are stopped then too
     figures = Figures()
     folder, engines = new_folder(), Engines(new_folder())
     try:
