@@ -156,7 +156,12 @@ class Run:
         """Leave nothing behind, whatever is cancelled meanwhile; what could not be removed is an error."""
         if self._process is not None:
             self._process.close_stdin()  # it takes no await, so nothing can come in between: the agent will end
-        return await settle(lambda: self._finish(max_containers))
+        try:
+            if self._has_started:
+                self._stream.parse([])  # the record has also what was read and nobody asked for
+        finally:
+            left = await settle(lambda: self._finish(max_containers))
+        return left
 
     @property
     def _running(self) -> Process:

@@ -215,6 +215,18 @@ async def test_a_run_whose_consumer_left_was_stopped(fake_engine: FakeEngine, st
     assert (found["outcome"], found["kind"], found["session_id"]) == ("stopped", None, "s-1")
 
 
+async def test_what_a_consumer_that_left_did_not_ask_for_is_in_the_transcript(
+    fake_engine: FakeEngine, state: Path
+) -> None:
+    fake_engine.messages([{"type": "user", "n": number} for number in range(100)])
+
+    async with aclosing(runner(state).execute(options())) as messages:
+        async for _ in messages:
+            break
+
+    assert [message["n"] for message in said(state)] == [*range(100)]
+
+
 async def test_a_session_that_is_resumed_is_known_from_the_start(fake_engine: FakeEngine, state: Path) -> None:
     fake_engine.messages([], exit_code=1)
 

@@ -20,7 +20,7 @@ from container_runner.errors import (
     TotalTimeoutError,
 )
 from container_runner.lines import OversizedLine
-from container_runner.messages import ErrorMessage, Message, OutputLine, ResultMessage, SystemMessage
+from container_runner.messages import ErrorMessage, Message, OutputLine, ResultMessage, SystemMessage, UserMessage
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.process import Process
 from container_runner.runtimes import ClaudeRuntime, CommandRuntime
@@ -71,6 +71,51 @@ async def test_lines_become_messages_and_blank_ones_none() -> None:
         assert isinstance(text, OutputLine)
         assert isinstance(result, ResultMessage)
         assert stream.result is result
+
+
+class Chunks:
+    """A process that has said all at once."""
+
+    def __init__(self, *lines: bytes) -> None:
+        self._lines = [*lines]
+
+    async def read(self, timeout: float | None) -> list[bytes]:
+        lines, self._lines = self._lines, []
+        return lines
+
+
+def numbered(count: int) -> list[bytes]:
+    return [b'{"type": "user", "n": %d}' % number for number in range(count)]
+
+
+def numbers(messages: list[Message]) -> list[int]:
+    return [message.raw["n"] for message in messages if isinstance(message, UserMessage)]
+
+
+async def test_many_lines_at_once_become_messages_by_portions() -> None:
+    process: Any = Chunks(*numbered(50), *[b""] * 100, *numbered(50))
+    recorded: list[Message] = []
+    stream = MessageStream(process, ClaudeRuntime(), options(), record=lambda _, messages: recorded.extend(messages))
+
+    portions = []
+    while batch := await stream.read():
+        assert recorded[-len(batch) :] == batch
+        portions.append(batch)
+
+    assert all(len(batch) <= stream_module.PORTION for batch in portions)
+    assert [number for batch in portions for number in numbers(batch)] == [*range(50), *range(50)]
+
+
+async def test_what_was_not_asked_for_comes_before_what_is_read_later() -> None:
+    process: Any = Chunks(*numbered(100))
+    stream = MessageStream(process, ClaudeRuntime(), options())
+
+    first = await stream.read()
+    rest = stream.parse([b'{"type": "user", "n": 100}'])
+
+    assert numbers(first) + numbers(rest) == [*range(101)]
+    assert not stream.parse([])
+    assert not await stream.read()
 
 
 async def test_the_last_result_counts() -> None:

@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
+import os
+import platform
+import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 
 import attrs
 
-from tests.benchmarks import work
-from tests.benchmarks.measure import Row, table
+from tests.benchmarks import growth, work
+from tests.benchmarks.bench import Bench, new_folder
+from tests.benchmarks.measure import Point, Row, growth_table, table
 from tests.integration.engines import Engines
 from tests.integration.images import Unavailable
+
+_BLOCK = re.compile(r"(?<=<!-- figures -->\n).*(?=<!-- end of the figures -->)", re.DOTALL)
+
+
+@attrs.define
+class Figures:
+    """All that was measured."""
+
+    rows: list[Row] = attrs.field(factory=list)
+    points: list[Point] = attrs.field(factory=list)
+
+    def add(self, rows: list[Row], points: list[Point] | None = None) -> None:
+        """Keep them, and show them meanwhile."""
+        self.rows += rows
+        self.points += points or []
+        for row in rows:
+            print(f"{row.what}, {row.engine}: {row.ours} / {row.theirs} = {row.ratio:.2f} {row.verdict}", flush=True)
+        for point in points or []:
+            print(f"{point.what}, {point.engine}: {point.amount:,g} {point.unit} in {point.seconds:.3f} s", flush=True)
+
+    def to_markdown(self) -> str:
+        return f"{machine()}\n\n{table(self.rows)}\n\n{growth_table(self.points)}\n"
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "machine": machine(),
+            "comparisons": [row.to_dict() for row in self.rows],
+            "growth": [point.to_dict() for point in self.points],
+        }
 
 
 def main() -> int:
@@ -21,42 +56,61 @@ def main() -> int:
     parser.add_argument("--engine", action="append", choices=["docker", "podman"])
     parser.add_argument("--short", action="store_true", help="once and small, to see that it works")
     parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--page", type=Path, help="also put the tables into this page, between its two marks")
     arguments = parser.parse_args()
-    runs, lines, many = (1, 2_000, 4) if arguments.short else (5, 200_000, 100)
-    strangers = (5,) if arguments.short else (100, 500)
-    folder = work.new_folder()
-    engines = Engines(work.new_folder())
-    rows: list[Row] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the engines are stopped then too
+    figures = Figures()
+    folder, engines = new_folder(), Engines(new_folder())
     try:
         for name in arguments.engine or ["docker", "podman"]:
             place = folder / name
             place.mkdir()
             try:
-                bench = work.Bench(engines.get(name), place, runs, lines)
+                engine = engines.get(name)
+                runs, lines = (1, 2_000) if arguments.short else (5, 200_000)
+                measure(Bench(engine, place, runs, lines), figures, short=arguments.short)
             except Unavailable as reason:
                 print(f"{name} is left out: {reason}", file=sys.stderr)
-                continue
-            bench.prepare()
-            if not rows:
-                for part in (work.parse_rows, work.memory_rows, work.startup_rows):
-                    rows += show(part(bench))
-            for measure in (work.stream_rows, work.start_rows):
-                rows += show(measure(bench))
-            rows += show(work.many_rows(attrs.evolve(bench, runs=min(runs, 4)), many))
-            rows += show(work.growth_rows(bench, strangers))
     finally:
         left = engines.stop()
         shutil.rmtree(folder)
-    print(f"\n{table(rows)}")
+    print(f"\n{figures.to_markdown()}")
     if arguments.json:
-        arguments.json.write_text(json.dumps([row.to_dict() for row in rows], indent=1))
-    return 1 if left else 0
+        arguments.json.write_text(json.dumps(figures.to_dict(), indent=1))
+    if arguments.page:
+        page = arguments.page.read_text()
+        arguments.page.write_text(_BLOCK.sub(lambda _: figures.to_markdown(), page))
+    return 1 if left or not figures.rows else 0
 
 
-def show(rows: list[Row]) -> list[Row]:
-    for row in rows:
-        print(f"{row.what}, {row.engine}: {row.ours} / {row.theirs} = {row.ratio:.2f} {row.verdict}", flush=True)
-    return rows
+def measure(bench: Bench, figures: Figures, *, short: bool) -> None:
+    """All that there is to measure with one engine, and with the first one what needs none."""
+    bench.prepare()
+    if not figures.rows:
+        figures.add(work.startup_rows(bench))
+        figures.add(work.parse_rows(bench))
+        figures.add(*growth.stream_points(bench))
+        figures.add([], growth.line_points(bench))
+    figures.add(work.stream_rows(bench))
+    figures.add(work.start_rows(bench))
+    figures.add(work.many_rows(bench, 4 if short else 100))
+    figures.add(growth.idle_rows(bench, 2 if short else 50, 1 if short else 60))
+    figures.add(*growth.run_points(bench, (1, 4) if short else (10, 100, 1_000)))
+    figures.add([], growth.stranger_points(bench, (0, 2) if short else (0, 100, 500)))
+
+
+def machine() -> str:
+    """Where and when this was measured."""
+    processor = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    today = dt.datetime.now(dt.UTC).date()
+    return f"{today}, {os.cpu_count()} processors ({processor}), Python {platform.python_version()}."
 
 
 if __name__ == "__main__":

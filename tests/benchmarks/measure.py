@@ -28,11 +28,33 @@ class Row:
     ratios: tuple[float, ...]
     """ours / theirs, run by run."""
 
-    seconds: tuple[float, float]
-    """The medians of ours and theirs."""
+    figures: tuple[float, float]
+    """The medians of ours and theirs: seconds, unless *what* says otherwise."""
 
     target: float | None = None
     """The ratio that is wanted at most, or None where there is no promise."""
+
+    @classmethod
+    def of(
+        cls,
+        what: str,
+        engine: str,
+        ours: str,
+        mine: Sequence[float],
+        theirs: str,
+        other: Sequence[float],
+        target: float | None = None,
+    ) -> Row:
+        """The row of two lists of figures, paired by their turn."""
+        return cls(
+            what=what,
+            engine=engine,
+            ours=ours,
+            theirs=theirs,
+            ratios=tuple(a / b for a, b in zip(mine, other, strict=True)),
+            figures=(statistics.median(mine), statistics.median(other)),
+            target=target,
+        )
 
     @property
     def ratio(self) -> float:
@@ -46,6 +68,26 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         return attrs.asdict(self) | {"ratio": self.ratio, "verdict": self.verdict}
+
+
+@attrs.frozen(kw_only=True)
+class Point:
+    """What an amount of work cost."""
+
+    what: str
+    engine: str
+    amount: float
+    unit: str
+    """What *amount* counts."""
+
+    seconds: float
+    megabytes: float | None = None
+    """The most memory that our process had; None where that says nothing."""
+
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return attrs.asdict(self)
 
 
 def timed(work: Callable[[], object]) -> Timed:
@@ -73,15 +115,7 @@ def compare(
             if turn:
                 seconds[name].append(took)
     return [
-        Row(
-            what=what,
-            engine=engine,
-            ours=mine,
-            theirs=other,
-            ratios=tuple(a / b for a, b in zip(seconds[mine], seconds[other], strict=True)),
-            seconds=(statistics.median(seconds[mine]), statistics.median(seconds[other])),
-            target=targets.get(other),
-        )
+        Row.of(what, engine, mine, seconds[mine], other, seconds[other], targets.get(other))
         for mine in ours
         for other in contenders
         if other not in ours
@@ -89,16 +123,29 @@ def compare(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table."""
+    """Comparisons as a Markdown table."""
     lines = [
-        "| what | engine | ours | against | ratio | spread | seconds | wanted | |",
+        "| what | engine | ours | against | ratio | spread | medians | wanted | |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         wanted = "" if row.target is None else f"≤ {row.target:.2f}"
         lines.append(
             f"| {row.what} | {row.engine} | {row.ours} | {row.theirs} | {row.ratio:.2f} "
-            f"| {min(row.ratios):.2f}-{max(row.ratios):.2f} | {row.seconds[0]:.3f} / {row.seconds[1]:.3f} "
+            f"| {min(row.ratios):.2f}-{max(row.ratios):.2f} | {row.figures[0]:.3f} / {row.figures[1]:.3f} "
             f"| {wanted} | {row.verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def growth_table(points: Sequence[Point]) -> str:
+    """Amounts and their cost as a Markdown table."""
+    lines = ["| what | engine | amount | seconds | ms for each | peak MB | |", "|---|---|---|---|---|---|---|"]
+    for point in points:
+        each = "" if point.unit == "strangers" else f"{point.seconds / point.amount * 1000:.3g}"
+        memory = "" if point.megabytes is None else f"{point.megabytes:.1f}"
+        lines.append(
+            f"| {point.what} | {point.engine} | {point.amount:,g} {point.unit} | {point.seconds:.3f} | {each} "
+            f"| {memory} | {point.note} |"
         )
     return "\n".join(lines)
