@@ -79,11 +79,12 @@ class Plan:
 
     @property
     def commands(self) -> tuple[tuple[str, ...], ...]:
-        """All commands, in their order: look for the container (persistent) or not, run, exec, remove (ephemeral)."""
+        """All commands, in their order: run, exec, remove; of a persistent container look for it, run, exec, sweep."""
         binary = self.run[0]
         if self.ephemeral:
             return self.run, self.exec, tuple(argv.remove_argv(binary, self.dialect, name=self.container))
-        return tuple(argv.list_argv(binary, self.reuse_labels)), self.run, self.exec
+        sweep = argv.sweep_argv(binary, name=self.container, user=self.user)
+        return tuple(argv.list_argv(binary, self.reuse_labels)), self.run, self.exec, tuple(sweep)
 
     def is_for(self, engine: Engine) -> bool:
         """Whether these are the commands for *engine*."""

@@ -99,7 +99,7 @@ def test_the_commands_of_an_ephemeral_run(tmp_path: Path) -> None:
 def test_the_commands_of_a_persistent_run(tmp_path: Path) -> None:
     plan = runner(tmp_path, ephemeral=False).plan(options(), engine=ENGINES[0])
 
-    assert [command[1] for command in plan.commands] == ["ps", "run", "exec"]
+    assert [command[1] for command in plan.commands] == ["ps", "run", "exec", "exec"]
     filters = {word.removeprefix("--filter=label=") for word in plan.commands[0] if word.startswith("--filter")}
     labels = {word.removeprefix("--label=") for word in plan.run if word.startswith("--label")}
     assert len(filters) == 4
