@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import attrs
 import pytest
 
-from tests.faults.scene import TABLE, Row
+from tests.faults.scene import TABLE
 from tests.integration.engines import NAMES
 
 pytest_plugins = ["tests.integration.fixtures"]
@@ -23,18 +21,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the real engine to test with; may be repeated; without it they are all used",
     )
     parser.addoption("--fault-table", metavar="FILE", help="write the fault suite's table to this file")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """Take over what a worker of pytest-xdist has found."""
-    for row in getattr(node, "workeroutput", {}).get("faults", []):
-        TABLE.add(Row(**row))
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["faults"] = [attrs.asdict(row) for row in TABLE.rows.values()]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

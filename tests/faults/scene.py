@@ -82,7 +82,7 @@ class Table:
 
 
 TABLE = Table()
-"""What the fault suite prints at its end; under pytest-xdist a worker's, until it is handed in."""
+"""What the fault suite prints at its end."""
 
 
 @attrs.frozen(kw_only=True)
