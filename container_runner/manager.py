@@ -19,7 +19,7 @@ import attrs
 from container_runner import argv
 from container_runner.argv import LABEL
 from container_runner.conmon import end_forgotten, monitored
-from container_runner.engine import ContainerInfo, Engine
+from container_runner.engine import ContainerInfo, Engine, start_limiter
 from container_runner.errors import ContainerGoneError, EngineError
 from container_runner.locks import LockFile
 from container_runner.owner import Owner
@@ -107,7 +107,8 @@ class ContainerManager:
             lock = self._use_lock(plan.container)
             await lock.acquire(shared=True)
             try:
-                await self._create(plan)
+                async with start_limiter():
+                    await self._create(plan)
             except BaseException:
                 lock.release(remove=True)
                 raise

@@ -103,9 +103,13 @@ def build_container_mounts(
             allowed = f"a folder that is not inside our state folder {state}"
             raise ConfigError("agent.workspace", str(agent.workspace), allowed)
         mounts.append(Mount(str(workspace), guest.WORKSPACE, config.workspace_mode == "ro"))
-        if config.workspace_mode == "rw":
-            mounts += protect.protect(workspace, config.unprotected)
-        mounts += _worktree(workspace, config, state)
+        try:
+            if config.workspace_mode == "rw":
+                mounts += protect.protect(workspace, config.unprotected)
+            mounts += _worktree(workspace, config, state)
+        except OSError as error:
+            allowed = f"a workspace in which we may look at {error.filename} ({error.strerror}); chmod u+rwx gives that"
+            raise ConfigError("agent.workspace", str(workspace), allowed) from None
         if _contains(workspace, state):
             # Other agents' sessions and our locks are none of its business.
             masks.append(f"{guest.WORKSPACE}/{state.relative_to(workspace)}")

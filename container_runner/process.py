@@ -44,9 +44,17 @@ TERM_GRACE: Final = 10.0
 class Process:
     """A running child process. Make one with `Process.start`."""
 
-    def __init__(self, process: anyio.abc.Process, *, stdin: bytes, hold_stdin: bool, line_limit: int | None) -> None:
+    def __init__(
+        self,
+        process: anyio.abc.Process,
+        selector: selectors.DefaultSelector,
+        *,
+        stdin: bytes,
+        hold_stdin: bool,
+        line_limit: int | None,
+    ) -> None:
         self._process = process
-        self._selector = selectors.DefaultSelector()
+        self._selector = selector
         self._fds: dict[str, int] = {}
         self._unsent = memoryview(stdin)
         self._hold_stdin = hold_stdin
@@ -82,6 +90,7 @@ class Process:
             OSError: the program is not there, can not be run, or an argument is too long.
         """
         pipes: list[int] = []
+        selector = selectors.DefaultSelector()  # before there is a child that would be left if it can not be had
         try:
             for _ in range(3):
                 pipes += os.pipe()
@@ -102,10 +111,11 @@ class Process:
         except BaseException:
             for fd in pipes:
                 os.close(fd)
+            selector.close()
             raise
         for fd in (their_in, their_out, their_err):
             os.close(fd)
-        self = cls(process, stdin=stdin, hold_stdin=hold_stdin, line_limit=line_limit)
+        self = cls(process, selector, stdin=stdin, hold_stdin=hold_stdin, line_limit=line_limit)
         self._gate = gate
         self._fds = {"stdin": our_in, "stdout": our_out, "stderr": our_err}
         self._selector.register(our_err, selectors.EVENT_READ, "stderr")

@@ -231,7 +231,7 @@ def _kind(path: Path, name: str) -> Literal["file", "folder"] | None:
     """What is there; None for nothing. Raises ConfigError for a link, or anything else."""
     try:
         mode = path.lstat().st_mode
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if stat.S_ISREG(mode):
         return "file"
@@ -246,7 +246,13 @@ def _kind(path: Path, name: str) -> Literal["file", "folder"] | None:
 
 
 def _is_repository(folder: Path) -> bool:
-    return (folder / "HEAD").is_file() and (folder / "objects").is_dir() and (folder / "refs").is_dir()
+    # os.stat and not is_file(), which newer Pythons let say no where one may not look: an agent can take our rights
+    # away from what it owns, and must not lose its walls by that.
+    try:
+        modes = [os.stat(folder / name).st_mode for name in ("HEAD", "objects", "refs")]  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(modes[0]) and stat.S_ISDIR(modes[1]) and stat.S_ISDIR(modes[2])
 
 
 def _common(git: Path) -> Path | None:

@@ -170,11 +170,16 @@ class Run:
 
     async def _start(self) -> MessageStream:
         options, plan = self._options, self._plan
-        async with start_limiter():
+        if not plan.ephemeral:
+            # It may have to wait for other runs of this agent, which must not hold up other agents.
             with self._record.trace.span("create"):
-                if pool := self._pools.get(plan.agent):
-                    self._warm = pool.take(plan.digest)
-                self._container = self._warm.container if self._warm else await self._manager.get_or_create(plan)
+                self._container = await self._manager.get_or_create(plan)
+        async with start_limiter():
+            if self._container is None:
+                with self._record.trace.span("create"):
+                    if pool := self._pools.get(plan.agent):
+                        self._warm = pool.take(plan.digest)
+                    self._container = self._warm.container if self._warm else await self._manager.get_or_create(plan)
             self._record.in_container(self._container.name)
             command = plan.exec_in(self._container.name)
             try:

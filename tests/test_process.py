@@ -202,6 +202,19 @@ async def test_a_timeout_loses_nothing() -> None:
     await end(process)
 
 
+async def test_when_descriptors_run_out_there_is_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(24, "Too many open files")
+
+    started: list[object] = []
+    monkeypatch.setattr("container_runner.process.selectors.DefaultSelector", refuse)
+    monkeypatch.setattr("container_runner.process.open_process", started.append)
+
+    with pytest.raises(OSError, match="Too many"):
+        await Process.start(sh("sleep 1000"))
+    assert not started
+
+
 async def test_a_cancelled_read_loses_nothing() -> None:
     process = await Process.start(
         python("import time\nfor n in range(100): print(n, flush=True); time.sleep(0.01)\nprint('x' * 200000)")

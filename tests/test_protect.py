@@ -234,6 +234,24 @@ def test_a_repository_beside_its_file_in_the_workspace_is_protected_as_well(work
     }
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "x"), OSError(40, "Too many links", "x")])
+def test_what_we_can_not_look_at_does_not_count_as_absent(
+    tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    """An agent can do chmod 0 on what it owns; its walls must not fall by that."""
+    config = repository(workspace / ".git") / "config"
+    lstat = Path.lstat
+
+    def refuse(path: Path) -> os.stat_result:
+        if path == config:
+            raise error
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", refuse)
+    with pytest.raises(ConfigError, match=r"agent\.workspace"):
+        build(tmp_path, workspace)
+
+
 def test_a_state_folder_deep_in_the_workspace_can_not_be_moved_away(tmp_path: Path, workspace: Path) -> None:
     """It is masked, and its parents are mount points, which nobody can rename."""
     (workspace / ".claude").mkdir()

@@ -172,7 +172,7 @@ class Scene:
 
     def processes(self) -> dict[int, str]:
         """All processes of this scene: in containers and on the host."""
-        found = {pid: line for pid, line, about in _all_processes() if self.token.encode() in about}
+        found = {pid: line for pid, line, about in all_processes() if self.token.encode() in about}
         found |= {pid: line for pid, line in _engine_processes(self.engine).items() if pid not in self._before}
         for pid in list(found):
             found |= {child: f"child of {pid}, {_comm(child)}" for child in descendants(pid) if child not in found}
@@ -181,7 +181,7 @@ class Scene:
     def agents(self) -> dict[int, str]:
         """The processes of runs: agents, all that they started, and our wrappers and clients around them."""
         found = {}
-        for pid, line, about in _all_processes():
+        for pid, line, about in all_processes():
             if self.token.encode() in about and (f"\0{MARK}=".encode() in about or "cr_watchdog" in line):
                 found[pid] = line
         return found
@@ -333,7 +333,7 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _all_processes() -> Iterator[tuple[int, str, bytes]]:
+def all_processes() -> Iterator[tuple[int, str, bytes]]:
     """Every process but this one: pid, command line, and command line with environment."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():

@@ -18,7 +18,7 @@ from container_runner.argv import LABEL
 from container_runner.environment import host_environment
 from container_runner.messages import Message
 from container_runner.owner import Owner
-from tests.faults.scene import Scene, last
+from tests.faults.scene import Scene, all_processes, last
 from tests.faults.test_inside import run_for
 from tests.integration.engines import wait_until
 
@@ -130,6 +130,20 @@ def test_an_agent_hides_a_process(scene: Scene, how: str) -> None:
     result, _ = run_for(scene, None, "hello", ephemeral=False)
     assert last(result) == "result"
     assert scene.containers() == [container]
+
+
+def test_an_agent_leaves_a_process_that_is_a_new_one_all_the_time(scene: Scene) -> None:
+    """It is caught between two of its lives; if it is too fast for that, the container goes."""
+    runtime = CommandRuntime(["sh", "-c", "env -i setsid sh -c 'f() { f & }; f' & echo left; sleep 0.5"])
+    messages, since = run_for(scene, None, ephemeral=False, runtime=runtime)
+    keep = scene.containers()
+
+    def alive() -> list[str]:
+        return [line for _, line, _ in all_processes() if "f() { f & }" in line]
+
+    what = "the agent leaves a process that forks and ends all the time (persistent)"
+    scene.settle(what, last(messages), since=since, keep=keep, also=alive)
+    assert not [line for _ in range(200) for line in alive()]
 
 
 FILL = "sh head -c 100000000 /dev/zero >/container-runner/run/full"
