@@ -229,7 +229,7 @@ def main() -> None:
             partial = f"{options.port_file}.{os.getpid()}"
             with open(partial, "w") as file:  # noqa: PTH123 - one rename makes the file appear whole
                 file.write(str(server.server_port))
-            os.replace(partial, options.port_file)  # noqa: PTH105
+            os.replace(partial, options.port_file)  # noqa: PTH105  strings, as argparse gives them
         server.serve_forever()
 
 

@@ -606,11 +606,11 @@ def test_a_configuration_can_not_be_changed() -> None:
     env["A"] = "2"
     assert made.env == {"A": "1"}
     with pytest.raises(TypeError):
-        made.env["A"] = "2"  # type: ignore[index]
+        made.env["A"] = "2"  # type: ignore[index]  # what a frozen value refuses
     with pytest.raises(TypeError):
-        made.labels["a"] = "2"  # type: ignore[index]
+        made.labels["a"] = "2"  # type: ignore[index]  # what a frozen value refuses
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        made.memory = 1  # type: ignore[misc]
+        made.memory = 1  # type: ignore[misc]  # what a frozen value refuses
 
 
 def test_a_changed_copy_is_checked_again() -> None:

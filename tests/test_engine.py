@@ -231,7 +231,7 @@ def test_of_two_engines_auto_takes_docker_if_its_daemon_is_there(
 ) -> None:
     program(folder, "docker")
     program(folder, "podman")
-    monkeypatch.setattr(engine_module.Path, "exists", lambda self: socket)  # type: ignore[attr-defined]
+    monkeypatch.setattr(engine_module.Path, "exists", lambda self: socket)  # type: ignore[attr-defined]  # the module imports it for itself
 
     assert guess(folder)[0] == expected
 

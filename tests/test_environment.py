@@ -18,7 +18,7 @@ COMMAND = Command(
 
 
 def config(**fields: object) -> ContainerConfig:
-    return ContainerConfig(image="i", **fields)  # type: ignore[arg-type]
+    return ContainerConfig(image="i", **fields)  # type: ignore[arg-type]  # the fields vary
 
 
 def test_ours_and_the_runtimes_variables_are_spelled() -> None:

@@ -101,7 +101,7 @@ def test_a_new_image_is_tried_in_a_closed_box() -> None:
 )
 def test_what_could_be_more_than_a_name_is_refused(fields: dict[str, object], field: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Recipe(**{"agent": AGENTS["claude"], "tag": "t", **fields})  # type: ignore[arg-type]
+        Recipe(**{"agent": AGENTS["claude"], "tag": "t", **fields})  # type: ignore[arg-type]  # the fields vary
 
     assert caught.value.field == field
 

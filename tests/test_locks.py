@@ -100,7 +100,7 @@ def test_a_lock_whose_file_was_removed_is_taken_anew(path: Path, monkeypatch: py
     opened: list[int] = []
 
     def open_and_lose(*arguments: object, **others: object) -> int:
-        fd = real_open(*arguments, **others)  # type: ignore[arg-type]
+        fd = real_open(*arguments, **others)  # type: ignore[arg-type]  # passed on as it came
         if not opened:
             path.unlink()
         opened.append(fd)

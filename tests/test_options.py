@@ -50,8 +50,8 @@ def test_a_list_with_such_a_text_is_refused(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize("field", LIST_FIELDS)
 def test_a_list_may_be_given_as_one_word_or_any_iterable(field: str) -> None:
-    assert getattr(Agent(name="a", **{field: "one"}), field) == ("one",)  # type: ignore[arg-type]
-    assert getattr(Agent(name="a", **{field: iter(["one", "two"])}), field) == ("one", "two")  # type: ignore[arg-type]
+    assert getattr(Agent(name="a", **{field: "one"}), field) == ("one",)  # type: ignore[arg-type]  # what the converters take
+    assert getattr(Agent(name="a", **{field: iter(["one", "two"])}), field) == ("one", "two")  # type: ignore[arg-type]  # what the converters take
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_options_are_checked_again_when_they_are_changed() -> None:
     with pytest.raises(ConfigError):
         attrs.evolve(options, timeout=0)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        options.timeout = 5  # type: ignore[misc]
+        options.timeout = 5  # type: ignore[misc]  # what a frozen value refuses
 
 
 ANYTHING = st.one_of(

@@ -42,7 +42,7 @@ class Reader:
 
     async def __aenter__(self) -> MessageStream:
         self._process = await Process.start(["sh", "-c", self._script], line_limit=self._options.line_limit)
-        return MessageStream(self._process, ClaudeRuntime(), self._options, **self._others)  # type: ignore[arg-type]
+        return MessageStream(self._process, ClaudeRuntime(), self._options, **self._others)  # type: ignore[arg-type]  # the fields vary
 
     async def __aexit__(self, *_: object) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -242,7 +242,7 @@ def test_an_exit_code_that_means_none(code: int) -> None:
 
 async def on_host(script: str, **others: object) -> list[Message]:
     runtime = CommandRuntime(["sh", "-c", script])
-    given = ExecuteOptions(prompt="the prompt", agent=Agent(name="bot"), **others)  # type: ignore[arg-type]
+    given = ExecuteOptions(prompt="the prompt", agent=Agent(name="bot"), **others)  # type: ignore[arg-type]  # the fields vary
     return [message async for message in runtime.execute(given)]
 
 

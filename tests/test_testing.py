@@ -39,7 +39,7 @@ def runner(tmp_path: Path) -> ContainerRunner:
 
 
 def options(prompt: str = "Hello", **others: object) -> ExecuteOptions:
-    return ExecuteOptions(prompt=prompt, agent=Agent(name="bot"), **others)  # type: ignore[arg-type]
+    return ExecuteOptions(prompt=prompt, agent=Agent(name="bot"), **others)  # type: ignore[arg-type]  # the fields vary
 
 
 async def all_of(runner: ContainerRunner, options: ExecuteOptions) -> list[Message]:
@@ -194,7 +194,7 @@ async def test_fp_calls_back(fake_engine: FakeEngine, fp: FakeProcess) -> None:
 
     def callback(process: object) -> None:
         seen.append(process)
-        process.returncode = 7  # type: ignore[attr-defined]
+        process.returncode = 7  # type: ignore[attr-defined]  # the plugin gives it no type
 
     fp.register(["agent"], callback=callback)
 

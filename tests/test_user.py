@@ -26,7 +26,7 @@ class FakeFolder:
 
 
 def folder(uid: int, gid: int, mode: int = 0o755) -> Path:
-    return FakeFolder(uid, gid, mode)  # type: ignore[return-value]
+    return FakeFolder(uid, gid, mode)  # type: ignore[return-value]  # it has what is asked of a path
 
 
 def be(monkeypatch: pytest.MonkeyPatch, uid: int, gid: int) -> None:

@@ -142,7 +142,7 @@ def read_content(message: AssistantMessage) -> None:
         if isinstance(block, TextBlock):
             block.text  # noqa: B018  reading it is the work
         elif isinstance(block, ToolUseBlock):
-            block.name, block.input  # noqa: B018
+            block.name, block.input  # noqa: B018  reading it is the work
 
 
 async def consume(runner: ContainerRunner, options: ExecuteOptions, *, read: bool = False) -> tuple[float, int]:
@@ -156,7 +156,7 @@ async def consume(runner: ContainerRunner, options: ExecuteOptions, *, read: boo
         if read and isinstance(message, AssistantMessage):
             read_content(message)
         else:
-            message.type  # noqa: B018
+            message.type  # noqa: B018  reading it is the work
     return first, count
 
 

@@ -23,7 +23,7 @@ def stream_points(bench: Bench) -> tuple[list[Row], list[Point]]:
         _repeat(piece, path, times)
         points.append(_read(path, "length of the stream", path.stat().st_size / MEGABYTE, "MB"))
     small, large = points[0], points[-1]
-    assert small.megabytes is not None and large.megabytes is not None  # noqa: PT018
+    assert small.megabytes is not None and large.megabytes is not None  # noqa: PT018  one condition for the type checker
     row = Row.of(
         "peak memory in MB", "none", f"{large.amount:,.0f} MB streamed", [large.megabytes],
         f"{small.amount:,.0f} MB streamed", [small.megabytes], (small.megabytes + 30) / small.megabytes,
@@ -70,7 +70,7 @@ def run_points(bench: Bench, counts: tuple[int, ...]) -> tuple[list[Row], list[P
             )
         )  # fmt: skip
     few, most = points[-2:]
-    assert few.megabytes is not None and most.megabytes is not None  # noqa: PT018
+    assert few.megabytes is not None and most.megabytes is not None  # noqa: PT018  one condition for the type checker
     row = Row.of(
         "peak memory in MB", bench.engine.name, f"{counts[-1]:,} queued runs", [most.megabytes],
         f"{counts[-2]:,} queued runs", [few.megabytes], 1.1,

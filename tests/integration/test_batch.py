@@ -26,7 +26,7 @@ def batch(box: Box, *jobs: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
     command = [COMMAND, "batch", str(file), "--jobs=3", f"--state-dir={box.state}", f"--engine={box.engine.binary}"]
     command += [f"--image={box.engine.images.tiny}", "--network=none", "--credentials=none"]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:  # type: ignore[call-overload]  # the pipes vary
         try:
             yield process
         finally:
