@@ -272,7 +272,7 @@ class ContainerManager:
         if not lock.try_acquire():
             return False
         try:
-            await self.engine.remove(name)
+            await self.remove(name)
         finally:
             lock.release(remove=True)
         return True
@@ -293,7 +293,7 @@ def _is_needed(info: ContainerInfo) -> bool:
     state = "unknown" if owner is None else owner.state
     runs = info.status in ("running", "paused", "restarting")
     if info.labels.get(KIND_LABEL) == "persistent" and info.status != "created":
-        return runs
+        return runs  # whoever made it; one that was not started yet is its owner's, as an ephemeral one is
     if runs and owner is not None and not owner.is_of_this_boot:
         # No container runs on when its machine starts anew: this one is another machine's, of the same name and id.
         state = "unknown"

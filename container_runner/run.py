@@ -172,14 +172,9 @@ class Run:
         options, plan = self._options, self._plan
         if not plan.ephemeral:
             # It may have to wait for other runs of this agent, which must not hold up other agents.
-            with self._record.trace.span("create"):
-                self._container = await self._manager.get_or_create(plan)
+            self._container = await self._take()
         async with start_limiter():
-            if self._container is None:
-                with self._record.trace.span("create"):
-                    if pool := self._pools.get(plan.agent):
-                        self._warm = pool.take(plan.digest)
-                    self._container = self._warm.container if self._warm else await self._manager.get_or_create(plan)
+            self._container = self._container or await self._take()
             self._record.in_container(self._container.name)
             command = plan.exec_in(self._container.name)
             try:
@@ -200,6 +195,13 @@ class Run:
             raise await self._refusal(self._process)
         self._stream = MessageStream(self._process, self._runtime, options, self._check, self._record.record)
         return self._stream
+
+    async def _take(self) -> Container:
+        """The run's container: one that was ready, one that was kept, or a new one."""
+        with self._record.trace.span("create"):
+            if pool := self._pools.get(self._plan.agent):
+                self._warm = pool.take(self._plan.digest)
+            return self._warm.container if self._warm else await self._manager.get_or_create(self._plan)
 
     async def _retry(self, error: EngineError) -> MessageStream:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential

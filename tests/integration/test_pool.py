@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,16 +11,7 @@ import pytest
 from container_runner import Agent, ConfigError, ContainerRunner
 from container_runner.messages import Message
 from container_runner.pool import Pool
-from tests.integration.engines import RealEngine
 from tests.integration.runs import ON_DOCKER, ON_ROOTFUL, Box, error_of, messages_of, result_of, tool_output
-
-
-@pytest.fixture
-def box(engine: RealEngine, workspace: Path) -> Iterator[Box]:
-    box = Box.make(engine, workspace)
-    yield box
-    for container in box.containers():
-        engine.remove(container)
 
 
 def agent(box: Box) -> Agent:
