@@ -82,14 +82,17 @@ class Pool:
         return None
 
     async def fill(self) -> None:
-        """Keep the pool full, until cancelled. What can not be made is left to the runs themselves to report."""
+        """Keep the pool full, until cancelled. What can not be made is left to the runs themselves to report.
+
+        No error ends it, whosever it is: it would end the caller's block, whose runs can do without the pool.
+        """
         while True:
             self._asked = anyio.Event()
             try:
                 await self._sort_out()
                 while len(self._ready) < self._size:
                     await self._add()
-            except ContainerRunnerError as error:
+            except Exception as error:
                 _log.warning("the pool can not be filled: %s", error)
             await self._asked.wait()
 

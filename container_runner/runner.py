@@ -42,8 +42,8 @@ from container_runner.runtimes import CommandLineRuntime, Runtime
 from container_runner.stream import MessageStream
 from container_runner.user import User
 
-PRUNE_TIMEOUT = 10.0
-"""Seconds that the first run gives to removing what dead processes have left."""
+PRUNE_TIMEOUT = 5.0
+"""Seconds that the first run gives to removing what dead processes have left. Meanwhile nobody reads its messages."""
 
 DEADLINE_SLACK = 600
 """Seconds beyond its time limit after which a container of an owner on another machine is nobody's."""
