@@ -199,7 +199,8 @@ the host died in the middle. An exec'd process leads its own process group, so `
 The sweep ends what carries our mark, and orphans that carry none as long as no other run is alive. What another exec
 started has no parent in here and is nobody's orphan. One that has gone before it was judged may have left a child
 that was not there yet when we began to look, so it is a reason to look again. The sweep uses no program at all,
-because there may be no process left to spawn one. The watchdog's EXIT trap ends the group also when the watchdog can not fork its `sleep`.
+because there may be no process left to spawn one. The watchdog's EXIT trap ends the group also when the watchdog can
+not fork its `sleep`.
 """
 
 HOLD: Final = f"""\

@@ -328,5 +328,9 @@ def _is_needed(info: ContainerInfo) -> bool:
 
 
 def state_digest(state_dir: Path) -> str:
-    """What `STATE_LABEL` says for a state folder."""
+    """What `STATE_LABEL` says for a state folder.
+
+    It is of the path alone, as the engine's mounts are: of two programs that speak to one engine and name the same
+    path, from two containers say, the engine gives the same folder to both.
+    """
     return hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16]
