@@ -15,7 +15,6 @@ from container_runner import argv, guest
 from container_runner.engine import spawn_error, start_limiter
 from container_runner.errors import ContainerRunnerError, EngineTimeoutError
 from container_runner.manager import Container, ContainerManager
-from container_runner.mounts import prepare_sessions, recheck
 from container_runner.plan import Plan
 from container_runner.process import Process, settle
 
@@ -118,8 +117,8 @@ class Pool:
 
     async def _add(self) -> None:
         plan, engine = self._make_plan(), self._manager.engine
-        prepare_sessions(plan.state_dir, plan.agent, plan.user)
-        recheck(plan.mounts)
+        if plan.prepare():
+            plan = self._make_plan()
         command = argv.hold_argv(engine.binary, name=plan.container, user=plan.user, run_id=plan.run_id)
         async with start_limiter():
             container = await self._manager.get_or_create(plan)

@@ -29,7 +29,6 @@ from container_runner.errors import (
 from container_runner.lines import OversizedLine
 from container_runner.manager import CLEANUP_TIMEOUT, Container, ContainerManager
 from container_runner.messages import Message
-from container_runner.mounts import prepare_sessions, recheck
 from container_runner.options import ExecuteOptions
 from container_runner.plan import Plan
 from container_runner.pool import Pool, Warm
@@ -55,7 +54,7 @@ class Run:
     """One run, from its start to its end.
 
     Args:
-        plan: what is to be done.
+        plan: what is to be done, prepared.
         make_plan: makes the plan anew, for another attempt to start, because a name is never used twice.
         pools: containers that are ready, by the agent that they are for.
         record: what is written, traced and logged of the run.
@@ -94,8 +93,6 @@ class Run:
             TotalTimeoutError: the options' total clock ran out.
             ContainerRunnerError: it could not be started, in `START_ATTEMPTS` attempts if the reason was transient.
         """
-        prepare_sessions(self._plan.state_dir, self._plan.agent, self._plan.user)
-        recheck(self._plan.mounts)
         timeout = self._options.timeout
         with anyio.move_on_at(math.inf if timeout is None else self._began_at + timeout):
             try:

@@ -243,7 +243,8 @@ class ContainerRunner:
         try:
             try:
                 manager = await self.manager()
-                if not first.is_for(manager.engine):  # it was made for what the files on this machine tell
+                # It was made for what the files on this machine tell, the first time without our folders.
+                if first.prepare() or not first.is_for(manager.engine):
                     first = self.plan(options, run_id=first.run_id)
                 run = Run(manager, self.runtime, options, first, lambda: self.plan(options), self._pools, record)
                 stream = await self._start(run, manager)

@@ -301,6 +301,27 @@ async def test_what_is_run_is_what_was_planned(fake_engine: FakeEngine, tmp_path
     assert without_ids(plan).startswith(shown)
 
 
+async def test_the_folders_that_the_first_run_makes_do_not_make_the_second_another_box(
+    fake_engine: FakeEngine, tmp_path: Path
+) -> None:
+    (tmp_path / "work/.git/refs").mkdir(parents=True)
+    (tmp_path / "work/.git/objects").mkdir()
+    (tmp_path / "work/.git/HEAD").touch()
+    (tmp_path / "work").chmod(0o777)  # for any user
+    config = ContainerConfig(image="my/claude", ephemeral=False)
+    runner = ContainerRunner(ClaudeRuntime(), config, tmp_path / "work/.container-runner", records=False)
+    given_ = options(agent=Agent(name="bot", workspace=tmp_path / "work"))
+    before = runner.plan(given_).digest
+    fake_engine.reply("Hi")
+
+    await all_of(runner, given_)
+
+    assert (tmp_path / "work/.git/hooks").is_dir()
+    after = runner.plan(given_).digest
+    assert before != after
+    assert f"--label=container-runner.config={after}" in fake_engine.run_argv
+
+
 async def test_a_secret_goes_to_the_exec_alone_and_is_scrubbed_from_what_it_writes(
     fake_engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
