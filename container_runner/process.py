@@ -9,6 +9,7 @@ nothing, and asyncio and trio behave alike. While nobody reads, nothing is read:
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import os
 import selectors
@@ -97,6 +98,9 @@ class Process:
             their_in, our_in, our_out, their_out, our_err, their_err = pipes
             for fd in (our_in, our_out, our_err):
                 os.set_blocking(fd, False)
+            # A child that may write a whole chunk ahead need not be waited for so often.
+            with contextlib.suppress(AttributeError, OSError):  # not Linux, or the user's pipes hold too much already
+                fcntl.fcntl(our_out, fcntl.F_SETPIPE_SZ, CHUNK)
             # Cancelling a start would kill the child with SIGKILL at a moment when nobody cleans up after it.
             with anyio.CancelScope(shield=True):
                 process = await open_process(
