@@ -20,6 +20,9 @@ from tests.integration.runs import Box
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give the tests with the big image more time, and keep the tests of the engines that were asked for."""
     for item in items:
+        # With `pytest -n` all tests of a group run in one process: each engine is started once, and no test counts what
+        # another has on its engine. Tests without an engine go by their file, so that what it prepares is made once.
+        item.add_marker(pytest.mark.xdist_group("+".join(sorted(real_engines(item))) or item.path.stem))
         if item.get_closest_marker("engine") and os.environ.get("CI") == "true":
             # An engine on a busy machine fails now and then by itself, and one of hundreds of tests must not decide.
             # What was tried again is listed at the end; what fails twice fails.
@@ -35,6 +38,11 @@ def engine_names(item: pytest.Item) -> set[str]:
     """The engines that a test runs on; none for a test without an engine."""
     callspec = getattr(item, "callspec", None)
     return {value for value in callspec.params.values() if value in NAMES} if callspec else set()
+
+
+def real_engines(item: pytest.Item) -> set[str]:
+    """The engines that a test really uses, rather than plays."""
+    return engine_names(item) if item.get_closest_marker("engine") else set()
 
 
 def on(*names: str) -> list[object]:
