@@ -71,11 +71,14 @@ if [ -n "$missing" ]; then
   exit {EXIT_MISSING_TOOL}
 fi
 mkfifo {RUN_DIR}/lease
-(sleep "$2"; kill -TERM 1) >/dev/null 2>&1 &
+(
+  [ "$1" = keep ] || {{ sleep {CLAIM_SECONDS}; [ -e {RUN_DIR}/claimed ] || kill -TERM 1; }}
+  sleep "$2"
+  kill -TERM 1
+) >/dev/null 2>&1 &
 if [ "$1" = keep ]; then
   wait "$!"
 else
-  (sleep {CLAIM_SECONDS}; [ -e {RUN_DIR}/claimed ] || kill -TERM 1) >/dev/null 2>&1 &
   cat <{RUN_DIR}/lease >/dev/null &
   wait "$!"
   sleep {LEAVE_SECONDS} &

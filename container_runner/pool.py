@@ -21,6 +21,9 @@ from container_runner.process import Process, settle
 HOLD_TIMEOUT: Final = 30.0
 """Seconds that a new container may take until somebody holds its lease."""
 
+REFILL_DELAY: Final = 0.2
+"""Seconds until a container that was taken is replaced: the run that has it is to start first."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -94,6 +97,7 @@ class Pool:
             except Exception as error:
                 _log.warning("the pool can not be filled: %s", error)
             await self._asked.wait()
+            await anyio.sleep(REFILL_DELAY)
 
     async def close(self) -> None:
         """Remove what nobody took."""

@@ -10,8 +10,11 @@ import pytest
 from container_runner.pool import Pool
 
 
-async def test_an_error_that_is_not_ours_does_not_end_the_pool(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_that_is_not_ours_does_not_end_the_pool(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It would end the block that the pool is for, and every run in it."""
+    monkeypatch.setattr("container_runner.pool.REFILL_DELAY", 0)
     tries = 0
 
     def make_plan() -> NoReturn:
