@@ -9,18 +9,21 @@
 export PATH := $(PATH):/usr/sbin:/sbin
 SOAK_MINUTES = 20
 
+# A worker for Docker's tests, one for Podman's, and one for the rest: most of the time they wait.
+pytest = .venv/bin/python -m pytest -n 3
+
 demo: .venv/ready
 	scripts/setup demo
 	.venv/bin/python -m scripts.demo
 
 test: lint engines
-	.venv/bin/python -m pytest
+	$(pytest)
 
 check: lint
-	.venv/bin/python -m pytest -m 'not engine'
+	$(pytest) -m 'not engine'
 
 test-faults: .venv/ready engines
-	.venv/bin/python -m pytest tests/faults
+	$(pytest) tests/faults
 
 soak: .venv/ready engines
 	.venv/bin/python -m tests.faults.soak $(SOAK_MINUTES)

@@ -241,11 +241,14 @@ _taken_flag = re.compile(
     r"|-[Pq]*[aditu]"  # the engines take -Pit as well as -it
 )
 
+_relative_path = re.compile(r"(?:[=,:]|\A-[A-Za-z])\.{1,2}/")
+"""The engine is called in a folder of its own (`Dialect.run_in`), so a path would not be where it seems to be."""
+
 
 def _is_extra_arg(value: Any) -> bool:
     if not is_text(value) or not value.startswith("-") or not value.strip("-"):
         return False
-    return not _taken_flag.match(value)
+    return not _taken_flag.match(value) and not _relative_path.search(value)
 
 
 def _flag_only(value: object) -> object:
@@ -438,15 +441,16 @@ class ContainerConfig:
         default=(),
         converter=_strings,
         validator=each(
-            "one flag in one word, such as --runtime=runsc, and none of those that every run sets itself:"
-            " --entrypoint, --name, --rm, --user, -d, -i, -t and their like",
+            "one flag in one word, such as --runtime=runsc, with absolute paths, and none of those that every run sets"
+            " itself: --entrypoint, --name, --rm, --user, -d, -i, -t and their like",
             _is_extra_arg,
             _flag_only,
         ),
     )
     """More flags for the engine's `run`, such as "--runtime=runsc", each with its value in one word. They
     come last and win, and are not otherwise checked: `--privileged`, `--cap-add` or `--security-opt` here
-    undo what the rest of this page does. Everybody on the machine can see them, so no secrets."""
+    undo what the rest of this page does. Paths must be absolute. Everybody on the machine can see them, so no
+    secrets."""
 
     time_limit: int = attrs.field(default=DAY, converter=_time_limit)
     """The time after which a container ends by itself, whatever happened to us: "60s" to "30d", or seconds.

@@ -46,6 +46,9 @@ RUN_TIMEOUT: Final = 120.0
 PULL_TIMEOUT: Final = 1800.0
 """Seconds that `run` may take when it may pull the image first."""
 
+CONTROL_PATIENCE: Final = 2.0
+"""Seconds that a control command may still take when its caller is cancelled, and as many again after TERM."""
+
 _FAILURES: Final[tuple[tuple[str, type[EngineError], str], ...]] = (
     (r"permission denied while trying to connect|dial unix [^\n]*permission denied", EnginePermissionError,
      "You may not speak to the engine's daemon."),
@@ -60,7 +63,8 @@ _FAILURES: Final[tuple[tuple[str, type[EngineError], str], ...]] = (
     (r"network [^\n]* not found|unable to find network", NetworkNotFoundError, "The network does not exist."),
     (r"No such container|no such container|no container with name or ID|container has already been removed",
      ContainerGoneError, "The container is not there any more."),
-    (r"is not running|container state improper|is paused, unpause", ContainerGoneError,
+    (r"is not running|container state improper|is paused, unpause|cannot exec in a stopped (state|container)"
+     r"|error writing config to pipe", ContainerGoneError,
      "The container does not run."),
     (r'exec: "sh": executable file not found|exec: "sh": stat sh|executable file `sh` not found', ImageUnsuitableError,
      "The image has no shell."),
@@ -174,7 +178,12 @@ class Engine:
         guess = cls.guess(wanted, environ)
         version = ""
         if guess.dialect.name == "docker":
-            version = await guess.ask("--version")
+            try:
+                version = await guess.ask("--version")
+            except EngineNotFoundError:
+                if wanted != "auto" or environ.get(ENGINE_VARIABLE):
+                    raise
+                raise EngineNotFoundError("There is neither docker nor podman on this machine.") from None
             if "podman" not in version.lower():
                 return attrs.evolve(guess, version=_version(version))
         words = "{{.Host.Security.Rootless}} {{.Version.Version}} {{.Store.GraphRoot}}"
@@ -198,7 +207,7 @@ class Engine:
             EngineError: it failed, and *check* is set; a more special class where it can be told.
         """
         async with control_limiter():
-            done = await self._run(command, timeout)
+            done = await self._run(command, timeout, patience=CONTROL_PATIENCE)
         if check and done.returncode != 0:
             raise classify(done, command[1])
         return done
@@ -209,7 +218,7 @@ class Engine:
         Raises:
             EngineError: see `run`. A container may exist all the same, so remove it by its name.
         """
-        done = await self._run(command, PULL_TIMEOUT if may_pull else RUN_TIMEOUT, self._run_place)
+        done = await self._run(command, PULL_TIMEOUT if may_pull else RUN_TIMEOUT, cwd=self._run_place)
         last = done.stdout.strip().rsplit(b"\n", 1)[-1]
         # A `run` that was asked to terminate exits with 0 and no id.
         if done.returncode != 0 or not _ID.fullmatch(last):
@@ -247,9 +256,11 @@ class Engine:
         place = self.dialect.run_in
         return place if place is not None and Path(place).is_dir() else None
 
-    async def _run(self, command: Sequence[str], timeout: float, cwd: str | None = None) -> Completed:
+    async def _run(
+        self, command: Sequence[str], timeout: float, *, cwd: str | None = None, patience: float | None = None
+    ) -> Completed:
         try:
-            return await process.run(command, env=self.environ, cwd=cwd, timeout=timeout)
+            return await process.run(command, env=self.environ, cwd=cwd, timeout=timeout, patience=patience)
         except OSError as error:
             raise spawn_error(command, error) from None
 

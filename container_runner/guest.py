@@ -71,11 +71,14 @@ if [ -n "$missing" ]; then
   exit {EXIT_MISSING_TOOL}
 fi
 mkfifo {RUN_DIR}/lease
-(sleep "$2"; kill -TERM 1) >/dev/null 2>&1 &
+(
+  [ "$1" = keep ] || {{ sleep {CLAIM_SECONDS}; [ -e {RUN_DIR}/claimed ] || kill -TERM 1; }}
+  sleep "$2"
+  kill -TERM 1
+) >/dev/null 2>&1 &
 if [ "$1" = keep ]; then
   wait "$!"
 else
-  (sleep {CLAIM_SECONDS}; [ -e {RUN_DIR}/claimed ] || kill -TERM 1) >/dev/null 2>&1 &
   cat <{RUN_DIR}/lease >/dev/null &
   wait "$!"
   sleep {LEAVE_SECONDS} &
@@ -123,29 +126,29 @@ cr_kind() {{
     esac
   done </proc/"$1"/environ
   [ -z "$kind" ] || return 0
+  kind=gone
   while read -r key value rest; do
-    [ "$key$value" != PPid:1 ] || kind=orphan
+    case $key$value in PPid:1) kind=orphan ;; PPid:*) kind=nobodys ;; esac
   done </proc/"$1"/status
 }}
 
 cr_sweep() {{
   read -r me rest </proc/self/stat
-  for pass in 1 2 3 4 5; do
-    ours= orphans= others=
+  for pass in 1 2 3 4 5 6 7 8 9 10; do
+    ours= orphans= others= gone=
     for process in /proc/[0-9]*; do
       process=${{process#/proc/}}
       case $process in 1 | "$$" | "$me" | "$watchdog") continue ;; esac
       cr_kind "$process"
       case $kind in
-        ours) ours="$ours $process" ;;
+        ours) kill -KILL "$process"; ours=yes ;;
         theirs) others=yes ;;
         orphan) orphans="$orphans $process" ;;
+        gone) gone=yes ;;
       esac
     done
-    [ -n "$others" ] || ours="$ours$orphans"
-    killed=
-    for process in $ours; do kill -KILL "$process" && killed=yes; done
-    [ -n "$killed" ] || return 0
+    if [ -z "$others" ] && [ -n "$orphans" ]; then kill -KILL $orphans; ours=yes; fi
+    [ -n "$ours$gone" ] || return 0
   done
 }}
 
@@ -197,8 +200,10 @@ the host died in the middle. An exec'd process leads its own process group, so `
 `kill -TERM -$$` is the one spelling that every shell takes.
 
 The sweep ends what carries our mark, and orphans that carry none as long as no other run is alive. What another exec
-started has no parent in here and is nobody's orphan. It uses no program at all, because there may be no process left
-to spawn one. The watchdog's EXIT trap ends the group also when the watchdog can not fork its `sleep`.
+started has no parent in here and is nobody's orphan. One that has gone before it was judged may have left a child
+that was not there yet when we began to look, so it is a reason to look again. The sweep uses no program at all,
+because there may be no process left to spawn one. The watchdog's EXIT trap ends the group also when the watchdog can
+not fork its `sleep`.
 """
 
 HOLD: Final = f"""\
@@ -213,14 +218,19 @@ until cat >/dev/null 2>&1; do :; done
 """Holds the lease of a container that waits for its run, as long as the host holds stdin: `sh -c HOLD sh RUN`."""
 
 KILL: Final = f"""\
-for process in /proc/[0-9]*; do
-  process=${{process#/proc/}}
-  case $process in 1 | "$$") continue ;; esac
-  while IFS= read -r line || [ -n "$line" ]; do
-    case $line in *{MARK}="$1"*) kill -KILL "$process" ;; esac
-  done </proc/"$process"/environ
-done 2>/dev/null
 kill -KILL -"$2" 2>/dev/null
+for pass in 1 2 3 4 5 6 7 8 9 10; do
+  again=
+  for process in /proc/[0-9]*; do
+    process=${{process#/proc/}}
+    case $process in 1 | "$$") continue ;; esac
+    while IFS= read -r line || [ -n "$line" ]; do
+      case $line in *{MARK}="$1"*) kill -KILL "$process"; again=yes ;; esac
+    done </proc/"$process"/environ
+    [ -e /proc/"$process" ] || again=yes
+  done 2>/dev/null
+  [ -n "$again" ] || exit 0
+done
 exit 0
 """
 """The way out when a watchdog was stopped or killed by the agent: `sh -c KILL sh RUN PGID`, as the agent's user.

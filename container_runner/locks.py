@@ -16,6 +16,10 @@ from container_runner.errors import StateError
 POLL: Final = 0.05
 """Seconds between two tries for a lock that another process holds."""
 
+LOCK_TIMEOUT: Final = 180.0
+"""Seconds until a lock that others hold is given up. It is longer than anything takes that is done under one: making a
+container whose image is there, or removing one."""
+
 
 class LockFile:
     """An advisory lock on one file: held by one (`exclusive`), or by several at once (`shared`)."""
@@ -62,10 +66,30 @@ class LockFile:
             return False
         return True
 
-    async def acquire(self, *, shared: bool = False) -> None:
-        """Take the lock, waiting for it."""
-        while not self.try_acquire(shared=shared):
-            await anyio.sleep(POLL)
+    async def acquire(self, *, shared: bool = False, timeout: float = LOCK_TIMEOUT) -> None:
+        """Take the lock, waiting for it.
+
+        Raises:
+            StateError: the file can not be made, or others held the lock for *timeout* seconds.
+        """
+        with anyio.move_on_after(timeout):
+            while not self.try_acquire(shared=shared):
+                await anyio.sleep(POLL)
+            return
+        raise StateError(
+            f"The lock {self.path} was held for {timeout:g} seconds by another process.",
+            next_step="Find that process (`lslocks` shows it) and end it if it hangs, or try again later.",
+        )
+
+    def mark(self) -> None:
+        """Leave word, for whoever takes the lock later, that what it stands for should not be used any more."""
+        if self._fd is not None:
+            os.ftruncate(self._fd, 1)  # a hole, which has room on a full disk
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether somebody has left that word. Only known while we hold the lock."""
+        return self._fd is not None and os.fstat(self._fd).st_size > 0
 
     def keep_across_exec(self) -> None:
         """Let the program that this process becomes, by `os.exec`, go on holding the lock."""
@@ -81,9 +105,9 @@ class LockFile:
             self._fd = None
 
     @asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
-        """The lock, for the length of a block."""
-        await self.acquire()
+    async def held(self, timeout: float = LOCK_TIMEOUT) -> AsyncIterator[None]:
+        """The lock, for the length of a block. See `acquire`."""
+        await self.acquire(timeout=timeout)
         try:
             yield
         finally:

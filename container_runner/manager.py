@@ -19,9 +19,14 @@ import attrs
 from container_runner import argv
 from container_runner.argv import LABEL
 from container_runner.conmon import end_forgotten, monitored
-from container_runner.engine import ContainerInfo, Engine, start_limiter
-from container_runner.errors import ContainerGoneError, EngineError
-from container_runner.locks import LockFile
+from container_runner.engine import PULL_TIMEOUT, ContainerInfo, Engine, start_limiter
+from container_runner.errors import (
+    ContainerGoneError,
+    EngineError,
+    EnginePermissionError,
+    EngineUnreachableError,
+)
+from container_runner.locks import LOCK_TIMEOUT, LockFile
 from container_runner.owner import Owner
 from container_runner.plan import Plan
 from container_runner.process import settle
@@ -45,6 +50,9 @@ DEADLINE_LABEL: Final = f"{LABEL}deadline"
 
 KIND_LABEL: Final = f"{LABEL}kind"
 """"ephemeral" or "persistent"."""
+
+LOCK_PATIENCE: Final = 5.0
+"""Seconds that clean-up waits for others who are at an agent's containers. They clean up after themselves."""
 
 CLEANUP_TIMEOUT: Final = 60.0
 """Seconds that clean-up may take in all, whatever is cancelled meanwhile."""
@@ -96,14 +104,20 @@ class ContainerManager:
             # and the next attempt will look for it.
             lock = self._use_lock(known)
             if lock.try_acquire(shared=True):
-                return Container(name=known, created=False, lock=lock)
-        async with self._agent_lock(plan.agent).held():
+                if not lock.is_marked:
+                    return Container(name=known, created=False, lock=lock)
+                lock.release()
+        # Whoever holds it may be fetching the image.
+        async with self._agent_lock(plan.agent).held(PULL_TIMEOUT if plan.may_pull else LOCK_TIMEOUT):
             for info in await self.containers(plan.reuse_labels):
                 if info.is_running:
                     lock = self._use_lock(info.name)
                     await lock.acquire(shared=True)
-                    return Container(name=info.name, created=False, lock=lock)
-                await self._remove_if_idle(info.name)  # a run may wait in it, if somebody has paused it
+                    if not lock.is_marked:
+                        return Container(name=info.name, created=False, lock=lock)
+                    lock.release()
+                # A run may be in it: somebody has paused it, or what is wrong with it does not hinder that run.
+                await self._remove_if_idle(info.name)
             lock = self._use_lock(plan.container)
             await lock.acquire(shared=True)
             try:
@@ -120,7 +134,7 @@ class ContainerManager:
         """Give a container back: an ephemeral one is removed, a persistent one waits for its next run.
 
         Whoever leaves a persistent container last ends, from outside, what its runs have left in it. One in which
-        that can not be done is removed.
+        that can not be done is removed; if the engine does not answer, the next run that looks for it does that.
 
         Args:
             plan: the plan of the run that used it.
@@ -134,18 +148,21 @@ class ContainerManager:
             await self.engine.remove(container.name)
             return
         self._known.pop(plan.digest, None)
-        is_last = container.lock.try_upgrade()
-        if is_last and (is_spoiled or not await self._sweep(container.name, plan)):
-            try:
+        lock = container.lock
+        if is_spoiled:
+            lock.mark()
+        has_gone = False
+        try:
+            if lock.try_upgrade() and (lock.is_marked or not await self._sweep(container.name, lock, plan)):
                 await self.engine.remove(container.name)
-            except EngineError:
-                container.lock.release()  # or every later run of this agent would wait for it
-                raise
-            container.lock.release(remove=True)
-            return
-        container.lock.release()
-        if is_good:
+                has_gone = True
+        except EngineError:
+            lock.mark()
+            lock.release()  # or every later run of this agent would wait for it
+            raise
+        if is_good and not has_gone and not lock.is_marked:
             self._known[plan.digest] = container.name
+        lock.release(remove=has_gone)
 
     async def containers(self, labels: dict[str, str] | None = None) -> list[ContainerInfo]:
         """Our containers with *labels*, oldest first; of all state folders, unless the labels name one."""
@@ -172,8 +189,12 @@ class ContainerManager:
 
         Returns:
             The names of those that were removed.
+
+        Raises:
+            EngineError: the engine does not answer, or one of them could not be removed.
+            StateError: another process was at them for longer than `LOCK_PATIENCE`.
         """
-        async with self._agent_lock(agent).held():
+        async with self._agent_lock(agent).held(LOCK_PATIENCE):
             labels = {AGENT_LABEL: agent, STATE_LABEL: state_digest(self.state_dir), KIND_LABEL: "persistent"}
             kept = await self.containers(labels)
             removed: list[str] = []
@@ -243,14 +264,17 @@ class ContainerManager:
             if container_id not in known:
                 end_forgotten(container_id)
 
-    async def _sweep(self, name: str, plan: Plan) -> bool:
-        """End what runs have left in a container that none uses; tell whether nothing is left."""
+    async def _sweep(self, name: str, lock: LockFile, plan: Plan) -> bool:
+        """End what runs have left in a container that none uses; tell whether it may stay."""
         try:
-            done = await self.engine.run(argv.sweep_argv(self.engine.binary, name=name, user=plan.user), check=False)
-        except EngineError as error:
+            await self.engine.run(argv.sweep_argv(self.engine.binary, name=name, user=plan.user))
+        except (EngineUnreachableError, EnginePermissionError) as error:
+            _log.warning("what was left in %s could not be ended: %s", name, error.message)
+            lock.mark()  # it could not be removed now either
+        except EngineError as error:  # our script's own failure among them, and one that takes too long
             _log.info("what was left in %s could not be ended: %s", name, error.message)
             return False
-        return done.returncode == 0
+        return True
 
     async def _create(self, plan: Plan) -> None:
         try:
@@ -304,5 +328,9 @@ def _is_needed(info: ContainerInfo) -> bool:
 
 
 def state_digest(state_dir: Path) -> str:
-    """What `STATE_LABEL` says for a state folder."""
+    """What `STATE_LABEL` says for a state folder.
+
+    It is of the path alone, as the engine's mounts are: of two programs that speak to one engine and name the same
+    path, from two containers say, the engine gives the same folder to both.
+    """
     return hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16]

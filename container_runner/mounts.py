@@ -170,14 +170,14 @@ def sessions_folder(state: Path, agent: str) -> Path:
     return state / "sessions" / agent
 
 
-def prepare_sessions(state: Path, agent: str, user: User) -> None:
-    """Make the agent's sessions folder, private to *user*.
+def prepare_sessions(state: Path, agent: str, user: User) -> bool:
+    """Make the agent's sessions folder, private to *user*, and tell whether it was not there.
 
     Raises:
         ConfigError: something that is no folder of ours stands in its place, such as a symlink elsewhere.
         StateError: it can not be made.
     """
-    folder = sessions_folder(state, agent)
+    folder, is_new = sessions_folder(state, agent), False
     try:
         state.mkdir(mode=0o755, parents=True, exist_ok=True)
         for path, mode in ((folder.parent, 0o755), (folder, 0o700)):
@@ -187,16 +187,21 @@ def prepare_sessions(state: Path, agent: str, user: User) -> None:
                 if not stat.S_ISDIR(path.lstat().st_mode):
                     raise ConfigError("state_dir", str(path), "a folder; a symlink could lead anywhere") from None
             else:
+                is_new = True
                 if path == folder and os.getuid() == 0:
                     os.chown(folder, user.uid, user.gid)
     except OSError as error:
         raise StateError(f"The sessions folder {folder} can not be made: {error.strerror}.") from None
+    return is_new
 
 
-def recheck(mounts: Iterable[Mount]) -> None:
+def recheck(mounts: Iterable[Mount]) -> bool:
     """Make sure, just before the run, that no source has become a symlink since it was resolved.
 
     An empty `hooks` folder is made where a repository has none, so that there is something to protect.
+
+    Returns:
+        Whether one was made.
 
     Raises:
         ConfigError: one has; an agent that ran before may have swapped a folder for a link.
@@ -207,7 +212,7 @@ def recheck(mounts: Iterable[Mount]) -> None:
         if os.path.realpath(mount.source) != mount.source:
             raise ConfigError("mounts", mount.source, "a path that stays what it is; it has just become a symlink")
     try:
-        protect.make_hooks(mounts)
+        return protect.make_hooks(mounts)
     except OSError as error:
         raise StateError(f"{error.filename} can not be made: {error.strerror}.") from None
 

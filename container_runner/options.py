@@ -185,7 +185,7 @@ class ExecuteOptions:
     """Yield a StreamEvent for each piece of text as it comes."""
 
     timeout: float | None = attrs.field(default=None, validator=_seconds)
-    """Seconds that the agent may take in all. None: the container's time limit alone."""
+    """Seconds that the run may take in all, its start included. None: the container's time limit alone."""
 
     idle_timeout: float | None = attrs.field(default=1800.0, validator=_seconds)
     """Seconds that it may be silent. A tool that runs is silent too."""

@@ -11,6 +11,7 @@ import attrs
 from container_runner import argv
 from container_runner.argv import Dialect
 from container_runner.engine import Engine
+from container_runner.mounts import prepare_sessions, recheck
 from container_runner.user import User
 from container_runner.values import Mount
 
@@ -85,6 +86,19 @@ class Plan:
             return self.run, self.exec, tuple(argv.remove_argv(binary, self.dialect, name=self.container))
         sweep = argv.sweep_argv(binary, name=self.container, user=self.user)
         return tuple(argv.list_argv(binary, self.reuse_labels)), self.run, self.exec, tuple(sweep)
+
+    def prepare(self) -> bool:
+        """Make the folders that the run needs, and see that its mounts are still what they were.
+
+        Returns:
+            Whether something was made that was not there. Then a new plan tells better what the mounts are.
+
+        Raises:
+            ConfigError: a mount's source, or the sessions folder, has become something else.
+            StateError: a folder can not be made.
+        """
+        is_new = prepare_sessions(self.state_dir, self.agent, self.user)
+        return recheck(self.mounts) or is_new
 
     def is_for(self, engine: Engine) -> bool:
         """Whether these are the commands for *engine*."""

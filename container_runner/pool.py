@@ -15,12 +15,14 @@ from container_runner import argv, guest
 from container_runner.engine import spawn_error, start_limiter
 from container_runner.errors import ContainerRunnerError, EngineTimeoutError
 from container_runner.manager import Container, ContainerManager
-from container_runner.mounts import prepare_sessions, recheck
 from container_runner.plan import Plan
 from container_runner.process import Process, settle
 
 HOLD_TIMEOUT: Final = 30.0
 """Seconds that a new container may take until somebody holds its lease."""
+
+REFILL_DELAY: Final = 0.2
+"""Seconds until a container that was taken is replaced: the run that has it is to start first."""
 
 _log = logging.getLogger(__name__)
 
@@ -82,16 +84,20 @@ class Pool:
         return None
 
     async def fill(self) -> None:
-        """Keep the pool full, until cancelled. What can not be made is left to the runs themselves to report."""
+        """Keep the pool full, until cancelled. What can not be made is left to the runs themselves to report.
+
+        No error ends it, whosever it is: it would end the caller's block, whose runs can do without the pool.
+        """
         while True:
             self._asked = anyio.Event()
             try:
                 await self._sort_out()
                 while len(self._ready) < self._size:
                     await self._add()
-            except ContainerRunnerError as error:
+            except Exception as error:
                 _log.warning("the pool can not be filled: %s", error)
             await self._asked.wait()
+            await anyio.sleep(REFILL_DELAY)
 
     async def close(self) -> None:
         """Remove what nobody took."""
@@ -115,8 +121,8 @@ class Pool:
 
     async def _add(self) -> None:
         plan, engine = self._make_plan(), self._manager.engine
-        prepare_sessions(plan.state_dir, plan.agent, plan.user)
-        recheck(plan.mounts)
+        if plan.prepare():
+            plan = self._make_plan()
         command = argv.hold_argv(engine.binary, name=plan.container, user=plan.user, run_id=plan.run_id)
         async with start_limiter():
             container = await self._manager.get_or_create(plan)

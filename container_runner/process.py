@@ -9,6 +9,7 @@ nothing, and asyncio and trio behave alike. While nobody reads, nothing is read:
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import os
 import selectors
@@ -97,6 +98,9 @@ class Process:
             their_in, our_in, our_out, their_out, our_err, their_err = pipes
             for fd in (our_in, our_out, our_err):
                 os.set_blocking(fd, False)
+            # A child that may write a whole chunk ahead need not be waited for so often.
+            with contextlib.suppress(AttributeError, OSError):  # not Linux, or the user's pipes hold too much already
+                fcntl.fcntl(our_out, fcntl.F_SETPIPE_SZ, CHUNK)
             # Cancelling a start would kill the child with SIGKILL at a moment when nobody cleans up after it.
             with anyio.CancelScope(shield=True):
                 process = await open_process(
@@ -118,20 +122,12 @@ class Process:
         self = cls(process, selector, stdin=stdin, hold_stdin=hold_stdin, line_limit=line_limit)
         self._gate = gate
         self._fds = {"stdin": our_in, "stdout": our_out, "stderr": our_err}
-        self._selector.register(our_err, selectors.EVENT_READ, "stderr")
-        if gate is None:
-            self._selector.register(our_out, selectors.EVENT_READ, "stdout")
-        if stdin:
-            self._selector.register(our_in, selectors.EVENT_WRITE, "stdin")
-        elif not hold_stdin:
-            self.close_stdin()
         try:
-            self._fds["exit"] = os.pidfd_open(process.pid)
-            self._selector.register(self._fds["exit"], selectors.EVENT_READ, "exit")
-        except ProcessLookupError:  # it has ended, and has been waited for
-            self._exited_at = anyio.current_time()
-        except (AttributeError, OSError):  # a system without pidfds: `_wait_until` looks now and then
-            pass
+            self._watch()
+        except BaseException:  # the kernel has no memory left for it, say
+            self.close()
+            await settle(self.terminate)
+            raise
         return self
 
     @property
@@ -176,16 +172,22 @@ class Process:
                 return self._splitter.flush()
             await self._wait_until(deadline)
 
-    async def wait(self) -> int:
-        """Wait for its end, and return its exit code."""
-        return await self._process.wait()
+    async def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end, and return its exit code.
+
+        Raises:
+            TimeoutError: it still runs after *timeout* seconds.
+        """
+        with anyio.fail_after(timeout):
+            return await self._process.wait()
 
     def close_stdin(self) -> None:
         """End its stdin. For a leased process this is what stops it, and it takes no await."""
         self._close("stdin")
 
-    async def terminate(self) -> None:
-        """End the process itself: TERM, `TERM_GRACE`, KILL. Nothing happens if it has ended."""
+    async def terminate(self, grace: float | None = None) -> None:
+        """End the process itself: TERM, *grace* seconds (`TERM_GRACE`), KILL. Nothing happens if it has ended."""
+        grace = TERM_GRACE if grace is None else grace
         for end in (self._process.terminate, self._process.kill):
             if self.returncode is not None:
                 return
@@ -193,7 +195,7 @@ class Process:
                 end()
             except ProcessLookupError:
                 return
-            with anyio.move_on_after(TERM_GRACE):
+            with anyio.move_on_after(grace):
                 await self._process.wait()
 
     def abandon(self) -> None:
@@ -207,6 +209,23 @@ class Process:
         for name in list(self._fds):
             self._close(name)
         self._selector.close()
+
+    def _watch(self) -> None:
+        """Have the selector tell of the pipes, and of the process's end."""
+        self._selector.register(self._fds["stderr"], selectors.EVENT_READ, "stderr")
+        if self._gate is None:
+            self._selector.register(self._fds["stdout"], selectors.EVENT_READ, "stdout")
+        if self._unsent:
+            self._selector.register(self._fds["stdin"], selectors.EVENT_WRITE, "stdin")
+        elif not self._hold_stdin:
+            self.close_stdin()
+        try:
+            self._fds["exit"] = os.pidfd_open(self.pid)
+            self._selector.register(self._fds["exit"], selectors.EVENT_READ, "exit")
+        except ProcessLookupError:  # it has ended, and has been waited for
+            self._exited_at = anyio.current_time()
+        except (AttributeError, OSError):  # a system without pidfds: `_wait_until` looks now and then
+            pass
 
     async def _wait_until(self, deadline: float | None) -> None:
         """Wait for something to do. A process that has ended is not waited for longer than `EXIT_GRACE`."""
@@ -314,11 +333,15 @@ async def run(
     cwd: str | Path | None = None,
     timeout: float,
     stdin: bytes = b"",
+    patience: float | None = None,
 ) -> Completed:
     """Run *argv* to its end, and to an orderly end also when we are cancelled or it takes too long.
 
-    A cancelled caller waits `TERM_GRACE` seconds for the command to end by itself; only then it gets TERM, and
-    KILL after as long again, because a container engine's client must not be cut off in the middle of a start.
+    Args:
+        timeout: seconds until it gets TERM, and KILL `TERM_GRACE` seconds later.
+        patience: seconds that a cancelled caller waits for the command to end by itself; only then it gets TERM, and
+            KILL after as long again. Default: `TERM_GRACE`, because a container engine's client must not be cut off
+            in the middle of a start.
 
     Raises:
         EngineTimeoutError: it took longer than *timeout* seconds.
@@ -327,19 +350,18 @@ async def run(
     process = await Process.start(argv, env=env, cwd=cwd, stdin=stdin)
     lines: list[bytes | OversizedLine] = []
     deadline = anyio.current_time() + timeout
-    patience = TERM_GRACE
+    patience = grace = TERM_GRACE if patience is None else patience
     try:
         while batch := await process.read(max(0.0, deadline - anyio.current_time())):
             lines += batch
-        with anyio.fail_after(max(0.0, deadline - anyio.current_time())):
-            returncode = await process.wait()
+        returncode = await process.wait(max(0.0, deadline - anyio.current_time()))
     except TimeoutError:
-        patience = 0.0
+        patience, grace = 0.0, TERM_GRACE
         msg = f"`{' '.join([Path(argv[0]).name, *argv[1:2]])}` took longer than {timeout:g} seconds."
         raise EngineTimeoutError(msg, stderr=process.stderr.decode("utf-8", "replace")) from None
     finally:
         try:
-            await settle(lambda: _end(process, patience))
+            await settle(lambda: _end(process, patience, grace))
         finally:
             process.close()
     return Completed(
@@ -368,9 +390,9 @@ async def settle(clean_up: Callable[[], Awaitable[T]]) -> T:
             return result
 
 
-async def _end(process: Process, patience: float) -> None:
+async def _end(process: Process, patience: float, grace: float) -> None:
     with anyio.move_on_after(patience):
         while await process.read():
             pass
         await process.wait()
-    await process.terminate()
+    await process.terminate(grace)

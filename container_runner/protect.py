@@ -177,15 +177,18 @@ def worktree_mounts(
     return found
 
 
-def make_hooks(mounts: Iterable[Mount]) -> None:
-    """Make the empty `hooks` folders that *mounts* protects and that are not there."""
+def make_hooks(mounts: Iterable[Mount]) -> bool:
+    """Make the empty `hooks` folders that *mounts* protects and that are not there; tell whether there were any."""
+    made = False
     for mount in mounts:
         hooks = Path(mount.source)
         if mount.read_only and hooks.name == "hooks" and _is_repository(hooks.parent) and not hooks.is_dir():
             hooks.mkdir(exist_ok=True)
+            made = True
             if os.getuid() == 0:
                 owner = hooks.parent.stat()
                 os.chown(hooks, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    return made
 
 
 def _protect(found: dict[str, Mount], workspace: Path, places: Iterable[tuple[Path, bool]]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
 import anyio
 
 from container_runner import argv, guest
-from container_runner.engine import classify, spawn_error, start_limiter
+from container_runner.engine import ContainerInfo, classify, spawn_error, start_limiter
 from container_runner.errors import (
     AgentKilledError,
     CleanupError,
@@ -25,16 +26,16 @@ from container_runner.errors import (
     NameTakenError,
     OutOfMemoryError,
 )
+from container_runner.lines import OversizedLine
 from container_runner.manager import CLEANUP_TIMEOUT, Container, ContainerManager
 from container_runner.messages import Message
-from container_runner.mounts import prepare_sessions, recheck
 from container_runner.options import ExecuteOptions
 from container_runner.plan import Plan
 from container_runner.pool import Pool, Warm
 from container_runner.process import Completed, Process, settle
 from container_runner.records import Recorder
 from container_runner.runtimes import CommandLineRuntime
-from container_runner.stream import MessageStream, killed
+from container_runner.stream import MessageStream, killed, total_timeout
 
 START_TIMEOUT: Final = 60.0
 """Seconds that an agent may take to start, its prompt's way included."""
@@ -53,7 +54,7 @@ class Run:
     """One run, from its start to its end.
 
     Args:
-        plan: what is to be done.
+        plan: what is to be done, prepared.
         make_plan: makes the plan anew, for another attempt to start, because a name is never used twice.
         pools: containers that are ready, by the agent that they are for.
         record: what is written, traced and logged of the run.
@@ -76,6 +77,7 @@ class Run:
         self._plan = plan
         self._pools = pools
         self._record = record
+        self._began_at = anyio.current_time()
         self._warm: Warm | None = None
         self._container: Container | None = None
         self._is_spoiled = False
@@ -88,18 +90,20 @@ class Run:
         """Make or find the container, start the agent in it, and wait until it has started.
 
         Raises:
+            TotalTimeoutError: the options' total clock ran out.
             ContainerRunnerError: it could not be started, in `START_ATTEMPTS` attempts if the reason was transient.
         """
-        prepare_sessions(self._plan.state_dir, self._plan.agent, self._plan.user)
-        recheck(self._plan.mounts)
-        try:
-            return await self._start()
-        except TRANSIENT as error:
-            return await self._retry(error)
+        timeout = self._options.timeout
+        with anyio.move_on_at(math.inf if timeout is None else self._began_at + timeout):
+            try:
+                return await self._start()
+            except TRANSIENT as error:
+                return await self._retry(error)
+        raise total_timeout(self._options)
 
     async def outcome(self) -> ContainerRunnerError | None:
         """What went wrong, once the agent's output has ended; None for success."""
-        exit_code = await self._running.wait()
+        exit_code = await self._stream.wait()
         report, stderr = self._report()
         if report.ended is None:
             return await self._diagnose(exit_code, stderr)
@@ -124,6 +128,8 @@ class Run:
         Returns:
             What the agent still said on the way.
         """
+        if not self._has_started:
+            return []  # it is `finish` that ends a start
         if self._running.returncode is not None:
             return await self._stop()  # it has ended, and only its last words are left to read
         with self._record.trace.span("stop"):
@@ -193,7 +199,9 @@ class Run:
                 raise EngineTimeoutError(f"The agent had not started after {START_TIMEOUT:g} seconds.") from None
         if not started:
             raise await self._refusal(self._process)
-        self._stream = MessageStream(self._process, self._runtime, options, self._check, self._record.record)
+        self._stream = MessageStream(
+            self._process, self._runtime, options, self._began_at, self._check, self._record.record
+        )
         return self._stream
 
     async def _take(self) -> Container:
@@ -225,7 +233,7 @@ class Run:
         name = self._plan.container
         try:
             with anyio.fail_after(CLEANUP_TIMEOUT + self._options.grace):
-                if self._process is not None and self._process.returncode is None and self._has_started:
+                if self._has_started and self._running.returncode is None:
                     await self.stop()
                 persistent = self._container is not None and not self._plan.ephemeral
                 is_good = self._has_started and self._report()[0].ended is not None
@@ -234,16 +242,23 @@ class Run:
                 was_created = self._container is not None and self._container.created
                 await self._clear(is_good=is_good)
                 if persistent and was_created:
-                    await self._manager.clean_up(self._plan.agent, max_containers)
+                    await self._clean_up(max_containers)
         except TimeoutError:
-            self._abandon()
             left = CleanupError(f"Cleaning up took too long; {name} may be left.", left=(name,))
-        except EngineError as error:
+        except ContainerRunnerError as error:
             left = CleanupError(f"{name} may be left. {error.message}", left=(name,), stderr=error.stderr)
         else:
             return None
+        self._abandon()
         _log.warning("%s", left)
         return left
+
+    async def _clean_up(self, max_containers: int) -> None:
+        """Remove the agent's older containers. If it can not be done, that is no failure of this run."""
+        try:
+            await self._manager.clean_up(self._plan.agent, max_containers)
+        except ContainerRunnerError as error:
+            _log.warning("older containers of %s may be left: %s", self._plan.agent, error.message)
 
     def _abandon(self) -> None:
         """Let go of everything at once, without waiting for anything."""
@@ -293,18 +308,17 @@ class Run:
 
     async def _check(self) -> None:
         """Make sure, after a silence, that the client still waits for somebody."""
-        assert self._container is not None  # noqa: S101  there is no process without one
-        engine, name = self._manager.engine, self._container.name
+        engine = self._manager.engine
         try:
-            infos = await engine.inspect([name])
+            info = await self._info()
             is_lost = False
-            if infos and infos[0].is_running and self._group is not None:
-                probe = argv.probe_argv(engine.binary, name=name, user=self._plan.user, group=self._group)
+            if info is not None and info.is_running and self._group is not None:
+                probe = argv.probe_argv(engine.binary, name=info.name, user=self._plan.user, group=self._group)
                 is_lost = (await engine.run(probe, check=False)).returncode == guest.EXIT_GONE
         except EngineError as error:  # an engine that does not answer just now says nothing about the agent
-            _log.info("looking after %s: %s", name, error.message)
+            _log.info("looking after %s: %s", self._plan.container, error.message)
             return
-        if not infos or infos[0].status in ("exited", "dead"):
+        if info is None or info.status in ("exited", "dead"):
             raise ContainerGoneError("The container ended while the agent ran.", stderr=self._report()[1])
         if is_lost:
             raise ExecLostError("The agent has ended, and the engine's client did not notice.")
@@ -315,10 +329,13 @@ class Run:
 
     async def _refusal(self, process: Process) -> ContainerRunnerError:
         """Why the agent was not started."""
-        lines = []
-        while batch := await process.read(STOP_SLACK):
-            lines += batch
-        exit_code = await process.wait()
+        lines: list[bytes | OversizedLine] = []
+        try:
+            while batch := await process.read(STOP_SLACK):
+                lines += batch
+            exit_code = await process.wait(STOP_SLACK)
+        except TimeoutError:
+            return EngineTimeoutError("The engine's client did not end, though the agent was not started.")
         report, stderr = self._report()
         program, image = self._plan.program, self._plan.image
         if report.refusal == "missing":
@@ -333,21 +350,37 @@ class Run:
             self._is_spoiled = True  # an earlier run has filled what a persistent container keeps in memory
             return EngineBusyError("The container has no room for the prompt.", exit_code=exit_code, stderr=stderr)
         stdout = b"\n".join(line for line in lines if isinstance(line, bytes))
-        return classify(Completed(returncode=exit_code, stdout=stdout, stderr=stderr), "exec")
+        error = classify(Completed(returncode=exit_code, stdout=stdout, stderr=stderr), "exec")
+        if type(error) is not EngineError:
+            return error
+        try:
+            info = await self._info()
+        except EngineError:
+            return error
+        if info is not None and info.is_running:
+            return error
+        # An engine has many words, or none at all, for an exec whose container ends at that moment.
+        message = "The container ended while the agent was started in it."
+        return ContainerGoneError(message, exit_code=exit_code, stderr=stderr)
 
     async def _diagnose(self, exit_code: int, stderr: str) -> ContainerRunnerError:
         """Why the wrapper did not live to see the agent's end."""
-        assert self._container is not None  # noqa: S101  there is no process without one
         try:
-            infos = await self._manager.engine.inspect([self._container.name])
+            info = await self._info()
         except EngineError as error:
             return error
-        if infos and infos[0].oom_killed:
+        if info is not None and info.oom_killed:
             return OutOfMemoryError("The container ran out of memory.", exit_code=exit_code, stderr=stderr)
-        if infos and infos[0].is_running:
+        if info is not None and info.is_running:
             message = "Our wrapper around the agent was killed inside the container."
             return AgentKilledError(message, signal=9, exit_code=exit_code, stderr=stderr)
         return ContainerGoneError("The container ended while the agent ran.", exit_code=exit_code, stderr=stderr)
+
+    async def _info(self) -> ContainerInfo | None:
+        """What the engine knows of the container; None if it is not there any more."""
+        assert self._container is not None  # noqa: S101  there is no process without one
+        infos = await self._manager.engine.inspect([self._container.name])
+        return infos[0] if infos else None
 
 
 def scrub(text: str, values: Mapping[str, str]) -> str:

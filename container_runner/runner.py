@@ -42,8 +42,8 @@ from container_runner.runtimes import CommandLineRuntime, Runtime
 from container_runner.stream import MessageStream
 from container_runner.user import User
 
-PRUNE_TIMEOUT = 10.0
-"""Seconds that the first run gives to removing what dead processes have left."""
+PRUNE_TIMEOUT = 5.0
+"""Seconds that the first run gives to removing what dead processes have left. Meanwhile nobody reads its messages."""
 
 DEADLINE_SLACK = 600
 """Seconds beyond its time limit after which a container of an owner on another machine is nobody's."""
@@ -243,7 +243,8 @@ class ContainerRunner:
         try:
             try:
                 manager = await self.manager()
-                if not first.is_for(manager.engine):  # it was made for what the files on this machine tell
+                # It was made for what the files on this machine tell, the first time without our folders.
+                if first.prepare() or not first.is_for(manager.engine):
                     first = self.plan(options, run_id=first.run_id)
                 run = Run(manager, self.runtime, options, first, lambda: self.plan(options), self._pools, record)
                 stream = await self._start(run, manager)

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
@@ -29,6 +29,7 @@ from container_runner.process import Process
 if TYPE_CHECKING:
     from container_runner.runtimes.runtime import Command, CommandLineRuntime
 
+T = TypeVar("T")
 
 CHECK_INTERVAL = 30.0
 """Seconds of silence after which it is checked that somebody is still there."""
@@ -42,6 +43,7 @@ class MessageStream:
     """Reads a process's lines as a runtime's messages, and minds the clocks of the options.
 
     Args:
+        started_at: when the total clock began, on the event loop's clock. None: now.
         check: called after each `CHECK_INTERVAL` seconds of silence; it raises if nothing can come any more.
         record: called with lines and the messages that they are, one for each, before anybody else sees them.
     """
@@ -51,6 +53,7 @@ class MessageStream:
         process: Process,
         runtime: CommandLineRuntime,
         options: ExecuteOptions,
+        started_at: float | None = None,
         check: Callable[[], Awaitable[None]] | None = None,
         record: Callable[[list[bytes | OversizedLine], list[Message]], None] | None = None,
     ) -> None:
@@ -60,7 +63,8 @@ class MessageStream:
         self._runtime = runtime
         self._options = options
         now = anyio.current_time()
-        self._total_at = None if options.timeout is None else now + options.timeout
+        began = now if started_at is None else started_at
+        self._total_at = None if options.timeout is None else began + options.timeout
         self._heard_at = now
         self._result_at: float | None = None
         self._is_late = False
@@ -80,23 +84,22 @@ class MessageStream:
                 if messages := self._parse(portion):
                     return messages
                 continue
-            ends_at, error = self._next_end()
             if self._is_late:  # a talkative agent never lets a read time out
-                raise self._total_timeout()
-            wait = math.inf if ends_at is None else max(0.0, ends_at - anyio.current_time())
-            try:
-                lines = await self._process.read(min(wait, CHECK_INTERVAL))
-            except TimeoutError:
-                if wait <= CHECK_INTERVAL:
-                    raise error from None
-                if self._check is not None:
-                    await self._check()
-                continue
+                raise total_timeout(self._options)
+            lines = await self._under_clocks(self._process.read)
             self._heard_at = anyio.current_time()
             self._is_late = bool(lines) and self._total_at is not None and self._heard_at >= self._total_at
             if not lines:
                 return []
             self._unparsed = lines
+
+    async def wait(self) -> int:
+        """The process's exit code, once its output has ended.
+
+        Raises:
+            TotalTimeoutError, IdleTimeoutError, ResultTimeoutError: a clock ran out. The process still runs.
+        """
+        return await self._under_clocks(self._process.wait)
 
     def parse(self, lines: list[bytes | OversizedLine]) -> list[Message]:
         """What was read and not asked for yet, and then these lines, as messages; blank ones are none."""
@@ -119,22 +122,38 @@ class MessageStream:
             self._record(said, messages)
         return messages
 
-    def _total_timeout(self) -> TotalTimeoutError:
-        return TotalTimeoutError(f"The agent took longer than {self._options.timeout:g} seconds.")
+    async def _under_clocks(self, step: Callable[[float], Awaitable[T]]) -> T:
+        """Wait for *step*, which takes a timeout in seconds, until the first clock runs out."""
+        while True:
+            ends_at, error = self._next_end()
+            wait = max(0.0, ends_at - anyio.current_time())
+            try:
+                return await step(min(wait, CHECK_INTERVAL))
+            except TimeoutError:
+                if wait <= CHECK_INTERVAL:
+                    raise error from None
+            if self._check is not None:
+                with anyio.move_on_at(ends_at):  # the engine may be slow to answer
+                    await self._check()
 
-    def _next_end(self) -> tuple[float | None, AgentError]:
+    def _next_end(self) -> tuple[float, AgentError]:
         """The clock that runs out first, and what to say then."""
         options = self._options
         ends: list[tuple[float, AgentError]] = []
         if self._total_at is not None:
-            ends.append((self._total_at, self._total_timeout()))
+            ends.append((self._total_at, total_timeout(options)))
         if options.idle_timeout is not None:
             message = f"The agent was silent for {options.idle_timeout:g} seconds."
             ends.append((self._heard_at + options.idle_timeout, IdleTimeoutError(message)))
         if options.result_timeout is not None and self._result_at is not None:
             message = f"The agent was still there {options.result_timeout:g} seconds after its result."
             ends.append((self._result_at + options.result_timeout, ResultTimeoutError(message)))
-        return min(ends, key=lambda end: end[0], default=(None, AgentError("")))
+        return min(ends, key=lambda end: end[0], default=(math.inf, AgentError("")))
+
+
+def total_timeout(options: ExecuteOptions) -> TotalTimeoutError:
+    """The error for a run that its total clock ended."""
+    return TotalTimeoutError(f"The agent took longer than {options.timeout:g} seconds.")
 
 
 def killed(exit_code: int, stderr: str) -> AgentKilledError | None:
@@ -176,7 +195,7 @@ async def run_on_host(
         while messages := await stream.read():
             for message in messages:
                 yield message
-        exit_code = await process.wait()
+        exit_code = await stream.wait()
         stderr = process.stderr.decode("utf-8", "replace")
         failure = runtime.outcome(stream.result, exit_code, stderr)
         error = failure and (killed(exit_code, stderr) or failure)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
 
-from tests.faults.scene import TABLE
+from tests.faults.scene import TABLE, Row
 from tests.integration.engines import NAMES
 
 pytest_plugins = ["tests.integration.fixtures"]
@@ -21,6 +22,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the real engine to test with; may be repeated; without it they are all used",
     )
     parser.addoption("--fault-table", metavar="FILE", help="write the fault suite's table to this file")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With `pytest -n` the rows are in the workers, and the table is printed where the workers are ruled from."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["faults"] = [attrs.asdict(row) for row in TABLE.rows.values()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object, error: object) -> None:
+    """Take the rows of a worker that has ended; one that was killed gives none."""
+    for row in getattr(node, "workeroutput", {}).get("faults", []):
+        TABLE.add(Row(**row))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

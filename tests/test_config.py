@@ -444,6 +444,7 @@ BAD: dict[str, list[Any]] = {
         *(*LIST, "--init", ["--runtime", "runsc"], ["-d\n"], ["-u" + "0" * 9999]),
         *alone("-- - --- word -d -it -Pit -t=1 -u0 -u=0 -a=stdout --rm --rm=false --detach --help --tty"),
         *alone("--interactive=true --user=0 --name=x --entrypoint=sh"),
+        *alone("--env-file=./x -v../x:/y --mount=type=bind,src=./x,dst=/y"),
     ],
     "time_limit": [None, True, "", "1", 0, 59, "31d", float("nan"), float("inf"), 10**400, []],
 }

@@ -43,6 +43,8 @@ DAEMON = "Error response from daemon: "
 ID = "c0ffee" * 10 + "cafe"
 
 SAID: list[tuple[type[EngineError], int, str]] = [
+    (ContainerGoneError, 255, "cannot exec in a stopped state: unknown"),
+    (ContainerGoneError, 1, f"{DAEMON}error writing config to pipe: write init-p: broken pipe: unknown"),
     (EngineUnreachableError, 1,
      "Cannot connect to the Docker daemon at unix:///nope.sock. Is the docker daemon running?"),
     (EngineUnreachableError, 125,
@@ -295,6 +297,13 @@ async def test_an_engine_that_is_not_there(folder: Path) -> None:
         await Engine.probe("docker", {"PATH": str(folder)})
 
     assert "docker" in caught.value.message
+
+
+async def test_a_machine_without_any_engine(folder: Path) -> None:
+    with pytest.raises(EngineNotFoundError, match="neither docker nor podman"):
+        await Engine.probe("auto", {"PATH": str(folder)})
+    with pytest.raises(EngineNotFoundError, match="no program 'docker'"):
+        await Engine.probe("docker", {"PATH": str(folder)})
 
 
 async def test_an_engine_that_fails_to_answer(folder: Path) -> None:

@@ -56,6 +56,30 @@ def test_a_lock_is_for_one_process_until_it_is_killed(path: Path) -> None:
         assert LockFile(path).try_acquire()
 
 
+async def test_a_lock_is_not_waited_for_for_ever(path: Path) -> None:
+    with held_by_another(path) as holder:
+        holder.send_signal(signal.SIGSTOP)  # the kernel lets go of a dead process's locks, but not of this one's
+        with pytest.raises(StateError, match=r"held for 0\.2 seconds by another process") as caught:
+            await LockFile(path).acquire(timeout=0.2)
+
+    assert "lslocks" in caught.value.next_step
+    await LockFile(path).acquire(timeout=30)
+
+
+async def test_a_mark_is_seen_by_who_has_the_lock_next(path: Path) -> None:
+    first, second = LockFile(path), LockFile(path)
+    assert first.try_acquire()
+    assert not first.is_marked
+    first.mark()
+    first.release()
+
+    assert second.try_acquire(shared=True)
+    assert second.is_marked
+    second.release(remove=True)
+    assert first.try_acquire()
+    assert not first.is_marked
+
+
 def test_a_shared_lock_is_for_several_and_keeps_out_who_wants_it_alone(path: Path) -> None:
     with held_by_another(path, "shared"):
         mine = LockFile(path)

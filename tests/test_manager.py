@@ -17,7 +17,7 @@ from container_runner import argv
 from container_runner.argv import DOCKER
 from container_runner.config import ContainerConfig
 from container_runner.engine import Engine
-from container_runner.errors import ContainerGoneError, EngineArgumentError, EngineError
+from container_runner.errors import ContainerGoneError, EngineArgumentError, EngineError, StateError
 from container_runner.locks import LockFile
 from container_runner.manager import ContainerManager, state_digest
 from container_runner.options import Agent, ExecuteOptions
@@ -172,7 +172,42 @@ async def test_a_spoiled_container_goes_when_nobody_uses_it(world: World, manage
     await manager.release(first, wanted, is_spoiled=True)
     assert not world.removed
 
-    await manager.release(second, wanted, is_spoiled=True)
+    await manager.release(second, wanted)
+    assert world.removed == ["kept"]
+    assert not manager.is_in_use("kept")
+
+
+async def test_a_spoiled_container_is_not_used_while_another_run_is_in_it(
+    world: World, manager: ContainerManager, state: Path, plan: Any
+) -> None:
+    """Nor by another process, which has not seen what spoiled it."""
+    wanted = plan(ephemeral=False)
+    world.holds(container("kept", wanted.reuse_labels))
+    first, second = await manager.get_or_create(wanted), await manager.get_or_create(wanted)
+    await manager.release(first, wanted, is_spoiled=True)
+
+    got = await ContainerManager(ENGINE, state).get_or_create(wanted)
+
+    assert got.created
+    assert not world.removed
+    await manager.release(second, wanted)
+    assert world.removed == ["kept"]
+
+
+async def test_one_that_an_engine_without_an_answer_keeps_is_replaced_by_the_next_run(
+    fp: FakeProcess, world: World, manager: ContainerManager, plan: Any
+) -> None:
+    """What its last run has left in it could not be ended."""
+    fp.register(["docker", "exec", fp.any()], returncode=1, stderr="Cannot connect to the Docker daemon at x")
+    wanted = plan(ephemeral=False)
+    world.holds(container("kept", wanted.reuse_labels))
+    got = await manager.get_or_create(wanted)
+
+    await manager.release(got, wanted, is_good=True)
+    assert not world.removed
+    assert not manager.is_in_use("kept")
+
+    assert (await manager.get_or_create(wanted)).created
     assert world.removed == ["kept"]
 
 
@@ -261,6 +296,18 @@ async def test_one_that_is_in_use_is_not_removed_though_it_is_the_oldest(
 
     lock.release()
     assert not (state / "locks/container.two.lock").exists()
+
+
+async def test_clean_up_does_not_wait_for_others_for_long(
+    world: World, manager: ContainerManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container_runner.manager.LOCK_PATIENCE", 0.1)
+    lock = LockFile(manager.state_dir / "locks/agent.bot.lock")
+    assert lock.try_acquire()
+
+    with pytest.raises(StateError, match=r"agent\.bot\.lock was held for 0\.1 seconds"):
+        await manager.clean_up("bot", 1)
+    assert not world.did("ps")
 
 
 async def test_those_of_another_agent_or_state_folder_are_none_of_ours(

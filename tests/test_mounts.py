@@ -244,8 +244,8 @@ def test_recheck_refuses_a_folder_that_became_a_link(tmp_path: Path, swapped: st
 
 
 def test_a_sessions_folder_is_private(tmp_path: Path) -> None:
-    prepare_sessions(tmp_path / "deep/state", "bot", ME)
-    prepare_sessions(tmp_path / "deep/state", "bot", ME)
+    assert prepare_sessions(tmp_path / "deep/state", "bot", ME)
+    assert not prepare_sessions(tmp_path / "deep/state", "bot", ME)
 
     assert (tmp_path / "deep/state/sessions/bot").stat().st_mode & 0o777 == 0o700
 

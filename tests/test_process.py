@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any, NoReturn
 
 import anyio
+import anyio.abc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -215,6 +218,37 @@ async def test_when_descriptors_run_out_there_is_no_child(monkeypatch: pytest.Mo
     assert not started
 
 
+async def test_a_child_that_can_not_be_watched_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    before = open_fds()
+
+    class Full(selectors.DefaultSelector):
+        def register(self, *_: object) -> NoReturn:
+            raise OSError(28, "No space left on device")
+
+    async def start(*given: Any, **others: Any) -> anyio.abc.Process:
+        child = await anyio.open_process(*given, **others)
+        started.append(child.pid)
+        return child
+
+    monkeypatch.setattr("container_runner.process.selectors.DefaultSelector", Full)
+    monkeypatch.setattr("container_runner.process.open_process", start)
+
+    with pytest.raises(OSError, match="No space"):
+        await Process.start(SLEEP, stdin=b"in", hold_stdin=True)
+    assert started
+    assert not is_alive(started[0])
+    assert open_fds() == before
+
+
+async def test_an_end_that_does_not_come_in_time() -> None:
+    process = await Process.start(SLEEP)
+
+    with pytest.raises(TimeoutError):
+        await process.wait(0.05)
+    await end(process)
+
+
 async def test_a_cancelled_read_loses_nothing() -> None:
     process = await Process.start(
         python("import time\nfor n in range(100): print(n, flush=True); time.sleep(0.01)\nprint('x' * 200000)")
@@ -401,6 +435,14 @@ async def test_a_cancelled_run_waits_for_the_commands_own_end(tmp_path: Path) ->
 
     assert scope.cancelled_caught
     assert (tmp_path / "log").read_text() == "start\nend\n"
+
+
+async def test_a_cancelled_run_has_as_much_patience_as_it_is_told(tmp_path: Path) -> None:
+    script = f"trap 'echo term >>{tmp_path}/log; exit' TERM; while :; do sleep 0.05; done"
+    with anyio.move_on_after(0.2):
+        await run(sh(script), timeout=30, patience=0.1)
+
+    assert (tmp_path / "log").read_text() == "term\n"
 
 
 async def test_a_cancelled_run_asks_before_it_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import re
 import shlex
 import string
+import time
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,27 @@ async def test_what_is_run_is_what_was_planned(fake_engine: FakeEngine, tmp_path
     assert without_ids(plan).startswith(shown)
 
 
+async def test_the_folders_that_the_first_run_makes_do_not_make_the_second_another_box(
+    fake_engine: FakeEngine, tmp_path: Path
+) -> None:
+    (tmp_path / "work/.git/refs").mkdir(parents=True)
+    (tmp_path / "work/.git/objects").mkdir()
+    (tmp_path / "work/.git/HEAD").touch()
+    (tmp_path / "work").chmod(0o777)  # for any user
+    config = ContainerConfig(image="my/claude", ephemeral=False)
+    runner = ContainerRunner(ClaudeRuntime(), config, tmp_path / "work/.container-runner", records=False)
+    given_ = options(agent=Agent(name="bot", workspace=tmp_path / "work"))
+    before = runner.plan(given_).digest
+    fake_engine.reply("Hi")
+
+    await all_of(runner, given_)
+
+    assert (tmp_path / "work/.git/hooks").is_dir()
+    after = runner.plan(given_).digest
+    assert before != after
+    assert f"--label=container-runner.config={after}" in fake_engine.run_argv
+
+
 async def test_a_secret_goes_to_the_exec_alone_and_is_scrubbed_from_what_it_writes(
     fake_engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,7 +347,6 @@ async def test_a_secret_goes_to_the_exec_alone_and_is_scrubbed_from_what_it_writ
             "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?",
             "engine_unreachable",
         ),
-        ("exec", 126, "OCI runtime exec failed: permission denied", "engine"),
         ("exec", 127, "container-runner: no-command RUN", "command_not_found"),
         ("exec", 126, "container-runner: not-executable RUN", "command_not_executable"),
         ("exec", 69, "container-runner: missing RUN mkfifo wc", "image_unsuitable"),
@@ -351,6 +372,39 @@ async def test_a_start_that_fails_is_one_error_and_leaves_nothing(
     assert isinstance(error, ErrorMessage)
     assert error.kind == kind
     assert fake_engine.calls[-1].argv[:2] == ("docker", "rm")
+
+
+@pytest.mark.parametrize(
+    ("inspected", "kind"), [("running", "engine"), ("exited", "container_gone"), ("", "container_gone")]
+)
+async def test_an_exec_that_fails_in_words_that_nobody_knows(
+    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path, inspected: str, kind: str
+) -> None:
+    """It may be that its container ended at that moment, which another attempt may cure."""
+    info = [{"Id": "f" * 64, "Name": "/x", "State": {"Status": inspected}}] if inspected else []
+    failures = 3 if kind == "container_gone" else 1
+    fp.register(["docker", "exec", "--interactive", fp.any()], returncode=126, stderr="?\n", occurrences=failures)
+    fp.register(["docker", "inspect", fp.any()], stdout=orjson.dumps(info), occurrences=failures)
+    fake_engine.reply("never said")
+
+    (error,) = await all_of(runner(tmp_path), options())
+
+    assert isinstance(error, ErrorMessage)
+    assert error.kind == kind
+    assert [call.argv[1] for call in fake_engine.calls].count("run") == failures
+
+
+async def test_the_total_clock_runs_also_while_the_agent_is_started(
+    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path
+) -> None:
+    fp.register(["docker", "run", fp.any()], stdout="f" * 64, callback=lambda _: time.sleep(0.5))
+    fake_engine.reply("never said")
+
+    (error,) = await all_of(runner(tmp_path), options(timeout=0.2))
+
+    assert isinstance(error, ErrorMessage)
+    assert error.kind == "total_timeout"
+    assert fake_engine.calls[-1].argv[1] == "rm"
 
 
 async def test_a_start_that_failed_in_passing_is_tried_again_under_another_name(

@@ -219,6 +219,30 @@ async def test_a_clock_is_kept_between_two_looks(monkeypatch: pytest.MonkeyPatch
             await stream.read()
 
 
+async def test_a_clock_runs_also_during_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine may not answer."""
+    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.05)
+
+    async with Reader("sleep 1000", options(timeout=0.3), check=anyio.sleep_forever) as stream:
+        with anyio.fail_after(20), pytest.raises(TotalTimeoutError):
+            await stream.read()
+
+
+async def test_the_clocks_run_until_the_process_has_ended() -> None:
+    async with Reader("exec >&- 2>&-; sleep 1000", options(timeout=0.3)) as stream:
+        assert await stream.read() == []
+        with anyio.fail_after(20), pytest.raises(TotalTimeoutError):
+            await stream.wait()
+
+
+async def test_the_total_clock_may_have_begun_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = anyio.current_time() - 1000
+
+    async with Reader("sleep 1000", options(timeout=1000.0), started_at=began) as stream:
+        with anyio.fail_after(20), pytest.raises(TotalTimeoutError):
+            await stream.read()
+
+
 # Exit codes
 
 
@@ -276,6 +300,7 @@ def is_running(pid: int) -> bool:
     "script",
     [
         "sleep 1000 & echo $!; wait",
+        "echo $$; exec >&- 2>&-; sleep 1000",
         "(trap '' TERM; echo $(exec sh -c 'echo $PPID'); while :; do sleep 0.05; done) & wait",
     ],
 )

@@ -278,7 +278,8 @@ async def call(*argv):
 
 @pytest.fixture
 def project(pytester: pytest.Pytester) -> pytest.Pytester:
-    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\nfilterwarnings = error\n")
+    # Without xdist, for which rerunfailures starts a thread of its own: threads are counted here.
+    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider -p no:xdist\nfilterwarnings = error\n")
     pytester.makepyfile(call=CALL)
     return pytester
 

@@ -7,7 +7,6 @@ import sys
 import anyio
 
 from container_runner import Agent, CommandRuntime, ContainerConfig, ContainerRunner, ExecuteOptions
-from container_runner.mounts import prepare_sessions
 
 
 async def main(*words: str) -> None:
@@ -26,7 +25,7 @@ async def main(*words: str) -> None:
         try:
             options = ExecuteOptions(prompt="", agent=Agent(name=name))
             plan = runner.plan(options)
-            prepare_sessions(plan.state_dir, plan.agent, plan.user)
+            plan.prepare()
             container = await manager.get_or_create(plan)
             await manager.release(container, plan)
             print(container.name, flush=True)

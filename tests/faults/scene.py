@@ -72,11 +72,15 @@ class Table:
         self.rows[key] = row
 
     def to_markdown(self) -> str:
+        # With `pytest -n` several processes add rows, and whose come first is chance; one engine's are in their order.
+        rows = sorted(self.rows.values(), key=lambda row: row.engine)
+        faults = list(dict.fromkeys(row.fault for row in rows))
+        rows.sort(key=lambda row: (faults.index(row.fault), row.engine, row.backend))
         lines = ["| fault | engine | event loop | tries | what the user saw | left | seconds until clean |"]
         lines.append("|---|---|---|--:|---|--:|--:|")
         lines += [
             f"| {row.fault} | {row.engine} | {row.backend} | {row.tries} | {row.saw} | {row.left} | {row.seconds:.1f} |"
-            for row in self.rows.values()
+            for row in rows
         ]
         return "\n".join(lines)
 

@@ -146,6 +146,38 @@ def test_an_agent_leaves_a_process_that_is_a_new_one_all_the_time(scene: Scene) 
     assert not [line for _ in range(200) for line in alive()]
 
 
+def test_an_agent_leaves_such_a_process_beside_another_run(scene: Scene) -> None:
+    """Then it can be told by its run's mark alone, and nobody comes later to look for it."""
+    runtime = CommandRuntime(["sh", "-c", "setsid sh -c 'f() { f & }; f' & echo left; sleep 0.5"])
+
+    def alive() -> list[str]:
+        return [line for _ in range(200) for _, line, _ in all_processes() if "f() { f & }" in line]
+
+    async def main() -> tuple[list[Message], list[str], float]:
+        ended: list[list[Message]] = []
+
+        async def whole() -> None:
+            options = scene.options("sh until [ -e go ]; do sleep 0.1; done; echo unharmed")
+            ended.append([message async for message in scene.runner(ephemeral=False).execute(options)])
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(whole)
+            await anyio.sleep(1)
+            runner = scene.runner(runtime, ephemeral=False)
+            messages = [message async for message in runner.execute(scene.options(""))]
+            since = time.monotonic()
+            left = await anyio.to_thread.run_sync(alive)
+            assert not ended
+            (scene.workspace / "go").touch()
+        assert last(ended[0]) == "result"
+        return messages, left, since
+
+    messages, left, since = anyio.run(main)
+    what = "the agent leaves such a process, and another run is in the container (persistent)"
+    scene.settle(what, last(messages), since=since, keep=scene.containers(), also=lambda: left)
+    assert len(scene.containers()) == 1
+
+
 FILL = "sh head -c 100000000 /dev/zero >/container-runner/run/full"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -20,6 +21,8 @@ from tests.integration.runs import Box
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give the tests with the big image more time, and keep the tests of the engines that were asked for."""
     for item in items:
+        if item.get_closest_marker("engine"):
+            assert {group_of(item.nodeid)} == engine_names(item), f"{item.nodeid} would run in a process of its own"
         if item.get_closest_marker("engine") and os.environ.get("CI") == "true":
             # An engine on a busy machine fails now and then by itself, and one of hundreds of tests must not decide.
             # What was tried again is listed at the end; what fails twice fails.
@@ -35,6 +38,30 @@ def engine_names(item: pytest.Item) -> set[str]:
     """The engines that a test runs on; none for a test without an engine."""
     callspec = getattr(item, "callspec", None)
     return {value for value in callspec.params.values() if value in NAMES} if callspec else set()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With `pytest -n` all tests of a group run in one process, one after another."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = group_of
+    return scheduler
+
+
+def group_of(nodeid: str) -> str:
+    """An engine's tests, so that it is started once, and no test counts what another has on it; else those of a file.
+
+    It goes by the name, for the process that deals out the tests has nothing else of them.
+    """
+    file, _, name = nodeid.partition("::")
+    engine = ENGINE.search(name) if file.startswith(("tests/faults/", "tests/integration/")) else None
+    return engine[1] if engine else file
+
+
+ENGINE = re.compile(rf"(?:\[|-)({'|'.join(sorted(NAMES, reverse=True))})(?:\]|-)")
+"""An engine among a test's parameters; podman-rootless is tried before podman."""
 
 
 def on(*names: str) -> list[object]:
