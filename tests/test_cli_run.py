@@ -104,6 +104,19 @@ def test_the_command_at_the_end_has_no_values_of_variables(place: Place) -> None
     assert "hunter2" not in done.stdout + done.stderr
 
 
+def test_a_session_that_the_agent_does_not_know_is_not_offered(place: Place) -> None:
+    result = {
+        "type": "result", "subtype": "error_during_execution", "is_error": True, "num_turns": 0,
+        "session_id": "00000000-0000-4000-8000-000000000000", "errors": ["No conversation found with that id"],
+    }  # fmt: skip
+    agent = shlex.join(["sh", "-c", f"printf '%s\\n' {shlex.quote(json.dumps(result))}; exit 1"])
+
+    done = place.run("run", "x", f"--command={agent}")
+
+    assert done.returncode == 1
+    assert "--resume=" not in done.stderr
+
+
 def test_a_session_that_could_not_be_resumed_is_not_offered(place: Place) -> None:
     result = {"type": "result", "subtype": "success", "is_error": False, "session_id": "x; rm -rf ~"}
     agent = shlex.join(["printf", "%s\\n", json.dumps(result)])
