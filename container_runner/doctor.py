@@ -571,7 +571,12 @@ def _enable_limits(version: str, rootless: bool) -> str:
     if not rootless:
         return f"{_as_root('grep . /proc/cgroups')}    # a 0 in the last column is a controller that the kernel lacks"
     if version == "1":
-        return "sudo grubby --update-kernel=ALL --args=systemd.unified_cgroup_hierarchy=1 && sudo reboot"
+        argument = "systemd.unified_cgroup_hierarchy=1"
+        if _family() & {"debian", "ubuntu"}:  # they have no grubby
+            line = f'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {argument}"'
+            file = "/etc/default/grub.d/cgroup2.cfg"
+            return f"echo '{line}' | {_as_root(f'tee {file}')} && {_as_root('update-grub')} && {_as_root('reboot')}"
+        return f"{_as_root(f'grubby --update-kernel=ALL --args={argument}')} && {_as_root('reboot')}"
     folder = "/etc/systemd/system/user@.service.d"
     text = r"[Service]\nDelegate=cpu cpuset io memory pids\n"
     return (
@@ -603,11 +608,7 @@ def _install(package: str, *, upgrade: bool = False) -> str:
     """The line that installs a package, for the system that this is."""
     if platform.system() == "Darwin":
         return f"brew {'upgrade' if upgrade else 'install'} {package}"
-    try:
-        release = platform.freedesktop_os_release()
-    except OSError:
-        release = {}
-    family = {release.get("ID", ""), *release.get("ID_LIKE", "").split()}
+    family = _family()
     if family & {"debian", "ubuntu"}:
         package = {"docker": "docker.io"}.get(package, package)
         return _as_root(f"apt-get install {'--only-upgrade ' if upgrade else ''}{package}")
@@ -618,6 +619,15 @@ def _install(package: str, *, upgrade: bool = False) -> str:
     if "alpine" in family:
         return _as_root(f"apk add {'--upgrade ' if upgrade else ''}{package}")
     return f"# {'upgrade' if upgrade else 'install'} {package} with your system's package manager"
+
+
+def _family() -> set[str]:
+    """The distribution, and those that it is like."""
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        return set()
+    return {release.get("ID", ""), *release.get("ID_LIKE", "").split()}
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -305,11 +305,16 @@ class ResultTimeoutError(AgentError):
     advice = "The result is complete: the agent was stopped because it did not leave by itself."
 
 
-def cli_exit_code(kind: str) -> int:
-    """The exit code of `container-runner` for an error of this `kind`; 1 for one that we do not know."""
+def error_class(kind: str) -> type[ContainerRunnerError]:
+    """The class of the errors of this `kind`; the base of all for one that we do not know."""
     kinds = [ContainerRunnerError]
     for known in kinds:
         if known.kind == kind:
-            return known.cli_exit_code
+            return known
         kinds += known.__subclasses__()
-    return 1
+    return ContainerRunnerError
+
+
+def cli_exit_code(kind: str) -> int:
+    """The exit code of `container-runner` for an error of this `kind`; 1 for one that we do not know."""
+    return error_class(kind).cli_exit_code

@@ -278,7 +278,7 @@ def _operator_tiers(
         refuse("--config", str(file), "a file outside of the workspace, because the agent can write what is in it")
     content: Mapping[str, Any] = {}
     if is_required or file.exists():
-        content = _toml(str(file), lambda: file.read_bytes())
+        content = _toml(str(file), lambda: file.read_bytes(), "--config" if is_required else "file")
     for key in content:
         if key not in TABLES:
             hint = (
@@ -306,7 +306,7 @@ def _environment_tiers(environ: Mapping[str, str]) -> Iterator[tuple[str, Mappin
         if not variable.startswith(PREFIX) or variable == guest.MARK or not environ[variable]:
             continue
         if name not in FIELDS:
-            refuse(variable, NOT_SHOWN, _unknown(name, FIELDS), source="environment")
+            refuse(variable, NOT_SHOWN, _unknown(name, FIELDS, PREFIX), source="environment")
         if typing.get_origin(_HINTS[name]) in (tuple, Mapping):
             refuse(
                 variable,
@@ -317,13 +317,13 @@ def _environment_tiers(environ: Mapping[str, str]) -> Iterator[tuple[str, Mappin
         yield f"environment {variable}", {name: from_text(name, environ[variable])}
 
 
-def _toml(source: str, read: Callable[[], bytes]) -> Mapping[str, Any]:
+def _toml(source: str, read: Callable[[], bytes], name: str = "file") -> Mapping[str, Any]:
     import tomllib
 
     try:
         return tomllib.loads(read().decode("utf-8"))
     except OSError as error:
-        refuse("file", error.strerror, "a file that can be read", source=source)
+        refuse(name, source, f"a file that can be read ({error.strerror})")
     except (ValueError, RecursionError) as error:  # also a number or a nesting that Python does not take
         refuse("syntax", str(error), "TOML, see https://toml.io", source=source)
 
@@ -400,14 +400,16 @@ ELSEWHERE: Final[Mapping[str, str]] = {
 """What other tools' keys are called here."""
 
 
-def _unknown(key: str, known: Iterable[str]) -> str:
-    """What would have been accepted instead of an unknown key."""
+def _unknown(key: str, known: Iterable[str], prefix: str = "") -> str:
+    """What would have been accepted instead of an unknown key, or of a variable: its name without the *prefix*."""
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).replace("-", "_").lower()
     if snake in ELSEWHERE:
         return f"{ELSEWHERE[snake]} ({_spelled(key)} is another tool's name for it)"
     if snake != key and snake in known:
         return f"{snake}, as it is called here"
     guess = difflib.get_close_matches(snake, list(known), n=1)
+    if guess and prefix:
+        return f"perhaps {prefix}{guess[0].upper()}; `container-runner config` lists all keys"
     return f"{f'perhaps {guess[0]}; ' if guess else ''}the keys are {', '.join(known)}"
 
 

@@ -40,8 +40,10 @@ def main() -> int:
             [*command[:2], "sh id\nsh grep CapBnd /proc/self/status\nsh touch /etc/passwd", *command[3:]], environment
         )
     )
-    print("\nWith an image of yours that has claude, and ANTHROPIC_API_KEY set:\n")
-    print(spelled([*command[:2], "Translate greeting.txt into French.", command[3], "--image=IMAGE"], environment))
+    print("\nWith claude, and ANTHROPIC_API_KEY set:\n")
+    print(spelled([PROGRAM, "image", "build", "claude"], environment))
+    claude = [*command[:2], "Translate greeting.txt into French.", command[3], "--image=container-runner/claude"]
+    print(spelled(claude, environment))
     return 0
 
 

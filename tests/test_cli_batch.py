@@ -62,6 +62,27 @@ def test_each_job_is_told_and_kept(place: Place) -> None:
     assert (place.workspace / "made.txt").read_text() == "hello\n"
 
 
+def test_two_jobs_of_one_id_are_refused_before_any_is_run(place: Place) -> None:
+    file = write(place, GOOD, BAD, GOOD)
+
+    done = place.run("batch", str(file))
+
+    assert done.returncode == 2
+    assert "jobs.jsonl:3: " in done.stderr
+    assert "jobs.jsonl:1 has this one" in done.stderr
+    assert runs(place) == 0
+
+
+def test_what_the_engines_failures_ask_for_is_said_once(place: Place) -> None:
+    file = write(place, GOOD, {**GOOD, "id": "again"})
+
+    done = place.run("batch", str(file), "--engine=/bin/false")
+
+    assert done.returncode == 5
+    advice = "Run the command that `container-runner argv` prints by hand"
+    assert done.stderr.count(advice) == 1
+
+
 def test_what_is_finished_is_skipped_and_a_failure_is_still_one(place: Place) -> None:
     file = write(place, GOOD, BAD)
     place.run("batch", str(file))

@@ -59,5 +59,41 @@ def test_bash_completes(typed: list[str], expected: set[str], tmp_path: Path) ->
     assert expected <= set(done.stdout.split())
 
 
+@pytest.mark.parametrize("how", ["sourced", "in $fpath"])
+def test_zsh_completes(how: str, tmp_path: Path) -> None:
+    zsh = shutil.which("zsh")
+    if zsh is None:
+        pytest.skip("there is no zsh")
+    (tmp_path / "_container-runner").write_text(script_of("zsh"))
+    load = f"fpath=({tmp_path} $fpath)" if how == "in $fpath" else f"LATER='source {tmp_path}/_container-runner'"
+    ask = f"{load}; autoload -Uz compinit; compinit -u -D; eval $LATER; print -r -- $_comps[container-runner]"
+
+    done = subprocess.run([zsh, "-fc", ask], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() in ("_container-runner", "_cyclopts_container-runner")
+
+
+@pytest.mark.parametrize(("typed", "expected"), [("doc", {"doctor"}), ("run --cpu-", {"--cpu-shares", "--cpu-quota"})])
+def test_fish_completes(typed: str, expected: set[str], tmp_path: Path) -> None:
+    fish = shutil.which("fish")
+    if fish is None:
+        pytest.skip("there is no fish")
+    (tmp_path / "script").write_text(script_of("fish"))
+    (tmp_path / "a-file").touch()
+    ask = f"source {tmp_path}/script; cd {tmp_path}; complete -C 'container-runner {typed}'"
+
+    done = subprocess.run(
+        [fish, "--no-config", "-c", ask],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )
+
+    offered = {line.partition("\t")[0] for line in done.stdout.splitlines()}
+    assert expected <= offered
+    assert "a-file" not in offered
+
+
 def test_another_shell_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     assert call(capfd, "completion", "tcsh").code == 2

@@ -320,6 +320,8 @@ def test_init_for_a_workspace_has_only_what_may_stand_there(home: Home) -> None:
     assert names == {*TIGHTENING, "labels", "tmpfs"}
     assert home.run("config").code == 0
     assert home.run("init", "--workspace=.", "--image=i").code == 2
+    nowhere = home.run("init", "--workspace=nowhere")
+    assert (nowhere.code, "a folder that exists" in nowhere.err) == (2, True)
 
 
 def test_init_replaces_a_link_and_does_not_follow_it(home: Home) -> None:

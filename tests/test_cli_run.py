@@ -89,7 +89,7 @@ def test_the_command_at_the_end_goes_on_with_the_session(place: Place) -> None:
     second = place.run(*again[1:-1], "hello again")
 
     assert again[:2] == ["container-runner", "run"]
-    assert {"--memory=1g", "--labels=a=b", "--system-prompt=Be it's self", "--no-read-only"} <= {*again}
+    assert {"--memory=1g", "--label=a=b", "--system-prompt=Be it's self", "--no-read-only"} <= {*again}
     assert second.returncode == 0, second.stderr
     assert resume in place.exec_argv()
     assert resume in second.stderr
@@ -102,6 +102,19 @@ def test_the_command_at_the_end_has_no_values_of_variables(place: Place) -> None
     assert "--resume=" in done.stderr
     assert "--env=TOKEN=…" in done.stderr
     assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_a_session_that_the_agent_does_not_know_is_not_offered(place: Place) -> None:
+    result = {
+        "type": "result", "subtype": "error_during_execution", "is_error": True, "num_turns": 0,
+        "session_id": "00000000-0000-4000-8000-000000000000", "errors": ["No conversation found with that id"],
+    }  # fmt: skip
+    agent = shlex.join(["sh", "-c", f"printf '%s\\n' {shlex.quote(json.dumps(result))}; exit 1"])
+
+    done = place.run("run", "x", f"--command={agent}")
+
+    assert done.returncode == 1
+    assert "--resume=" not in done.stderr
 
 
 def test_a_session_that_could_not_be_resumed_is_not_offered(place: Place) -> None:

@@ -183,6 +183,26 @@ def test_the_exit_code_is_the_shells(engine: SmallEngine) -> None:
     assert done.stdout.splitlines()[:2] == ["exec", "--interactive"]
 
 
+def test_the_nearest_name_of_an_agent_is_offered(
+    engine: SmallEngine, became: Became, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = call(capfd, "shell", "bott", *engine.flags)
+
+    assert done.code == 6
+    assert "Did you mean bot?" in done.err
+    assert became.argv == []
+
+
+def test_flags_of_the_command_stand_behind_two_dashes(
+    engine: SmallEngine, became: Became, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = call(capfd, "shell", "bot", "ls", "-l", *engine.flags)
+
+    assert done.code == 2
+    assert "stands --" in done.err
+    assert became.argv == []
+
+
 @pytest.mark.parametrize("agent", ["brief", "nobody"])
 def test_without_a_kept_container_it_says_how_to_make_one(
     agent: str, engine: SmallEngine, became: Became, capfd: pytest.CaptureFixture[str]
@@ -198,5 +218,5 @@ def test_a_name_that_is_none_is_refused(engine: SmallEngine, capfd: pytest.Captu
     done = call(capfd, "shell", "../../etc", *engine.flags)
 
     assert done.code == 2
-    assert "agent.name" in done.err
+    assert "--agent = " in done.err
     assert engine.calls == []

@@ -248,7 +248,8 @@ def test_the_operators_file_need_not_be_there_unless_it_is_named(
 
     assert place.ask(file=None).file == tmp_path / "nowhere/config.toml"
     refused = place.refusal(file=tmp_path / "nowhere/config.toml")
-    assert (refused.field, refused.source) == ("file", f"{tmp_path}/nowhere/config.toml")
+    assert (refused.field, refused.value) == ("--config", f"{tmp_path}/nowhere/config.toml")
+    assert "No such file" in refused.next_step
 
 
 def test_the_operators_file_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -292,7 +293,13 @@ def test_an_operators_file_in_the_workspace_is_refused_because_the_agent_can_wri
         ("[profiles.a]\n[profiles.b]", {"profile": "c"}, "--profile", None, "a, b"),
         ("", {"profile": "c"}, "--profile", None, "none"),
         ("", {"environ": {"CONTAINER_RUNNER_PIDS_LIMIT": "x"}}, "pids_limit", "environment {v}PIDS_LIMIT", "16"),
-        ("", {"environ": {"CONTAINER_RUNNER_MEMRY": "x"}}, "CONTAINER_RUNNER_MEMRY", "environment", "perhaps memory"),
+        (
+            "",
+            {"environ": {"CONTAINER_RUNNER_MEMRY": "x"}},
+            "CONTAINER_RUNNER_MEMRY",
+            "environment",
+            "perhaps CONTAINER_RUNNER_MEMORY",
+        ),
         ("", {"environ": {"CONTAINER_RUNNER_VOLUMES": "x"}}, "CONTAINER_RUNNER_VOLUMES", "environment", "--volumes"),
         ("", {"flags": {"cpus": "many"}}, "cpus", "--cpus", "0.01"),
         ("[defaults]\ncpus = 1", {"flags": {"cpu_quota": "2000"}}, "cpus", "{} [defaults]", "either"),

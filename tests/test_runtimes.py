@@ -163,6 +163,14 @@ def test_success_needs_a_result_that_is_no_error_and_exit_code_0(
     assert error is None or (error.exit_code, error.stderr) == (code, "stderr")
 
 
+@pytest.mark.parametrize("said", ["Invalid API key · Fix external API key", "Not logged in · Please run /login"])
+def test_what_claude_says_of_its_login_is_answered_for_one_in_a_container(said: str) -> None:
+    error = ClaudeRuntime().outcome(result(is_error=True, result=said), 1, "")
+
+    assert error is not None
+    assert "ANTHROPIC_API_KEY" in error.next_step
+
+
 def test_what_claude_said_is_in_the_error_and_not_without_end() -> None:
     error = ClaudeRuntime().outcome(result(is_error=True, result="x" * 10_000), 1, "")
 

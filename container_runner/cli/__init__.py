@@ -7,7 +7,17 @@ import signal
 import sys
 from typing import NoReturn
 
-from container_runner.errors import ContainerRunnerError
+from container_runner.errors import ConfigError, ContainerRunnerError
+
+_TYPED = {
+    "agent.workspace": "--workspace",
+    "agent.name": "--agent",
+    "resume": "--resume",
+    "fork": "--fork",
+    "session_id": "--session-id",
+    "jobs": "--jobs",
+}
+"""Fields that are no part of the configuration, by what a command line calls them."""
 
 
 def main(words: list[str] | None = None) -> NoReturn:
@@ -33,6 +43,8 @@ def run_command(words: list[str]) -> int:
 
     from container_runner.cli.app import app, refusal
 
+    if words[:1] == ["help"]:  # as other programs have it
+        words = [*words[1:], "--help"]
     # Scripts may say that nobody is there to answer. Nothing here ever asks.
     words = [word for number, word in enumerate(words) if word != "--no-input" or "--" in words[:number]]
     if words[:1] in (["run"], ["argv"], ["batch"]):  # the parser takes a lone dash for an option without a name
@@ -40,6 +52,9 @@ def run_command(words: list[str]) -> int:
         words = [f"--{name}=-" if word == "-" else word for word in words]
     try:
         return app(words, exit_on_error=False, print_error=False, result_action="return_value") or 0
+    except ConfigError as error:
+        _complain(str(_as_typed(error)))
+        return error.cli_exit_code
     except ContainerRunnerError as error:
         _complain(str(error))
         return error.cli_exit_code
@@ -54,6 +69,14 @@ def run_command(words: list[str]) -> int:
         return 141
     except KeyboardInterrupt:
         return 130
+
+
+def _as_typed(error: ConfigError) -> ConfigError:
+    """The same error, with the field called as the person who reads it has typed it."""
+    name = _TYPED.get(error.field, error.field)
+    if error.source is not None:  # a file of jobs, whose keys have no dashes
+        name = name.removeprefix("--").replace("-", "_")
+    return ConfigError(name, error.value, error.allowed, source=error.source)
 
 
 def _complain(text: str) -> None:

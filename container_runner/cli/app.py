@@ -6,7 +6,7 @@ import difflib
 import functools
 from typing import Any
 
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownOptionError, UnusedCliTokensError
 
 from container_runner import __version__
 
@@ -100,4 +100,9 @@ def refusal(error: CycloptsError) -> str:
             told += f' Did you mean "{near[0]}"?'
         elif chain[:1] in (("run",), ("argv",)):
             told += " A prompt of several words stands in quotes."
+    elif isinstance(error, MissingArgumentError) and error.argument is not None and error.keyword is None:
+        if error.argument.field_info.is_positional and not error.argument.tokens:
+            told = f"{error.argument.name.removeprefix('--').upper()} is missing."
+    elif isinstance(error, UnknownOptionError) and chain == ("shell",):
+        told += " Before a command that has flags stands --, as in: container-runner shell AGENT -- sh -c 'ls -l'"
     return f"{told}\nSee: {' '.join(('container-runner', *chain))} --help"

@@ -23,7 +23,7 @@ from container_runner.cli.options import ExecuteFlags
 from container_runner.cli.text import clean, duration, job_line, line, taken
 from container_runner.cli.view import View, left_by, take_any_script, wants_live, watched
 from container_runner.config import ContainerConfig
-from container_runner.errors import ConfigError
+from container_runner.errors import ConfigError, EngineError, error_class
 from container_runner.laws import NOT_SHOWN
 from container_runner.messages import Message
 from container_runner.options import Agent, ExecuteOptions
@@ -44,7 +44,7 @@ MOST_FAILED = 10
 
 
 def batch(
-    file: str,
+    file: Path,
     *,
     jobs: Annotated[int, Parameter(alias="-j")] = 2,
     results: Path | None = None,
@@ -75,12 +75,12 @@ def batch(
         Show the live view. Default: if stdout is a terminal.
     """
     flags, more = flags or RunFlags(), more or ExecuteFlags()
-    path = Path(file)
-    if results is None and file != "-":
-        results = path.with_name(f"{path.stem}.results.jsonl")
-    if results is None and not flags.json:
+    is_stdin = str(file) == "-"
+    if results is None and not is_stdin and file.name:  # "." has none, and is refused when it is read
+        results = file.with_name(f"{file.stem}.results.jsonl")
+    if results is None and is_stdin and not flags.json:
         raise ConfigError("--results", None, "a file, or --json: jobs from stdin have no name to make one of")
-    listed = list(make_jobs(path, flags, more, box))
+    listed = list(make_jobs(file, flags, more, box))
     with ExitStack() as stack:
         kept = None if results is None else stack.enter_context(ResultFile(results))
         view: _Json | BatchView
@@ -105,11 +105,15 @@ def make_jobs(file: Path, flags: Any, more: ExecuteFlags, box: Any) -> Iterator[
     """
     folder = Path() if str(file) == "-" else file.parent
     runners: list[ContainerRunner] = []
+    places: dict[str, str] = {}
     for number, (where, table) in enumerate(read_tables(file), 1):
         try:
-            yield _make_job(table, where, str(number), folder, flags, more, box, runners)
+            job = _make_job(table, where, str(number), folder, flags, more, box, runners)
+            if (first := places.setdefault(job.id, where)) != where:
+                raise ConfigError("id", job.id, f"an id that no other job has; {first} has this one")
         except ConfigError as error:
             raise error.with_source(where) from None
+        yield job
 
 
 def read_tables(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -296,6 +300,8 @@ def ending(
     rows = [f"{'✗' if len(known) - len(failed) < len(jobs) else '✓'} {', '.join(facts)} ({', '.join(took)})"]
     rows += [f"    ✗ {clean(result.id)}: {line(result.message or '')}" for result in failed[:MOST_FAILED]]
     rows += [f"    and {len(failed) - MOST_FAILED} more"] * (len(failed) > MOST_FAILED)
+    classes = {error_class(result.kind): None for result in failed if result.kind}  # in their order, each once
+    rows += [f"  {known.advice}" for known in classes if issubclass(known, EngineError)]
     rows += [f"  Results: {clean(str(results.path))}"] if results is not None else []
     rows += ["  Run it again with --retry-failed to try again what failed."] if failed else []
     return rows

@@ -100,7 +100,9 @@ def effective_from_flags(flags: RunFlags, box: Any) -> Effective:
 def _pair(name: str, word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     if not equals:
-        raise ConfigError(f"--{name}", key, f"NAME=VALUE, as in --{name} NAME=VALUE")
+        typed = "--label" if name == "labels" else f"--{name}"
+        also = f"; or --secret {key}, which passes on your own" if name == "env" and key.isidentifier() else ""
+        raise ConfigError(typed, key, f"NAME=VALUE, as in {typed} NAME=VALUE{also}")
     return key, value
 
 

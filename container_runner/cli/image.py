@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import anyio
@@ -12,6 +13,7 @@ from cyclopts import App, Parameter
 
 from container_runner.cli.containers import EngineFlags, JsonFlag, open_engine
 from container_runner.cli.logs import print_json
+from container_runner.errors import EngineError
 
 if TYPE_CHECKING:
     from container_runner.image import Built, Recipe
@@ -109,9 +111,17 @@ async def _build(flags: EngineFlags, recipe: Recipe, from_scratch: bool) -> Buil
     from container_runner.cli.text import clean
     from container_runner.image import build, build_from_scratch
 
+    said: deque[str] = deque(maxlen=100)
+
     def say(line: str) -> None:
+        said.append(line.strip())
         shown = line.rstrip("\r").rpartition("\r")[2]  # a line that was written over itself, as a terminal shows it
         print(clean(shown), file=sys.stderr, flush=True)
 
     engine = await open_engine(flags)
-    return await (build_from_scratch if from_scratch else build)(engine, recipe, say)
+    try:
+        return await (build_from_scratch if from_scratch else build)(engine, recipe, say)
+    except EngineError as error:
+        if error.stderr.strip().rpartition("\n")[2].strip() in said:
+            error.stderr = ""  # it stands just above
+        raise

@@ -95,6 +95,8 @@ def init(
     """
     if workspace is not None and (image is not None or config is not None):
         raise ConfigError("--workspace", str(workspace), "no --image and no --config beside it")
+    if workspace is not None and not workspace.expanduser().is_dir():
+        raise ConfigError("--workspace", str(workspace), "a folder that exists")
     if image is not None:
         parse("image", image, "--image")
     path = (config or default_file()).expanduser().absolute()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import typing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,13 +141,21 @@ def spelled(*flags: Any, without: tuple[str, ...] = ()) -> list[str]:
             value = getattr(given, field.name)
             if value == field.default or field.name in without:
                 continue
-            name = field.name.replace("_", "-")
+            name = _typed(type(given), field.name)
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, bool):
                     words.append(f"--{name}" if item else f"--no-{name}")
                 else:
                     words.append(f"--{name}={hidden(field.name, str(item))}")
     return words
+
+
+def _typed(kind: type[Any], field: str) -> str:
+    """How a person types the flag of a field, without its dashes: --volume where each is given by itself."""
+    metadata = getattr(typing.get_type_hints(kind, include_extras=True)[field], "__metadata__", ())
+    aliases = [alias for item in metadata if isinstance(item, Parameter) for alias in item.alias or ()]
+    name = next((alias for alias in aliases if alias.startswith("--")), f"--{field.replace('_', '-')}")
+    return name.removeprefix("--")
 
 
 def to_shell(words: list[str]) -> str:

@@ -122,7 +122,7 @@ async def _run(
     if again is not None:
         after = await _look(runner, options) if before is not None else None
         rows = ending(tally, seconds, before, after, stopped)
-        view.end([*rows, *_resumption(runner, options, tally.session_id, again)])
+        view.end([*rows, *_resumption(runner, options, _session(tally), again)])
     elif stopped is not None:
         view.note(stopped)
     if received is not None:
@@ -160,6 +160,11 @@ def ending(tally: Tally, seconds: float, before: Look | None, after: Look | None
         rows += _changed(Changes.between(before.files, after.files))
         rows += _made(before.missing - after.missing)
     return rows
+
+
+def _session(tally: Tally) -> str | None:
+    """The session to go on with; None where the agent failed before it began one, as with an id that is not known."""
+    return None if tally.error is not None and not tally.model and not tally.turns else tally.session_id
 
 
 def _resumption(runner: ContainerRunner, options: ExecuteOptions, session: str | None, again: list[str]) -> list[str]:

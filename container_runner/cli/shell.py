@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from typing import Annotated
@@ -94,6 +95,10 @@ async def _prepare(
         if not running:
             message = f"The agent {agent!r} has no kept container that runs."
             step = f"Make one with: container-runner run --no-ephemeral --agent={agent} …"
+            del labels[AGENT_LABEL]
+            kept = [info for info in await manager.containers(labels) if info.is_running]
+            if near := difflib.get_close_matches(agent, {info.labels[AGENT_LABEL] for info in kept}, n=1):
+                step = f"Did you mean {near[0]}?"
             raise ContainerGoneError(message, next_step=step)
         name = running[-1].name
         lock = LockFile(locks / f"container.{name}.lock")

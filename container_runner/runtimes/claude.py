@@ -75,7 +75,14 @@ class ClaudeRuntime(CommandLineRuntime):
         said = "; ".join(result.errors) or result.result or result.subtype or "it gave no reason"
         said = said if len(said) <= 500 else f"{said[:500]}…"
         kind = PromptRefusedError if result.terminal_reason == "prompt_too_long" else AgentFailedError
-        return kind(f"claude failed: {said}", exit_code=exit_code, stderr=stderr)
+        step = _LOG_IN if "/login" in said or "Invalid API key" in said else None
+        return kind(f"claude failed: {said}", next_step=step, exit_code=exit_code, stderr=stderr)
+
+
+_LOG_IN = (
+    "Set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN to one that is valid; `container-runner doctor` tells "
+    "which of them the agent gets."
+)
 
 
 _CONTAINED_ENV = {

@@ -411,7 +411,10 @@ def mounts_below(folder: Path) -> list[str]:
 def serve(folder: Path) -> None:
     """Start all engines, tell where they are in the folder's file READY, and stop them at Ctrl-C or TERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    folder.mkdir(mode=0o755)
+    try:
+        folder.mkdir(mode=0o755)
+    except OSError as error:
+        sys.exit(f"{folder} can not be made: {error.strerror}. Name a folder that is not there yet.")
     engines = Engines(folder)
     started = []
     try:
