@@ -68,8 +68,8 @@ def test_two_jobs_of_one_id_are_refused_before_any_is_run(place: Place) -> None:
     done = place.run("batch", str(file))
 
     assert done.returncode == 2
-    assert "jobs.jsonl line 3" in done.stderr
-    assert "line 1 has this one" in done.stderr
+    assert "jobs.jsonl:3: " in done.stderr
+    assert "jobs.jsonl:1 has this one" in done.stderr
     assert runs(place) == 0
 
 
@@ -78,7 +78,7 @@ def test_what_the_engines_failures_ask_for_is_said_once(place: Place) -> None:
 
     done = place.run("batch", str(file), "--engine=/bin/false")
 
-    assert done.returncode == 1
+    assert done.returncode == 5
     advice = "Run the command that `container-runner argv` prints by hand"
     assert done.stderr.count(advice) == 1
 

@@ -89,7 +89,7 @@ def test_the_command_at_the_end_goes_on_with_the_session(place: Place) -> None:
     second = place.run(*again[1:-1], "hello again")
 
     assert again[:2] == ["container-runner", "run"]
-    assert {"--memory=1g", "--labels=a=b", "--system-prompt=Be it's self", "--no-read-only"} <= {*again}
+    assert {"--memory=1g", "--label=a=b", "--system-prompt=Be it's self", "--no-read-only"} <= {*again}
     assert second.returncode == 0, second.stderr
     assert resume in place.exec_argv()
     assert resume in second.stderr
