@@ -218,6 +218,8 @@ def test_what_is_refused_exits_with_2_and_says_why(
         (["run", "fix", "the", "tests"], "stands in quotes", " run"),
         (["ps", "x"], 'Nothing takes the word "x"', " ps"),
         (["batch"], "FILE is missing.", " batch"),
+        (["shell", "bot", "sh", "-c", "ls"], "shell AGENT -- sh -c", " shell"),
+        (["run", "x", "--workspace"], "--workspace requires an argument", " run"),
         (["completion", "tcsh"], '"bash", "zsh", "fish"', " completion"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -232,6 +234,11 @@ def test_a_misspelt_word_is_answered_with_the_nearest_and_with_where_to_read_on(
     assert first.startswith("container-runner: ")
     assert says in first
     assert second == f"See: container-runner{help_of} --help"
+
+
+def test_help_is_a_word_too(command: Command) -> None:
+    assert command("help", box=()).out == command("--help", box=()).out
+    assert command("help", "sessions", "show", box=()).out == command("sessions", "show", "--help", box=()).out
 
 
 def test_a_word_that_nobody_takes_is_not_repeated_with_its_value(command: Command, fake_engine: FakeEngine) -> None:

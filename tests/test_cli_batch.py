@@ -73,6 +73,15 @@ def test_two_jobs_of_one_id_are_refused_before_any_is_run(place: Place) -> None:
     assert runs(place) == 0
 
 
+@pytest.mark.parametrize("file", [".", "", "/"])
+def test_a_folder_is_no_file_of_jobs(place: Place, file: str) -> None:
+    done = place.run("batch", file)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("container-runner: FILE = ")
+    assert "Traceback" not in done.stderr
+
+
 def test_what_the_engines_failures_ask_for_is_said_once(place: Place) -> None:
     file = write(place, GOOD, {**GOOD, "id": "again"})
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.small_engine import call
+from tests.terminal import Terminal
 
 
 @functools.cache
@@ -71,6 +72,25 @@ def test_zsh_completes(how: str, tmp_path: Path) -> None:
     done = subprocess.run([zsh, "-fc", ask], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() in ("_container-runner", "_cyclopts_container-runner")
+
+
+@pytest.mark.parametrize("how", ["sourced", "in $fpath"])
+def test_zsh_completes_what_is_typed(how: str, tmp_path: Path) -> None:
+    zsh = shutil.which("zsh")
+    if zsh is None:
+        pytest.skip("there is no zsh")
+    script = tmp_path / "_container-runner"
+    script.write_text(script_of("zsh"))
+    (tmp_path / ".zshrc").write_text(
+        f"{f'fpath=({tmp_path} $fpath)' if how == 'in $fpath' else ''}\n"
+        "autoload -Uz compinit; compinit -u -D\n"
+        f"{f'source {script}' if how == 'sourced' else ''}\nPS1='ready> '\n"
+    )
+    with Terminal([zsh, "-d"], cwd=tmp_path, env={"ZDOTDIR": str(tmp_path)}) as terminal:
+        terminal.wait_for("ready>")
+        terminal.type("container-runner doc\t")
+
+        terminal.wait_for("container-runner doctor")
 
 
 @pytest.mark.parametrize(("typed", "expected"), [("doc", {"doctor"}), ("run --cpu-", {"--cpu-shares", "--cpu-quota"})])

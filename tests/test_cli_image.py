@@ -80,5 +80,18 @@ def test_what_is_refused_is_named(
     assert not any(words[0] == "build" for words in engine.calls)
 
 
+def test_what_was_shown_while_it_went_wrong_is_not_shown_again(
+    engine: SmallEngine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(engine.binary)
+    script.write_text(script.read_text().replace("  build) ", "  build) echo 'dial tcp: no such host'; exit 1; "))
+
+    done = call(capfd, "image", "build", f"--engine={engine.binary}")
+
+    assert done.code == 4
+    assert done.err.count("no such host") == 1
+    assert "--from-scratch" in done.err
+
+
 def test_the_containerfile_can_be_had(capfd: pytest.CaptureFixture[str]) -> None:
     assert call(capfd, "image", "containerfile").out == CONTAINERFILE.read_text()

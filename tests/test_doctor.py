@@ -191,6 +191,23 @@ def test_limits_are_measured_in_the_box(said: dict[str, str | None], missing: st
     )
 
 
+@pytest.mark.parametrize(
+    ("release", "program"),
+    [({"ID": "debian"}, "update-grub"), ({"ID": "mint", "ID_LIKE": "ubuntu debian"}, "update-grub"),
+     ({"ID": "fedora"}, "grubby"), ({}, "grubby")],
+)  # fmt: skip
+def test_the_kernel_is_told_as_the_distribution_does_it(
+    release: dict[str, str], program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.freedesktop_os_release", lambda: release)
+
+    check = check_limits(engine(PODMAN_ROOTLESS), podman_info(version="v1"), None, {})
+
+    assert program in str(check.fix)
+    assert "systemd.unified_cgroup_hierarchy=1" in str(check.fix)
+    subprocess.run(["sh", "-n", "-c", str(check.fix)], check=True)
+
+
 def test_limits_that_do_not_hold_are_a_warning_with_the_way_out() -> None:
     old = check_limits(engine(PODMAN_ROOTLESS), podman_info(version="v1"), None, {})
     new = check_limits(engine(PODMAN_ROOTLESS), podman_info("memory", "pids"), None, {})

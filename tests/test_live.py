@@ -44,6 +44,14 @@ def agent_is_gone(place: Place) -> bool:
     return True
 
 
+def test_a_tool_that_failed_is_told_from_one_that_did_not_without_colours(place: Place) -> None:
+    with at_terminal(place, "run", "sh echo no; false\nsh echo yes", env={"NO_COLOR": "1"}) as terminal:
+        assert terminal.finish() == 0
+
+        assert "  ✗ no" in terminal.all_text
+        assert "  └ yes" in terminal.all_text
+
+
 def test_what_the_agent_does_is_seen_while_it_does_it(place: Place) -> None:
     with at_terminal(place, "run", "sh sleep 1.5\nedit made.txt hello") as terminal:
         shown = terminal.wait_for(lambda text: "a tool at work" in text and "1.0 s" in text)
