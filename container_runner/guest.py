@@ -96,40 +96,44 @@ EXEC: Final = f"""\
 run=$1 mode=$2 size=$3 grace=$4
 shift 4
 cr_say() {{ word=$1; shift; printf 'container-runner: %s %s%s\\n' "$word" "$run" "${{*:+ $*}}" >&2; }}
+cr_refuse() {{ code=$1; shift; cr_say "$@"; sleep 0.1 2>/dev/null || sleep 1; exit "$code"; }}
 
 until [ -p {RUN_DIR}/lease ]; do
-  [ ! -e {RUN_DIR}/missing ] || {{ cr_say missing $(cat {RUN_DIR}/missing); exit {EXIT_MISSING_TOOL}; }}
+  [ ! -e {RUN_DIR}/missing ] || cr_refuse {EXIT_MISSING_TOOL} missing $(cat {RUN_DIR}/missing)
   sleep 0.05 2>/dev/null || sleep 1
 done
 : >{RUN_DIR}/claimed
 if [ "$mode" = lease ]; then exec 4>{RUN_DIR}/lease; fi
 
-program=$(command -v "$1") || {{ cr_say no-command; exit 127; }}
+program=$(command -v "$1") || cr_refuse 127 no-command
 case $program in
-  /*) if [ -d "$program" ] || [ ! -x "$program" ]; then cr_say not-executable; exit 126; fi ;;
+  /*) if [ -d "$program" ] || [ ! -x "$program" ]; then cr_refuse 126 not-executable; fi ;;
 esac
 
 ulimit -c 0 2>/dev/null
 exec 3<&0
 prompt={RUN_DIR}/prompt-$run
 (umask 077; head -c "$size" <&3 >"$prompt")
-[ "$(wc -c <"$prompt")" -eq "$size" ] || {{ rm -f "$prompt"; cr_say prompt-lost; exit {EXIT_PROMPT_LOST}; }}
+[ "$(wc -c <"$prompt")" -eq "$size" ] || {{ rm -f "$prompt"; cr_refuse {EXIT_PROMPT_LOST} prompt-lost; }}
 exec 5<"$prompt"
 rm -f "$prompt"
 
 cr_kind() {{
-  kind=
+  kind= parent= group=
   while IFS= read -r line || [ -n "$line" ]; do
     case $line in
       *{MARK}="$run"*) kind=ours ;;
       *{MARK}=*) kind=theirs ;;
     esac
   done </proc/"$1"/environ
-  [ -z "$kind" ] || return 0
-  kind=gone
   while read -r key value rest; do
-    case $key$value in PPid:1) kind=orphan ;; PPid:*) kind=nobodys ;; esac
+    case $key in PPid:) parent=$value ;; NSpgid:) group=$value; break ;; esac
   done </proc/"$1"/status
+  case $kind$parent in ours | theirs | "") kind=gone ;; 1) kind=orphan ;; esac
+}}
+
+cr_kill() {{
+  if [ "${{group:-0}}" -gt 1 ] && [ "$group" != "$$" ]; then kill -KILL -"$group"; else kill -KILL "$1"; fi
 }}
 
 cr_sweep() {{
@@ -141,7 +145,7 @@ cr_sweep() {{
       case $process in 1 | "$$" | "$me" | "$watchdog") continue ;; esac
       cr_kind "$process"
       case $kind in
-        ours) kill -KILL "$process"; ours=yes ;;
+        ours) cr_kill "$process"; ours=yes ;;
         theirs) others=yes ;;
         orphan) orphans="$orphans $process" ;;
         gone) gone=yes ;;
@@ -150,6 +154,7 @@ cr_sweep() {{
     if [ -z "$others" ] && [ -n "$orphans" ]; then kill -KILL $orphans; ours=yes; fi
     [ -n "$ours$gone" ] || return 0
   done
+  return 1
 }}
 
 cr_watchdog() {{
@@ -184,7 +189,7 @@ watchdog=$!
 code=$?
 exec 5<&-
 kill -KILL "$watchdog"
-cr_sweep 2>/dev/null
+cr_sweep 2>/dev/null || cr_say left
 cr_oom
 [ "$oom" -le "$before" ] || cr_say oom "$((oom - before))"
 cr_say ended "$code"
@@ -195,15 +200,17 @@ exit "$code"
 RUN is the run's id, MODE as for PID 1, SIZE the prompt's length in bytes, GRACE the seconds between TERM and KILL.
 
 Before the line "started" nothing of the agent has run, so a failure is the engine's or the image's; after it, the
-exit code is the agent's own. The prompt is read to its end first: an agent must not begin with half of it because
+exit code is the agent's own. A refusal stays for a moment, because podman's client loses what an exec that ends at
+once has written. The prompt is read to its end first: an agent must not begin with half of it because
 the host died in the middle. An exec'd process leads its own process group, so `-$$` is that group, and
 `kill -TERM -$$` is the one spelling that every shell takes.
 
 The sweep ends what carries our mark, and orphans that carry none as long as no other run is alive. What another exec
-started has no parent in here and is nobody's orphan. One that has gone before it was judged may have left a child
-that was not there yet when we began to look, so it is a reason to look again. The sweep uses no program at all,
-because there may be no process left to spawn one. The watchdog's EXIT trap ends the group also when the watchdog can
-not fork its `sleep`.
+started has no parent in here and is nobody's orphan. One that has gone before it was judged may have left a child that
+was not there yet when we began to look, so it is a reason to look again; and what forks and ends all the time is met
+by ending its whole process group. In the wrapper's own group that can not be done, so if the last pass still finds
+something, "left" asks for it to be done from outside. The sweep uses no program at all, because there may be no
+process left to spawn one. The watchdog's EXIT trap ends the group also when the watchdog can not fork its `sleep`.
 """
 
 HOLD: Final = f"""\
@@ -224,10 +231,16 @@ for pass in 1 2 3 4 5 6 7 8 9 10; do
   for process in /proc/[0-9]*; do
     process=${{process#/proc/}}
     case $process in 1 | "$$") continue ;; esac
+    ours=
     while IFS= read -r line || [ -n "$line" ]; do
-      case $line in *{MARK}="$1"*) kill -KILL "$process"; again=yes ;; esac
+      case $line in *{MARK}="$1"*) ours=yes ;; esac
     done </proc/"$process"/environ
-    [ -e /proc/"$process" ] || again=yes
+    [ -n "$ours" ] || {{ [ -e /proc/"$process" ] || again=yes; continue; }}
+    again=yes group=
+    while read -r key value rest; do
+      case $key in NSpgid:) group=$value; break ;; esac
+    done </proc/"$process"/status
+    if [ "${{group:-0}}" -gt 1 ]; then kill -KILL -"$group"; else kill -KILL "$process"; fi
   done 2>/dev/null
   [ -n "$again" ] || exit 0
 done
@@ -294,6 +307,9 @@ class Report:
     oom_kills: int = 0
     """How many processes the kernel killed for their memory during the run."""
 
+    left: bool = False
+    """Whether the wrapper could not end all that the agent had left."""
+
     ended: int | None = None
     """The agent's exit code, if the wrapper lived to see it."""
 
@@ -308,6 +324,7 @@ class Report:
             refusal=next((word for word in _REFUSALS if word in said), None),
             missing=tuple(said.get("missing", ())),
             stop="".join(said.get("stop", ())) or None,
+            left="left" in said,
             oom_kills=_number(said.get("oom", ())) or 0,
             ended=_number(said.get("ended", ())),
         )

@@ -236,9 +236,10 @@ class Run:
                 if self._has_started and self._running.returncode is None:
                     await self.stop()
                 persistent = self._container is not None and not self._plan.ephemeral
-                is_good = self._has_started and self._report()[0].ended is not None
-                if persistent and self._has_started and not is_good:
-                    await self._climb("sweep")  # nobody inside was left to do it
+                report = self._report()[0] if self._has_started else guest.Report()
+                is_good = report.ended is not None
+                if persistent and self._has_started and (report.left or not is_good):
+                    await self._climb("sweep")  # nobody inside was left to do it, or it could not be done there
                 was_created = self._container is not None and self._container.created
                 await self._clear(is_good=is_good)
                 if persistent and was_created:

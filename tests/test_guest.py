@@ -15,7 +15,14 @@ from container_runner.guest import Report
 
 RUN = "0123456789abcdef" * 2
 SHELLS = [["sh"], ["dash"], ["bash"], ["busybox", "sh"]]
-SCRIPTS = {"PID1": guest.PID1, "EXEC": guest.EXEC, "HOLD": guest.HOLD, "KILL": guest.KILL}
+SCRIPTS = {
+    "PID1": guest.PID1,
+    "EXEC": guest.EXEC,
+    "HOLD": guest.HOLD,
+    "KILL": guest.KILL,
+    "SWEEP": guest.SWEEP,
+    "PROBE": guest.PROBE,
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -86,6 +93,7 @@ TOLD = [
     (f"ended {RUN} x", {}),
     (f"ended {RUN} -1", {}),
     (f"ended {RUN}", {}),
+    (f"left {RUN}", {"left": True}),
     (f"something-new {RUN} 1 2 3", {}),
 ]
 

@@ -146,9 +146,11 @@ def test_an_agent_leaves_a_process_that_is_a_new_one_all_the_time(scene: Scene) 
     assert not [line for _ in range(200) for line in alive()]
 
 
-def test_an_agent_leaves_such_a_process_beside_another_run(scene: Scene) -> None:
+@pytest.mark.parametrize("where", ["", "in another session"])
+def test_an_agent_leaves_such_a_process_beside_another_run(scene: Scene, where: str) -> None:
     """Then it can be told by its run's mark alone, and nobody comes later to look for it."""
-    runtime = CommandRuntime(["sh", "-c", "setsid sh -c 'f() { f & }; f' & echo left; sleep 0.5"])
+    started = f"{'setsid ' if where else ''}sh -c 'f() {{ f & }}; f'"
+    runtime = CommandRuntime(["sh", "-c", f"{started} & echo left; sleep 0.5"])
 
     def alive() -> list[str]:
         return [line for _ in range(200) for _, line, _ in all_processes() if "f() { f & }" in line]
@@ -173,7 +175,8 @@ def test_an_agent_leaves_such_a_process_beside_another_run(scene: Scene) -> None
         return messages, left, since
 
     messages, left, since = anyio.run(main)
-    what = "the agent leaves such a process, and another run is in the container (persistent)"
+    where = f" {where}" if where else ""
+    what = f"the agent leaves such a process{where}, and another run is in the container (persistent)"
     scene.settle(what, last(messages), since=since, keep=scene.containers(), also=lambda: left)
     assert len(scene.containers()) == 1
 
