@@ -184,6 +184,9 @@ class Engine:
                 if wanted != "auto" or environ.get(ENGINE_VARIABLE):
                     raise
                 raise EngineNotFoundError("There is neither docker nor podman on this machine.") from None
+            if not _version(version):
+                message = f"{guess.binary} does not answer as docker or podman do."
+                raise EngineNotFoundError(message, stderr=version[:200])
             if "podman" not in version.lower():
                 return attrs.evolve(guess, version=_version(version))
         words = "{{.Host.Security.Rootless}} {{.Version.Version}} {{.Store.GraphRoot}}"

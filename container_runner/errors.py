@@ -197,7 +197,7 @@ class MountError(EngineError):
 class NetworkNotFoundError(EngineError):
     kind = "network_not_found"
     cli_exit_code = 5
-    advice = "Create it with `docker network create NAME`, or use bridge or none."
+    advice = "Create it with the engine's own `network create NAME`, or use bridge or none with --network."
 
 
 class ExecLostError(EngineError):

@@ -306,6 +306,11 @@ async def test_a_machine_without_any_engine(folder: Path) -> None:
         await Engine.probe("docker", {"PATH": str(folder)})
 
 
+async def test_a_program_that_is_no_engine(folder: Path) -> None:
+    with pytest.raises(EngineNotFoundError, match="does not answer as docker or podman do"):
+        await probe(folder, str(program(folder, "docker", "echo hello")))
+
+
 async def test_an_engine_that_fails_to_answer(folder: Path) -> None:
     wanted = str(program(folder, "podman", "echo 'Error: cannot setup namespace' >&2; exit 125"))
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -26,15 +27,21 @@ _BLOCK = re.compile(r"(?<=<!-- figures -->\n).*(?=<!-- end of the figures -->)",
 
 @attrs.define
 class Figures:
-    """All that was measured."""
+    """All that was measured so far."""
 
+    json: Path | None
+    page: Path | None
     rows: list[Row] = attrs.field(factory=list)
     points: list[Point] = attrs.field(factory=list)
 
     def add(self, rows: list[Row], points: list[Point] | None = None) -> None:
-        """Keep them, and show them meanwhile."""
+        """Keep them, and write and show them, for it takes half an hour until they are all there."""
         self.rows += rows
         self.points += points or []
+        if self.json:
+            self.json.write_text(json.dumps(self.to_dict(), indent=1))
+        if self.page:
+            self.page.write_text(_BLOCK.sub(lambda _: self.to_markdown(), self.page.read_text()))
         for row in rows:
             print(f"{row.what}, {row.engine}: {row.ours} / {row.theirs} = {row.ratio:.2f} {row.verdict}", flush=True)
         for point in points or []:
@@ -59,41 +66,49 @@ def main() -> int:
     parser.add_argument("--page", type=Path, help="also put the tables into this page, between its two marks")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the engines are stopped then too
-    figures = Figures()
+    figures = Figures(arguments.json, arguments.page)
     folder, engines = new_folder(), Engines(new_folder())
     try:
-        for name in arguments.engine or ["docker", "podman"]:
-            place = folder / name
-            place.mkdir()
-            try:
-                engine = engines.get(name)
-                runs, lines = (1, 2_000) if arguments.short else (5, 200_000)
-                measure(Bench(engine, place, runs, lines), figures, short=arguments.short)
-            except Unavailable as reason:
-                print(f"{name} is left out: {reason}", file=sys.stderr)
+        benches = list(prepare(engines, folder, arguments.engine or ["docker", "podman"], short=arguments.short))
+        for bench in benches:
+            compare(bench, figures, short=arguments.short)
+        for bench in benches:
+            grow(bench, figures, short=arguments.short)
     finally:
         left = engines.stop()
         shutil.rmtree(folder)
     print(f"\n{figures.to_markdown()}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures.to_dict(), indent=1))
-    if arguments.page:
-        page = arguments.page.read_text()
-        arguments.page.write_text(_BLOCK.sub(lambda _: figures.to_markdown(), page))
     return 1 if left or not figures.rows else 0
 
 
-def measure(bench: Bench, figures: Figures, *, short: bool) -> None:
-    """All that there is to measure with one engine, and with the first one what needs none."""
-    bench.prepare()
+def prepare(engines: Engines, folder: Path, names: list[str], *, short: bool) -> Iterator[Bench]:
+    """What to measure with, for each engine that can be had."""
+    for name in names:
+        try:
+            bench = Bench(engines.get(name), folder / name, *((1, 2_000) if short else (5, 200_000)))
+        except Unavailable as reason:
+            print(f"{name} is left out: {reason}", file=sys.stderr)
+        else:
+            bench.folder.mkdir()
+            bench.prepare()
+            yield bench
+
+
+def compare(bench: Bench, figures: Figures, *, short: bool) -> None:
+    """Us against others on one engine, and with the first one what needs none."""
     if not figures.rows:
         figures.add(work.startup_rows(bench))
         figures.add(work.parse_rows(bench))
-        figures.add(*growth.stream_points(bench))
-        figures.add([], growth.line_points(bench))
     figures.add(work.stream_rows(bench))
     figures.add(work.start_rows(bench))
     figures.add(work.many_rows(bench, 4 if short else 100))
+
+
+def grow(bench: Bench, figures: Figures, *, short: bool) -> None:
+    """How the cost grows on one engine, and with the first one where there is none."""
+    if not figures.points:
+        figures.add(*growth.stream_points(bench))
+        figures.add([], growth.line_points(bench))
     figures.add(growth.idle_rows(bench, 2 if short else 50, 1 if short else 60))
     figures.add(*growth.run_points(bench, (1, 4) if short else (10, 100, 1_000)))
     figures.add([], growth.stranger_points(bench, (0, 2) if short else (0, 100, 500)))
