@@ -119,40 +119,51 @@ exec 5<"$prompt"
 rm -f "$prompt"
 
 cr_kind() {{
-  kind= parent= group=
+  kind= environ= state= parent= group=
   while IFS= read -r line || [ -n "$line" ]; do
+    environ=yes
     case $line in
       *{MARK}="$run"*) kind=ours ;;
       *{MARK}=*) kind=theirs ;;
     esac
   done </proc/"$1"/environ
   while read -r key value rest; do
-    case $key in PPid:) parent=$value ;; NSpgid:) group=$value; break ;; esac
+    case $key in State:) state=$value ;; PPid:) parent=$value ;; NSpgid:) group=$value; break ;; esac
   done </proc/"$1"/status
-  case $kind$parent in ours | theirs | "") kind=gone ;; 1) kind=orphan ;; esac
-}}
-
-cr_kill() {{
-  if [ "${{group:-0}}" -gt 1 ] && [ "$group" != "$$" ]; then kill -KILL -"$group"; else kill -KILL "$1"; fi
+  [ -n "$environ" ] || [ ! -r /proc/"$1"/environ ] || again=yes
+  if [ -z "$state" ]; then kind=gone
+  elif [ "$state$kind" = Z ]; then kind=gone
+  elif [ -z "$kind" ] && [ "$parent" = 1 ]; then kind=orphan
+  fi
 }}
 
 cr_sweep() {{
   read -r me rest </proc/self/stat
-  for pass in 1 2 3 4 5 6 7 8 9 10; do
-    ours= orphans= others= gone=
+  known=" 1 $$ $me $watchdog " others=
+  for pass in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    orphans= again=
     for process in /proc/[0-9]*; do
       process=${{process#/proc/}}
-      case $process in 1 | "$$" | "$me" | "$watchdog") continue ;; esac
+      case $known in *" $process "*) continue ;; esac
       cr_kind "$process"
       case $kind in
-        ours) cr_kill "$process"; ours=yes ;;
+        ours)
+          if [ "${{group:-0}}" -gt 1 ] && [ "$group" != "$$" ]; then kill -KILL -"$group"; fi
+          kill -KILL "$process"
+          again=yes
+          ;;
         theirs) others=yes ;;
-        orphan) orphans="$orphans $process" ;;
-        gone) gone=yes ;;
+        orphan) orphans="$orphans $process"; continue ;;
+        gone) again=yes ;;
+        *) continue ;;
       esac
+      known="$known$process "
     done
-    if [ -z "$others" ] && [ -n "$orphans" ]; then kill -KILL $orphans; ours=yes; fi
-    [ -n "$ours$gone" ] || return 0
+    if [ -z "$others" ] && [ -n "$orphans" ]; then
+      kill -KILL $orphans
+      known="$known${{orphans# }} " again=yes
+    fi
+    [ -n "$again" ] || return 0
   done
   return 1
 }}
@@ -206,11 +217,12 @@ the host died in the middle. An exec'd process leads its own process group, so `
 `kill -TERM -$$` is the one spelling that every shell takes.
 
 The sweep ends what carries our mark, and orphans that carry none as long as no other run is alive. What another exec
-started has no parent in here and is nobody's orphan. One that has gone before it was judged may have left a child that
-was not there yet when we began to look, so it is a reason to look again; and what forks and ends all the time is met
-by ending its whole process group. In the wrapper's own group that can not be done, so if the last pass still finds
-something, "left" asks for it to be done from outside. The sweep uses no program at all, because there may be no
-process left to spawn one. The watchdog's EXIT trap ends the group also when the watchdog can not fork its `sleep`.
+started has no parent in here and is nobody's orphan. One that ends before it was judged, or has no variables because
+it is ending, may have left a child that was not there yet when we began to look, so it is a reason to look again; and
+what forks and ends all the time is met by ending its whole process group. In the wrapper's own group that can not be
+done, so if the last pass still finds something, "left" asks for it to be done from outside. The sweep uses no program
+at all, because there may be no process left to spawn one. The watchdog's EXIT trap ends the group also when the
+watchdog can not fork its `sleep`.
 """
 
 HOLD: Final = f"""\
@@ -226,23 +238,28 @@ until cat >/dev/null 2>&1; do :; done
 
 KILL: Final = f"""\
 kill -KILL -"$2" 2>/dev/null
-for pass in 1 2 3 4 5 6 7 8 9 10; do
-  again=
+known=" 1 $$ " pass=0
+while [ "$pass" -lt 200 ]; do
+  pass=$((pass + 1)) again=
   for process in /proc/[0-9]*; do
     process=${{process#/proc/}}
-    case $process in 1 | "$$") continue ;; esac
-    ours=
+    case $known in *" $process "*) continue ;; esac
+    ours= environ= state= group=
     while IFS= read -r line || [ -n "$line" ]; do
+      environ=yes
       case $line in *{MARK}="$1"*) ours=yes ;; esac
     done </proc/"$process"/environ
-    [ -n "$ours" ] || {{ [ -e /proc/"$process" ] || again=yes; continue; }}
-    again=yes group=
     while read -r key value rest; do
-      case $key in NSpgid:) group=$value; break ;; esac
+      case $key in State:) state=$value ;; NSpgid:) group=$value; break ;; esac
     done </proc/"$process"/status
-    if [ "${{group:-0}}" -gt 1 ]; then kill -KILL -"$group"; else kill -KILL "$process"; fi
+    known="$known$process "
+    [ -n "$environ" ] || [ ! -r /proc/"$process"/environ ] || again=yes
+    [ -n "$ours" ] || continue
+    again=yes
+    [ "${{group:-0}}" -le 1 ] || kill -KILL -"$group"
+    kill -KILL "$process"
   done 2>/dev/null
-  [ -n "$again" ] || exit 0
+  [ -n "$again" ] || break
 done
 exit 0
 """

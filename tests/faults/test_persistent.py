@@ -132,14 +132,19 @@ def test_an_agent_hides_a_process(scene: Scene, how: str) -> None:
     assert scene.containers() == [container]
 
 
+def forks(scene: Scene) -> str:
+    """A command that forks and ends all the time. The name makes it this scene's: other tests run beside it."""
+    return f"sh -c 'f() {{ f & }}; f' {scene.token}"
+
+
 def test_an_agent_leaves_a_process_that_is_a_new_one_all_the_time(scene: Scene) -> None:
     """It is caught between two of its lives; if it is too fast for that, the container goes."""
-    runtime = CommandRuntime(["sh", "-c", "env -i setsid sh -c 'f() { f & }; f' & echo left; sleep 0.5"])
+    runtime = CommandRuntime(["sh", "-c", f"env -i setsid {forks(scene)} & echo left; sleep 0.5"])
     messages, since = run_for(scene, None, ephemeral=False, runtime=runtime)
     keep = scene.containers()
 
     def alive() -> list[str]:
-        return [line for _, line, _ in all_processes() if "f() { f & }" in line]
+        return [line for _, line, _ in all_processes() if forks(scene).split("'")[1] in line and scene.token in line]
 
     what = "the agent leaves a process that forks and ends all the time (persistent)"
     scene.settle(what, last(messages), since=since, keep=keep, also=alive)
@@ -149,11 +154,16 @@ def test_an_agent_leaves_a_process_that_is_a_new_one_all_the_time(scene: Scene) 
 @pytest.mark.parametrize("where", ["", "in another session"])
 def test_an_agent_leaves_such_a_process_beside_another_run(scene: Scene, where: str) -> None:
     """Then it can be told by its run's mark alone, and nobody comes later to look for it."""
-    started = f"{'setsid ' if where else ''}sh -c 'f() {{ f & }}; f'"
+    started = f"{'setsid ' if where else ''}{forks(scene)}"
     runtime = CommandRuntime(["sh", "-c", f"{started} & echo left; sleep 0.5"])
 
     def alive() -> list[str]:
-        return [line for _ in range(200) for _, line, _ in all_processes() if "f() { f & }" in line]
+        return [
+            line
+            for _ in range(200)
+            for _, line, _ in all_processes()
+            if forks(scene).split("'")[1] in line and scene.token in line
+        ]
 
     async def main() -> tuple[list[Message], list[str], float]:
         ended: list[list[Message]] = []
