@@ -92,6 +92,34 @@ MODE is "lease" (leave when the wrapper lets go of the FIFO, or when nobody came
 LIMIT is the container's time limit in seconds. `wait` is interrupted by TERM and reaps whatever is orphaned.
 """
 
+_JUDGE: Final = f"""\
+cr_kind() {{
+  kind= parent= uid= group=
+  while IFS= read -r line || [ -n "$line" ]; do
+    case $line in
+      *{MARK}="$run"*) kind=ours ;;
+      *{MARK}=*) kind=theirs ;;
+    esac
+  done </proc/"$1"/environ
+  while read -r key value rest; do
+    case $key in PPid:) parent=$value ;; Uid:) uid=$value ;; NSpgid:) group=$value; break ;; esac
+  done </proc/"$1"/status
+  [ -n "$kind" ] || [ "${{uid:-$mine}}" != "$mine" ] || kind=unclear
+}}
+
+cr_end() {{
+  if [ "${{group:-0}}" -gt 1 ] && [ "$group" != "$$" ]; then kill -KILL -"$group"; fi
+  kill -KILL "$1"
+  again=yes
+}}
+"""
+"""Judges a process, and ends one that carries the mark of `$run`, for EXEC and KILL.
+
+One of our uid, `$mine`, without a mark may have been ending while we looked, and may have left a child that was not
+there yet when we began, so it is a reason to look `again`, until it is met a second time. (PID 1's own children have
+another uid.) What forks and ends all the time is met by ending its whole process group.
+"""
+
 EXEC: Final = f"""\
 run=$1 mode=$2 size=$3 grace=$4
 shift 4
@@ -118,28 +146,11 @@ prompt={RUN_DIR}/prompt-$run
 exec 5<"$prompt"
 rm -f "$prompt"
 
-cr_kind() {{
-  kind= environ= state= parent= group=
-  while IFS= read -r line || [ -n "$line" ]; do
-    environ=yes
-    case $line in
-      *{MARK}="$run"*) kind=ours ;;
-      *{MARK}=*) kind=theirs ;;
-    esac
-  done </proc/"$1"/environ
-  while read -r key value rest; do
-    case $key in State:) state=$value ;; PPid:) parent=$value ;; NSpgid:) group=$value; break ;; esac
-  done </proc/"$1"/status
-  [ -n "$environ" ] || [ ! -r /proc/"$1"/environ ] || again=yes
-  if [ -z "$state" ]; then kind=gone
-  elif [ "$state$kind" = Z ]; then kind=gone
-  elif [ -z "$kind" ] && [ "$parent" = 1 ]; then kind=orphan
-  fi
-}}
-
+{_JUDGE}
 cr_sweep() {{
   read -r me rest </proc/self/stat
-  known=" 1 $$ $me $watchdog " others=
+  cr_kind "$$"
+  mine=$uid known=" 1 $$ $me $watchdog " met=" " others=
   for pass in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
     orphans= again=
     for process in /proc/[0-9]*; do
@@ -147,15 +158,13 @@ cr_sweep() {{
       case $known in *" $process "*) continue ;; esac
       cr_kind "$process"
       case $kind in
-        ours)
-          if [ "${{group:-0}}" -gt 1 ] && [ "$group" != "$$" ]; then kill -KILL -"$group"; fi
-          kill -KILL "$process"
-          again=yes
-          ;;
+        ours) cr_end "$process" ;;
         theirs) others=yes ;;
-        orphan) orphans="$orphans $process"; continue ;;
-        gone) again=yes ;;
-        *) continue ;;
+        unclear)
+          case $met in *" $process "*) ;; *) met="$met$process " again=yes ;; esac
+          [ "$parent" != 1 ] || orphans="$orphans $process"
+          continue
+          ;;
       esac
       known="$known$process "
     done
@@ -212,17 +221,15 @@ RUN is the run's id, MODE as for PID 1, SIZE the prompt's length in bytes, GRACE
 
 Before the line "started" nothing of the agent has run, so a failure is the engine's or the image's; after it, the
 exit code is the agent's own. A refusal stays for a moment, because podman's client loses what an exec that ends at
-once has written. The prompt is read to its end first: an agent must not begin with half of it because
-the host died in the middle. An exec'd process leads its own process group, so `-$$` is that group, and
-`kill -TERM -$$` is the one spelling that every shell takes.
+once has written. The prompt is read to its end first: an agent must not begin with half of it because the host died in
+the middle. An exec'd process leads its own process group, so `-$$` is that group, and `kill -TERM -$$` is the one
+spelling that every shell takes.
 
 The sweep ends what carries our mark, and orphans that carry none as long as no other run is alive. What another exec
-started has no parent in here and is nobody's orphan. One that ends before it was judged, or has no variables because
-it is ending, may have left a child that was not there yet when we began to look, so it is a reason to look again; and
-what forks and ends all the time is met by ending its whole process group. In the wrapper's own group that can not be
-done, so if the last pass still finds something, "left" asks for it to be done from outside. The sweep uses no program
-at all, because there may be no process left to spawn one. The watchdog's EXIT trap ends the group also when the
-watchdog can not fork its `sleep`.
+started has no parent in here and is nobody's orphan. The wrapper's own group can not be ended from inside, so if the
+last pass still finds something, "left" asks for it to be done from outside. The sweep uses no program at all, because
+there may be no process left to spawn one. The watchdog's EXIT trap ends the group also when the watchdog can not fork
+its `sleep`.
 """
 
 HOLD: Final = f"""\
@@ -237,33 +244,27 @@ until cat >/dev/null 2>&1; do :; done
 """Holds the lease of a container that waits for its run, as long as the host holds stdin: `sh -c HOLD sh RUN`."""
 
 KILL: Final = f"""\
-kill -KILL -"$2" 2>/dev/null
-known=" 1 $$ " pass=0
+run=$1
+{_JUDGE}
+exec 2>/dev/null
+kill -KILL -"$2"
+cr_kind "$$"
+mine=$uid known=" 1 $$ " pass=0
 while [ "$pass" -lt 200 ]; do
   pass=$((pass + 1)) again=
   for process in /proc/[0-9]*; do
     process=${{process#/proc/}}
     case $known in *" $process "*) continue ;; esac
-    ours= environ= state= group=
-    while IFS= read -r line || [ -n "$line" ]; do
-      environ=yes
-      case $line in *{MARK}="$1"*) ours=yes ;; esac
-    done </proc/"$process"/environ
-    while read -r key value rest; do
-      case $key in State:) state=$value ;; NSpgid:) group=$value; break ;; esac
-    done </proc/"$process"/status
+    cr_kind "$process"
     known="$known$process "
-    [ -n "$environ" ] || [ ! -r /proc/"$process"/environ ] || again=yes
-    [ -n "$ours" ] || continue
-    again=yes
-    [ "${{group:-0}}" -le 1 ] || kill -KILL -"$group"
-    kill -KILL "$process"
-  done 2>/dev/null
+    case $kind in ours) cr_end "$process" ;; unclear) again=yes ;; esac
+  done
   [ -n "$again" ] || break
 done
 exit 0
 """
-"""The way out when a watchdog was stopped or killed by the agent: `sh -c KILL sh RUN PGID`, as the agent's user.
+"""Ends a run from outside, as the agent's user: `sh -c KILL sh RUN PGID`. It is the way out when the watchdog was
+stopped or killed by the agent, and when the wrapper has said "left".
 
 (uid 0 without CAP_KILL could not signal another user's process, and would not be told.)
 """
