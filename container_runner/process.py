@@ -38,6 +38,9 @@ EXIT_GRACE: Final = 2.0
 EXIT_POLL: Final = 0.5
 """Seconds between two looks at whether it has ended, where the system does not tell."""
 
+KILL_PATIENCE: Final = 2.0
+"""Seconds that a process may take to end after KILL. One in the middle of a system call may never do."""
+
 TERM_GRACE: Final = 10.0
 """Seconds between TERM and KILL for a client. `podman run` that is killed at once leaks (reliability 6.4)."""
 
@@ -198,11 +201,16 @@ class Process:
             with anyio.move_on_after(grace):
                 await self._process.wait()
 
-    def abandon(self) -> None:
-        """Kill the process and let go of its pipes, without waiting for anything."""
+    async def abandon(self) -> None:
+        """Kill the process, let go of its pipes, and wait for its end for no longer than a kill takes.
+
+        Who is not waited for stays a zombie, and keeps a descriptor of ours.
+        """
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         self.close()
+        with anyio.move_on_after(KILL_PATIENCE):
+            await self._process.wait()
 
     def close(self) -> None:
         """Let go of the pipes. It does not end the process: one that still writes gets SIGPIPE."""

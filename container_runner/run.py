@@ -250,7 +250,7 @@ class Run:
             left = CleanupError(f"{name} may be left. {error.message}", left=(name,), stderr=error.stderr)
         else:
             return None
-        self._abandon()
+        await self._abandon()
         _log.warning("%s", left)
         return left
 
@@ -261,13 +261,13 @@ class Run:
         except ContainerRunnerError as error:
             _log.warning("older containers of %s may be left: %s", self._plan.agent, error.message)
 
-    def _abandon(self) -> None:
-        """Let go of everything at once, without waiting for anything."""
-        for process in (self._process, None if self._warm is None else self._warm.holder):
-            if process is not None:
-                process.abandon()
+    async def _abandon(self) -> None:
+        """Let go of everything, whatever state it is in."""
         if self._container is not None and self._container.lock is not None:
             self._container.lock.release()
+        for process in (self._process, None if self._warm is None else self._warm.holder):
+            if process is not None:
+                await process.abandon()
 
     async def _clear(self, *, is_good: bool = False) -> None:
         """End the client, and give the container back, which is good if the run ended well."""

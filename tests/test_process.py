@@ -406,6 +406,18 @@ async def test_terminate_after_the_end_does_nothing() -> None:
     process.close()
 
 
+async def test_an_abandoned_process_leaves_neither_a_zombie_nor_a_descriptor() -> None:
+    await run(["true"], timeout=30)  # what the event loop opens once is not ours
+    before = open_fds()
+    process = await Process.start(SLEEP, hold_stdin=True)
+
+    await process.abandon()
+
+    assert not is_alive(process.pid)
+    assert open_fds() == before
+    await process.abandon()
+
+
 async def test_run_ends_a_command_that_takes_too_long_and_shows_what_it_said() -> None:
     with pytest.raises(EngineTimeoutError) as caught:
         await run(sh("echo stuck here >&2; exec sleep 1000"), timeout=0.3)
