@@ -238,8 +238,7 @@ class ContainerRunner:
         run: Run | None = None
         error: ContainerRunnerError | None = None
         broken: BaseException | None = None
-        as_read = type(self.runtime).parse_line is CommandLineRuntime.parse_line
-        record = Recorder.start(first, options, self.records, as_read=as_read, plain=self.config.env)
+        record = Recorder.start(first, options, self.records, as_read=self.runtime.reads_plain, plain=self.config.env)
         try:
             try:
                 manager = await self.manager()

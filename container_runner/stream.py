@@ -22,7 +22,7 @@ from container_runner.errors import (
     TotalTimeoutError,
 )
 from container_runner.lines import OversizedLine
-from container_runner.messages import ErrorMessage, Message, ResultMessage
+from container_runner.messages import AgentMessage, ErrorMessage, Message, ResultMessage, parse_line
 from container_runner.options import ExecuteOptions
 from container_runner.process import Process
 
@@ -69,6 +69,8 @@ class MessageStream:
         self._result_at: float | None = None
         self._is_late = False
         self._unparsed: list[bytes | OversizedLine] = []
+        self._probe: Message | None = None
+        """The last message of the portion before, which was decoded only if its reader asked for more than its type."""
         self.result: ResultMessage | None = None
         """The last result so far. An agent may give several; their cost and usage are cumulative."""
 
@@ -109,8 +111,18 @@ class MessageStream:
     def _parse(self, lines: list[bytes | OversizedLine]) -> list[Message]:
         messages: list[Message] = []
         said: list[bytes | OversizedLine] = []
-        for line in lines:
-            message = line if isinstance(line, OversizedLine) else self._runtime.parse_line(line)
+        reads_plain = self._runtime.reads_plain
+        # Who looked into that message will look into the next ones, and then to decode them at once costs less.
+        is_read = isinstance(self._probe, AgentMessage) and not self._probe.undecoded
+        last = len(lines) - 1
+        for number, line in enumerate(lines):
+            message: Message | None
+            if isinstance(line, OversizedLine):
+                message = line
+            elif reads_plain:
+                message = parse_line(line, defer=not is_read or number == last)
+            else:
+                message = self._runtime.parse_line(line)
             if message is None:
                 continue
             if isinstance(message, ResultMessage):
@@ -118,8 +130,10 @@ class MessageStream:
                 self._result_at = anyio.current_time()
             said.append(line)
             messages.append(message)
-        if messages and self._record is not None:
-            self._record(said, messages)
+        if messages:
+            self._probe = messages[-1]
+            if self._record is not None:
+                self._record(said, messages)
         return messages
 
     async def _under_clocks(self, step: Callable[[float], Awaitable[T]]) -> T:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from container_runner import messages
@@ -246,8 +250,6 @@ def test_a_blank_line_is_nothing(line: bytes) -> None:
         b"true",
         b'{"type": "assistant"',
         b'{"type": NaN}',
-        b'{"n": 1e999}',
-        b'{"n": ' + b"9" * 5_000 + b"}",
         b"\xef\xbb\xbf{}",
         b"\xff\xfe{}",
         b"{" * 100_000,
@@ -292,6 +294,14 @@ def test_a_damaged_text_does_not_cost_the_message(text: bytes, read: str) -> Non
     assert isinstance(message, ResultMessage)
     assert message.result == read
     assert orjson.loads(message.to_json()) == message.raw
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"9" * 5_000])
+def test_a_number_that_no_float_holds_does_not_cost_the_message(number: bytes) -> None:
+    message = parse_line(b'{"type":"assistant","n":' + number + b',"m":18446744073709551616}')
+    assert isinstance(message, AssistantMessage)
+    assert message.raw == {"type": "assistant", "n": math.inf, "m": 2.0**64}
+    assert orjson.loads(message.to_json()) == {"type": "assistant", "n": None, "m": 2.0**64}
 
 
 def test_of_two_equal_keys_the_last_one_counts() -> None:
@@ -376,6 +386,81 @@ def test_any_bytes_are_read_without_an_error(line: bytes) -> None:
     else:
         read_everything(message)
         orjson.loads(message.to_json())
+
+
+# What is decoded later
+
+
+def damaged(line: bytes, at: int, piece: bytes) -> bytes:
+    at %= len(line) + 1
+    return line[:at] + piece + line[at + len(piece) // 2 :]
+
+
+PIECES = st.sampled_from(
+    [
+        b'"',
+        b"\\",
+        b"\\u",
+        b"\\ud83d",
+        b"\xff",
+        b"\x00",
+        b"1e999",
+        b"-",
+        b"NaN",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b" ",
+    ]
+)
+
+
+@given(
+    st.binary().map(lambda data: b'{"type":"' + data + b'"}')
+    | st.builds(damaged, OBJECTS.map(orjson.dumps), st.integers(0, 2**16), PIECES | st.binary(max_size=4))
+    | st.integers(250, 1_100).map(lambda depth: b'{"a":' * depth + b"1" + b"}" * depth)
+)
+@settings(max_examples=500)
+def test_what_is_decoded_later_is_the_same_message(line: bytes) -> None:
+    now, later = parse_line(line), parse_line(line, defer=True)
+    assert type(later) is type(now)
+    if isinstance(now, AgentMessage):
+        assert isinstance(later, AgentMessage)
+        assert orjson.dumps(later.raw) == orjson.dumps(now.raw)  # NaN is not equal to itself
+        assert not later.undecoded
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda message: message.raw,
+        lambda message: message.content,
+        lambda message: message == parse_line(b'{"type":"assistant","message":{"content":"hi"}}'),
+        copy.copy,
+        pickle.dumps,
+        attrs.evolve,
+    ],
+    ids=["raw", "content", "equal", "copy", "pickle", "evolve"],
+)
+def test_a_message_is_decoded_when_more_than_its_type_is_asked_for(ask: Callable[[Any], object]) -> None:
+    message = parse_line(b'{"type":"assistant","message":{"content":"hi"}}', defer=True)
+    assert isinstance(message, AssistantMessage)
+    assert message.type == "assistant"
+    assert message.undecoded
+
+    assert ask(message)
+
+    assert not message.undecoded
+    assert message.text == "hi"
+
+
+def test_a_misspelt_attribute_is_an_error() -> None:
+    message = parse_line(b'{"type":"assistant"}', defer=True)
+    with pytest.raises(AttributeError, match="'AssistantMessage' object has no attribute 'txt'"):
+        message.txt  # type: ignore[union-attr]  # noqa: B018  it is misspelt
 
 
 # How they look

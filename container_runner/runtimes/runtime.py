@@ -64,6 +64,11 @@ class CommandLineRuntime(abc.ABC):
         """One line of its stdout as a message; None for a blank one. Never raises."""
         return parse_line(line)
 
+    @property
+    def reads_plain(self) -> bool:
+        """Whether each line is read by `messages.parse_line`, and so may be decoded later, or recorded as it is."""
+        return type(self).parse_line is CommandLineRuntime.parse_line
+
     def outcome(self, result: ResultMessage | None, exit_code: int, stderr: str) -> ContainerRunnerError | None:
         """What went wrong, judged at the end from the last result and the exit code; None for success."""
         del result
