@@ -51,8 +51,8 @@ class _Read(Generic[T]):
     def __get__(self, message: AgentMessage | None, owner: type) -> T | _Read[T]:
         if message is None:
             return self
-        if message.undecoded:
-            _load(message)
+        if line := message.undecoded:
+            _load(message, line)
         value: Any = message.raw.get(self._first)
         for key in self._rest:
             value = value.get(key) if isinstance(value, dict) else None
@@ -249,8 +249,8 @@ class AgentMessage:
             if name != "raw":
                 message = f"{type(self).__name__!r} object has no attribute {name!r}"
                 raise AttributeError(message, name=name, obj=self)
-            if self.undecoded:
-                _load(self)
+            if line := self.undecoded:
+                _load(self, line)
             return _get_raw(self)
 
     session_id = _Read(_text, "session_id")
@@ -601,9 +601,12 @@ class _Head(msgspec.Struct, gc=False):
 _decode_head = msgspec.json.Decoder(_Head).decode
 
 
-def _load(message: AgentMessage) -> None:
-    """Decode what was deferred. What `_decode_head` takes, `_decode` takes as well."""
-    _set_raw(message, _decode(message.undecoded))
+def _load(message: AgentMessage, line: bytes) -> None:
+    """Decode what was deferred. What `_decode_head` takes, `_decode` takes as well.
+
+    Two threads may do so at once, so `raw` comes first, and nobody looks at `undecoded` twice.
+    """
+    _set_raw(message, _decode(line))
     _set_undecoded(message, b"")
 
 

@@ -6,7 +6,9 @@ import copy
 import json
 import math
 import pickle
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -455,6 +457,19 @@ def test_a_message_is_decoded_when_more_than_its_type_is_asked_for(ask: Callable
 
     assert not message.undecoded
     assert message.text == "hi"
+
+
+def test_two_threads_may_read_a_message_at_once() -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        line = b'{"type":"assistant","session_id":"' + b"x" * 20_000 + b'"}'
+        messages: list[Any] = [parse_line(line, defer=True) for _ in range(2_000)]
+        with ThreadPoolExecutor(4) as threads:
+            read = [*threads.map(lambda _: [len(message.session_id) for message in messages], range(4))]
+    finally:
+        sys.setswitchinterval(interval)
+    assert read == [[20_000] * len(messages)] * 4
 
 
 def test_a_misspelt_attribute_is_an_error() -> None:
