@@ -194,7 +194,7 @@ def _refused(error: ConfigError, runner: ContainerRunner | None, wanted: str, en
             found = f"there is no folder {error.value}"
             fix = f"mkdir -p {shlex.quote(str(error.value))}"
             if runner is not None and (user := User.of(runner.config, None)).uid not in (0, os.geteuid()):
-                fix += f" && {_give(user, folder, engine)}"
+                fix += f" && {_give(user, folder.absolute(), engine)}"
         elif runner is not None and " can write" in error.allowed:
             folder = folder.resolve()
             user = User.of(runner.config, folder)
@@ -223,7 +223,10 @@ def _give(user: User, folder: Path, engine: Engine | None) -> str:
 
 
 def _mount_point(folder: Path) -> str:
-    return str(next(path for path in (folder, *folder.parents) if path.is_mount()))
+    """Where the file system of a folder begins; one that is mounted a second time only the kernel's list tells."""
+    listed = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
+    mounts = {re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split()[4]) for line in listed}
+    return next(path for path in map(str, (folder, *folder.parents)) if path in mounts)
 
 
 _ELSEWHERE: Final = re.compile(r"(ANTHROPIC|CLAUDE_CODE|AWS|GOOGLE|VERTEX|OPENAI|GEMINI)_\w+")
@@ -567,7 +570,7 @@ def check_inside(
         yield _writable("workspace", str(folder), one("workspace"), user, folder, engine, info)
     folder = sessions_folder(state, agent.name)
     yield _writable("sessions", str(folder), one("sessions"), user, folder, engine, info)
-    yield _network(runner, said.get("network", ()))
+    yield _network(runner, engine, said.get("network", ()))
 
 
 def _box(config: ContainerConfig, one: Callable[[str], str]) -> Check:
@@ -610,7 +613,7 @@ def _writable(
     return Check(name=name, status="fail", found=f"the agent's user {user} can not write in {where}", fix=fix)
 
 
-def _network(runner: ContainerRunner, interfaces: Sequence[str]) -> Check:
+def _network(runner: ContainerRunner, engine: Engine, interfaces: Sequence[str]) -> Check:
     wanted, others = runner.config.network, [name for name in interfaces if name != "lo"]
     if wanted == "none":
         if isinstance(runner.runtime, ClaudeRuntime):
@@ -620,7 +623,24 @@ def _network(runner: ContainerRunner, interfaces: Sequence[str]) -> Check:
     if not others and wanted != "host":
         found = f"{wanted}, but the box has no network interface"
         return Check(name="network", status="fail", found=found, fix=f"{runner.config.engine} network inspect {wanted}")
+    closed = sorted(port.host_port for port in runner.config.ports if port.host_port < _first_port(engine))
+    if closed:  # the box had no ports, for a kept container may hold them
+        found = f"a rootless engine may not open the port {closed[0]}; those from {_first_port(engine)} on it may"
+        fix = (
+            f"{_as_root(f'sysctl net.ipv4.ip_unprivileged_port_start={closed[0]}')}    # or another --port, as 8080:80"
+        )
+        return Check(name="network", status="fail", found=found, fix=fix)
     return _ok("network", f"{wanted} ({', '.join(others) or 'lo'})")
+
+
+def _first_port(engine: Engine) -> int:
+    """The first port of the host that the engine may open."""
+    if not engine.dialect.keep_id:
+        return 0
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text("ascii"))
+    except (OSError, ValueError):
+        return 0
 
 
 # Limits
@@ -673,7 +693,7 @@ def _enable_limits(version: str, rootless: bool) -> str:
     if not rootless:
         return f"{_as_root('grep . /proc/cgroups')}    # a 0 in the last column is a controller that the kernel lacks"
     if not _has_systemd():
-        return f"{_as_root('container-runner run …')}    # without systemd only the limits of an engine of root's hold"
+        return "container-runner run …    # as root: without systemd only the limits of an engine of root's hold"
     if version == "1":
         argument = "systemd.unified_cgroup_hierarchy=1"
         if _family() & {"debian", "ubuntu"}:  # they have no grubby
@@ -713,7 +733,7 @@ def _as_root(*commands: str) -> str:
     if os.geteuid() == 0:
         return line
     if shutil.which("sudo") is None:
-        return f"su -c {shlex.quote(line)}"
+        return f"su - -c {shlex.quote(line)}"  # without the first dash it has no /usr/sbin
     if set("|><&") & set("".join(commands)):
         return f"sudo sh -c {shlex.quote(line)}"
     return " && ".join(f"sudo {command}" for command in commands)

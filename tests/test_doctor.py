@@ -23,6 +23,7 @@ from container_runner.doctor import (
     Check,
     check_credentials,
     check_daemon,
+    check_inside,
     check_limits,
     check_rootless,
     check_secrets,
@@ -509,7 +510,7 @@ def test_a_daemon_is_started_as_the_machine_starts_its_services(
     assert fix(0) == line
     assert fix(1000) == (f"sudo {line}" if systemd else f"sudo sh -c {shlex.quote(line)}")
     programs.remove("sudo")
-    assert fix(1000) == f"su -c {shlex.quote(line)}"
+    assert fix(1000) == f"su - -c {shlex.quote(line)}"
     subprocess.run(["sh", "-n", "-c", fix(1000)], check=True)
 
 
@@ -518,7 +519,7 @@ async def test_the_list_of_packages_may_be_empty(patient: Patient, monkeypatch: 
 
     fix = str((await patient.checks(engine="no-such-engine"))["engine"].fix)
 
-    assert re.fullmatch(r"(sudo )?apt-get update && (sudo )?apt-get install podman|su -c '.*'", fix)
+    assert re.fullmatch(r"(sudo )?apt-get update && (sudo )?apt-get install podman|su - -c '.*'", fix)
 
 
 async def test_an_engine_comes_before_an_image(patient: Patient) -> None:
@@ -691,6 +692,23 @@ async def test_a_folder_is_made_given_or_opened(
     assert failed(checks) == ["workspace"]
     sudo = str(checks["workspace"].fix).partition("&& ")[2].partition("chown")[0]
     assert fix.format(work, sudo=sudo) in str(checks["workspace"].fix)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "port", "status"),
+    [(PODMAN_ROOTLESS, "80", "fail"), (PODMAN_ROOTLESS, "8080:80", "ok"), (DOCKER, "80", "ok")],
+)
+def test_a_port_that_only_root_may_open(
+    dialect: Dialect, port: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container_runner.doctor._first_port", lambda engine: 1024 if engine.dialect.keep_id else 0)
+    runner, options = request(tmp_path, ports=(port,))
+    said = {name: (value,) for name, value in INSIDE.items()}
+
+    checks = {check.name: check for check in check_inside(runner, options, engine(dialect), {}, said)}
+
+    assert checks["network"].status == status
+    assert ("ip_unprivileged_port_start=80" in str(checks["network"].fix)) == (status == "fail")
 
 
 async def test_a_home_is_no_workspace_and_the_line_says_where_to_name_one(patient: Patient) -> None:
