@@ -31,6 +31,7 @@ from container_runner.errors import (
     EngineError,
     EngineNotFoundError,
     EnginePermissionError,
+    EngineTimeoutError,
     EngineUnreachableError,
     ImageNotFoundError,
 )
@@ -300,6 +301,8 @@ def without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
             fix = _as_root(_start_docker())
         if engine.dialect.name == "docker" and shutil.which("podman", path=environ.get("PATH")):
             fix += "    # or use podman: --engine=podman"
+    elif isinstance(error, EngineTimeoutError) and engine.dialect.name == "docker" and not environ.get("DOCKER_HOST"):
+        fix = _as_root("systemctl restart docker" if _has_systemd() else "service docker restart")
     return Check(name="daemon", status="fail", found=_told(error), fix=fix)
 
 

@@ -35,7 +35,12 @@ from container_runner.doctor import (
     without_daemon,
 )
 from container_runner.engine import Engine
-from container_runner.errors import ConfigError, EnginePermissionError, EngineUnreachableError
+from container_runner.errors import (
+    ConfigError,
+    EnginePermissionError,
+    EngineTimeoutError,
+    EngineUnreachableError,
+)
 from container_runner.runtimes import Runtime
 from container_runner.testing import FakeEngine
 
@@ -512,6 +517,14 @@ def test_a_daemon_is_started_as_the_machine_starts_its_services(
     programs.remove("sudo")
     assert fix(1000) == f"su - -c {shlex.quote(line)}"
     subprocess.run(["sh", "-n", "-c", fix(1000)], check=True)
+
+
+def test_a_daemon_that_hangs_is_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+
+    fix = str(without_daemon(EngineTimeoutError("It is silent."), engine()).fix)
+
+    assert "restart docker" in fix or "docker restart" in fix
 
 
 async def test_the_list_of_packages_may_be_empty(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
