@@ -138,7 +138,7 @@ class EngineNotFoundError(EngineError):
 class EngineUnreachableError(EngineError):
     kind = "engine_unreachable"
     cli_exit_code = 3
-    advice = "Start the engine (`systemctl start docker`, or open Docker Desktop) and check DOCKER_HOST."
+    advice = "Start the engine, or check DOCKER_HOST; `container-runner doctor` prints the line for this machine."
 
 
 class EnginePermissionError(EngineError):

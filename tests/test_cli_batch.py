@@ -182,7 +182,7 @@ def test_jobs_come_from_stdin(place: Place) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('{"promt": "x"}', "perhaps prompt"),
+        ('{"promt": "x"}', "perhaps prompt; `container-runner batch --help`"),
         ('{"prompt": "x", "memory": "1g"}', "--memory"),
         ('{"prompt": "x"}\n{"id": 7, "prompt": "y"}', "jobs.jsonl:2: id"),
         ('{"prompt": "x", "prompt_file": "y"}', "either prompt or prompt_file"),

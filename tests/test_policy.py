@@ -727,6 +727,12 @@ def test_every_default_is_accepted_as_it_is(place: Place) -> None:
     assert defaults()["memory"] == 2 * GIB
 
 
+def test_a_key_that_is_nearly_one_gets_that_one_and_not_all_of_them(place: Place) -> None:
+    refused = place.refusal("[defaults]\nmemry = 1\n")
+
+    assert refused.allowed == "perhaps memory; `container-runner config` lists all keys"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
