@@ -137,7 +137,7 @@ async def _examine(prepare: Prepare, wanted: str) -> AsyncGenerator[Check, None]
         versions = await _ask(engine, argv.version_argv(engine.binary))
     except ContainerRunnerError as error:
         # First, for the advice on what else was refused may need an engine.
-        yield _without_engine(error, wanted) if engine is None else without_daemon(error, engine)
+        yield without_engine(error, wanted) if engine is None else without_daemon(error, engine)
         if refused is not None:
             yield _refused(refused, runner, wanted, engine)
         return
@@ -274,11 +274,15 @@ def _engine(engine: Engine) -> Check:
     return _ok("engine", f"{real} {engine.version}{alias}")
 
 
-def _without_engine(error: ContainerRunnerError, wanted: str) -> Check:
+def without_engine(error: ContainerRunnerError, wanted: str) -> Check:
+    """The check for an engine that is not there, or does not answer as one."""
     if isinstance(error, EngineNotFoundError):
         fix = _install(wanted if wanted in ("docker", "podman") else "podman")
         return Check(name="engine", status="fail", found=error.message, fix=fix)
-    return Check(name="engine", status="fail", found=_told(error), fix=error.next_step)
+    fix = error.next_step
+    if isinstance(error, EngineTimeoutError) and "podman" not in Path(wanted).name:
+        fix = _restart(fix)  # some clients ask the daemon even for `--version`
+    return Check(name="engine", status="fail", found=_told(error), fix=fix)
 
 
 def without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
@@ -301,9 +305,18 @@ def without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
             fix = _as_root(_start_docker())
         if engine.dialect.name == "docker" and shutil.which("podman", path=environ.get("PATH")):
             fix += "    # or use podman: --engine=podman"
-    elif isinstance(error, EngineTimeoutError) and engine.dialect.name == "docker" and not environ.get("DOCKER_HOST"):
-        fix = _as_root("systemctl restart docker" if _has_systemd() else "service docker restart")
+    elif isinstance(error, EngineTimeoutError) and engine.dialect.name == "docker":
+        fix = _restart(fix)
     return Check(name="daemon", status="fail", found=_told(error), fix=fix)
+
+
+def _restart(otherwise: str) -> str:
+    """The line that ends a daemon that hangs, and starts it anew; *otherwise* where it is not this machine's."""
+    if host_environment().get("DOCKER_HOST") or platform.system() == "Darwin":
+        return otherwise
+    if _has_systemd():
+        return _as_root("systemctl restart docker")
+    return _as_root(f"kill -KILL $(cat /var/run/docker.pid); {_start_docker()}")  # it obeys nothing else
 
 
 def _start_docker() -> str:
