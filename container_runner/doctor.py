@@ -6,8 +6,10 @@ and variables, in which a small script stands where the agent would.
 
 from __future__ import annotations
 
+import grp
 import os
 import platform
+import pwd
 import re
 import shlex
 import shutil
@@ -29,9 +31,11 @@ from container_runner.errors import (
     EngineError,
     EngineNotFoundError,
     EnginePermissionError,
+    EngineTimeoutError,
     EngineUnreachableError,
     ImageNotFoundError,
 )
+from container_runner.image import AGENTS
 from container_runner.messages import ErrorMessage, OutputLine
 from container_runner.mounts import sessions_folder
 from container_runner.options import ExecuteOptions
@@ -111,6 +115,7 @@ async def examine(prepare: Prepare, *, engine: str = "auto") -> AsyncGenerator[C
 async def _examine(prepare: Prepare, wanted: str) -> AsyncGenerator[Check, None]:
     runner: ContainerRunner | None = None
     options: ExecuteOptions | None = None
+    refused: ConfigError | None = None
     try:
         runner, options = prepare()
         wanted = runner.config.engine
@@ -120,23 +125,27 @@ async def _examine(prepare: Prepare, wanted: str) -> AsyncGenerator[Check, None]
             yield check_credentials(runner.config, _command(runner, options).credentials, plan, runner.state_dir)
             yield check_secrets(runner.config, plan)
     except ConfigError as error:
-        options = None
-        yield _refused(error, runner)
+        options, refused = None, error
+        if _refusal(error) in ("configuration", "credentials"):
+            yield _refused(error, runner, wanted, None)
+            refused = None
+    engine: Engine | None = None
     try:
         engine = await Engine.probe(wanted, host_environment())
-    except ContainerRunnerError as error:
-        yield _without_engine(error, wanted)
-        return
-    yield _engine(engine)
-    try:
+        yield _engine(engine)
         info = await _ask(engine, argv.info_argv(engine.binary))
         versions = await _ask(engine, argv.version_argv(engine.binary))
     except ContainerRunnerError as error:
-        yield _without_daemon(error, engine)
+        # First, for the advice on what else was refused may need an engine.
+        yield without_engine(error, wanted) if engine is None else without_daemon(error, engine)
+        if refused is not None:
+            yield _refused(refused, runner, wanted, engine)
         return
     yield check_daemon(engine, info)
     yield check_rootless(engine, info)
     yield check_versions(engine, info, versions)
+    if refused is not None:
+        yield _refused(refused, runner, wanted, engine)
     if runner is None:
         yield check_limits(engine, info, None, {})
         return
@@ -153,7 +162,7 @@ async def _examine(prepare: Prepare, wanted: str) -> AsyncGenerator[Check, None]
         yield failed
         yield check_limits(engine, info, None, {})
         return
-    for check in check_inside(runner, options, info, inside):
+    for check in check_inside(runner, options, engine, info, inside):
         yield check
     yield check_limits(engine, info, runner.config, inside)
 
@@ -165,21 +174,60 @@ def _ok(name: str, found: str) -> Check:
 # Before anything is started
 
 
-def _refused(error: ConfigError, runner: ContainerRunner | None) -> Check:
-    names = {"agent.workspace": "workspace", "credentials": "credentials", "state_dir": "sessions"}
-    found, fix = error.message, error.next_step
+def _refusal(error: ConfigError) -> str:
+    """The name of the check that a refused value belongs to."""
     if error.field in ("image", "--image") and error.value is None:
+        return "image"
+    names = {"agent.workspace": "workspace", "credentials": "credentials", "state_dir": "sessions"}
+    return names.get(error.field, "configuration")
+
+
+def _refused(error: ConfigError, runner: ContainerRunner | None, wanted: str, engine: Engine | None) -> Check:
+    name = _refusal(error)
+    found, fix = error.message, error.next_step
+    if name == "image":
+        flag = _engine_flag(wanted)
         found = "no image is named, neither by --image nor in a configuration file"
-        fix = f"container-runner image build && container-runner doctor --image={DEFAULT_IMAGE}"
-    elif error.field == "agent.workspace" and runner is not None and " can write" in error.allowed:
-        workspace = Path(str(error.value)).resolve()
-        user = User.of(runner.config, workspace)
-        found = f"the agent's user {user} can not write in {workspace}"
-        fix = _as_root(f"chown -R {user} {shlex.quote(str(workspace))}")
-    elif error.field == "agent.workspace" and not Path(str(error.value)).expanduser().exists():
-        found = f"there is no folder {error.value}"
-        fix = f"mkdir -p {shlex.quote(str(error.value))}"
-    return Check(name=names.get(error.field, "configuration"), status="fail", found=found, fix=fix)
+        fix = f"container-runner image build{flag} && container-runner doctor --image={DEFAULT_IMAGE}{flag}"
+    elif name == "workspace":
+        folder = Path(str(error.value)).expanduser()
+        if not folder.exists():
+            found = f"there is no folder {error.value}"
+            fix = f"mkdir -p {shlex.quote(str(error.value))}"
+            if runner is not None and (user := User.of(runner.config, None)).uid not in (0, os.geteuid()):
+                fix += f" && {_give(user, folder.absolute(), engine)}"
+        elif runner is not None and " can write" in error.allowed:
+            folder = folder.resolve()
+            user = User.of(runner.config, folder)
+            found = f"the agent's user {user} can not write in {folder}"
+            fix = _give(user, folder, engine)
+        else:
+            found = f"{folder.resolve()} can not be the workspace"
+            fix = f"container-runner doctor --workspace=…    # {error.allowed}"
+    return Check(name=name, status="fail", found=found, fix=fix)
+
+
+def _give(user: User, folder: Path, engine: Engine | None) -> str:
+    """The line that lets *user* write in a folder."""
+    quoted = shlex.quote(str(folder))
+    if engine is not None and engine.dialect.keep_id and os.geteuid() not in (0, user.uid):
+        return (
+            "container-runner run …    # without --user: on rootless podman the agent is you, and nobody else of yours"
+        )
+    with suppress(OSError):
+        if os.statvfs(folder).f_flag & os.ST_RDONLY:
+            return f"{_as_root(f'mount -o remount,rw {shlex.quote(_mount_point(folder))}')}    # or --workspace-mode=ro"
+        if folder.stat().st_uid == user.uid:  # who may not write what is theirs is kept from it by its permissions
+            command = f"chmod -R u+rwX {quoted}"
+            return command if user.uid == os.geteuid() else _as_root(command)
+    return _as_root(f"chown -R {user} {quoted}")
+
+
+def _mount_point(folder: Path) -> str:
+    """Where the file system of a folder begins; one that is mounted a second time only the kernel's list tells."""
+    listed = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
+    mounts = {re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split()[4]) for line in listed}
+    return next(path for path in map(str, (folder, *folder.parents)) if path in mounts)
 
 
 _ELSEWHERE: Final = re.compile(r"(ANTHROPIC|CLAUDE_CODE|AWS|GOOGLE|VERTEX|OPENAI|GEMINI)_\w+")
@@ -226,18 +274,23 @@ def _engine(engine: Engine) -> Check:
     return _ok("engine", f"{real} {engine.version}{alias}")
 
 
-def _without_engine(error: ContainerRunnerError, wanted: str) -> Check:
+def without_engine(error: ContainerRunnerError, wanted: str) -> Check:
+    """The check for an engine that is not there, or does not answer as one."""
     if isinstance(error, EngineNotFoundError):
         fix = _install(wanted if wanted in ("docker", "podman") else "podman")
         return Check(name="engine", status="fail", found=error.message, fix=fix)
-    return Check(name="engine", status="fail", found=_told(error), fix=error.next_step)
+    fix = error.next_step
+    if isinstance(error, EngineTimeoutError) and "podman" not in Path(wanted).name:
+        fix = _restart(fix)  # some clients ask the daemon even for `--version`
+    return Check(name="engine", status="fail", found=_told(error), fix=fix)
 
 
-def _without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
+def without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
+    """The check for a daemon that does not answer, or not us."""
     fix = error.next_step
     environ = host_environment()
     if isinstance(error, EnginePermissionError):
-        fix = "sudo usermod -aG docker $USER && newgrp docker"
+        fix = _join_the_group(_socket(environ))
     elif isinstance(error, EngineUnreachableError):
         elsewhere = next(
             (name for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST") if environ.get(name)), ""
@@ -249,10 +302,57 @@ def _without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
         elif shutil.which("dockerd", path=f"{environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
             fix = _install("docker")
         else:
-            fix = _as_root("systemctl start docker" if Path("/run/systemd/system").is_dir() else "service docker start")
+            fix = _as_root(_start_docker())
         if engine.dialect.name == "docker" and shutil.which("podman", path=environ.get("PATH")):
             fix += "    # or use podman: --engine=podman"
+    elif isinstance(error, EngineTimeoutError) and engine.dialect.name == "docker":
+        fix = _restart(fix)
     return Check(name="daemon", status="fail", found=_told(error), fix=fix)
+
+
+def _restart(otherwise: str) -> str:
+    """The line that ends a daemon that hangs, and starts it anew; *otherwise* where it is not this machine's."""
+    if host_environment().get("DOCKER_HOST") or platform.system() == "Darwin":
+        return otherwise
+    if _has_systemd():
+        return _as_root("systemctl restart docker")
+    return _as_root(f"kill -KILL $(cat /var/run/docker.pid); {_start_docker()}")  # it obeys nothing else
+
+
+def _start_docker() -> str:
+    """The line that starts Docker's daemon, where there is one."""
+    if _has_systemd():
+        return "systemctl start docker"
+    by_hand = "{ nohup dockerd >/var/log/dockerd.log 2>&1 & }"
+    # A service script may fail where the daemon does not: it raises limits, which a container or a sandbox forbids.
+    return f"service docker start || {by_hand}" if Path("/etc/init.d/docker").exists() else by_hand
+
+
+def _socket(environ: Mapping[str, str]) -> Path:
+    """Docker's socket."""
+    host = environ.get("DOCKER_HOST", "")
+    return Path(host.removeprefix("unix://") if host.startswith("unix://") else "/var/run/docker.sock")
+
+
+def _join_the_group(socket: Path) -> str:
+    """The line that lets us speak to a socket: into its group, and if it has none of its own, a group for it before."""
+    group, steps = "docker", list[str]()
+    with suppress(OSError, KeyError):
+        found = socket.stat()
+        if found.st_gid and found.st_mode & 0o060 == 0o060:
+            group = grp.getgrgid(found.st_gid).gr_name
+        else:  # made before the group was, or by a daemon that knows of none; root's own group is not for joining
+            path = shlex.quote(str(socket))
+            steps = [f"groupadd -f {group}", f"chgrp {group} {path}", f"chmod 660 {path}"]
+    joined = _as_root(*steps, f"usermod -aG {group} {_our_name()}")
+    return f"{joined} && newgrp {group}    # whoever is in this group is as good as root"
+
+
+def _our_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return "$USER"
 
 
 async def _ask(engine: Engine, command: Sequence[str]) -> Mapping[str, Any]:
@@ -343,15 +443,19 @@ async def _image(engine: Engine, config: ContainerConfig) -> Check:
 
 def _get_image(engine: Engine, config: ContainerConfig) -> str:
     first, slash, _ = config.image.partition("/")
-    if config.image.partition(":")[0] == DEFAULT_IMAGE:
-        return f"container-runner image build{_engine_flag(config)}"
+    flag = _engine_flag(config.engine)
     if slash and set(first) & set(".:"):
         return f"{engine.binary} pull {config.image}"
-    return f"container-runner image build --tag={config.image}{_engine_flag(config)}"
+    folder, _, agent = config.image.partition(":")[0].rpartition("/")
+    agent = agent if folder == "container-runner" and agent in AGENTS else "claude"
+    words = "container-runner image build" if agent == "claude" else f"container-runner image build {agent}"
+    if config.image.removesuffix(":latest") == f"container-runner/{agent}":
+        return f"{words}{flag}"
+    return f"{words} --tag={config.image}{flag}"
 
 
-def _engine_flag(config: ContainerConfig) -> str:
-    return "" if config.engine == "auto" else f" --engine={shlex.quote(config.engine)}"
+def _engine_flag(wanted: str) -> str:
+    return "" if wanted == "auto" else f" --engine={shlex.quote(wanted)}"
 
 
 PROBE: Final = f"""\
@@ -440,12 +544,27 @@ def _failed(failure: ErrorMessage, engine: Engine, config: ContainerConfig) -> C
         "state": ("sessions", failure.next_step),
     }
     name, fix = checks.get(failure.kind, ("box", failure.next_step))
+    if engine.dialect.name == "podman" and "cgroups in hybrid mode not supported" in failure.stderr:
+        fix = _use_runc(engine)
     stderr = failure.stderr.strip()
     return Check(name=name, status="fail", found=f"{failure.message}\n{stderr}" if stderr else failure.message, fix=fix)
 
 
+def _use_runc(engine: Engine) -> str:
+    """The line that lets podman use runc, which runs where crun refuses to."""
+    folder = "~/.config/containers/containers.conf.d" if engine.dialect.keep_id else "/etc/containers/containers.conf.d"
+    write = rf"""printf '[engine]\nruntime = "runc"\n' >{folder}/runc.conf"""
+    if engine.dialect.keep_id:
+        return f"{_install('runc')} && mkdir -p {folder} && {write}"
+    return f"{_install('runc')} && {_as_root(f'mkdir -p {folder}', write)}"
+
+
 def check_inside(
-    runner: ContainerRunner, options: ExecuteOptions, info: Mapping[str, Any], said: Mapping[str, tuple[str, ...]]
+    runner: ContainerRunner,
+    options: ExecuteOptions,
+    engine: Engine,
+    info: Mapping[str, Any],
+    said: Mapping[str, tuple[str, ...]],
 ) -> Iterator[Check]:
     """What `PROBE` said, as checks."""
     config, program = runner.config, _command(runner, options).argv[0]
@@ -461,13 +580,13 @@ def check_inside(
     if config.workspace_mode == "ro":
         yield _ok("workspace", "read-only, as configured")
     elif agent.workspace is None:
-        yield _writable("workspace", "a scratch folder", one("workspace"), user, None, info)
+        yield _writable("workspace", "a scratch folder", one("workspace"), user, None, engine, info)
     else:
         folder = Path(agent.workspace).expanduser().resolve()
-        yield _writable("workspace", str(folder), one("workspace"), user, folder, info)
+        yield _writable("workspace", str(folder), one("workspace"), user, folder, engine, info)
     folder = sessions_folder(state, agent.name)
-    yield _writable("sessions", str(folder), one("sessions"), user, folder, info)
-    yield _network(runner, said.get("network", ()))
+    yield _writable("sessions", str(folder), one("sessions"), user, folder, engine, info)
+    yield _network(runner, engine, said.get("network", ()))
 
 
 def _box(config: ContainerConfig, one: Callable[[str], str]) -> Check:
@@ -499,16 +618,18 @@ def _agent(config: ContainerConfig, program: str, one: Callable[[str], str]) -> 
     return _ok("agent", f"{one('agent')}{version}")
 
 
-def _writable(name: str, where: str, answer: str, user: User, folder: Path | None, info: Mapping[str, Any]) -> Check:
+def _writable(
+    name: str, where: str, answer: str, user: User, folder: Path | None, engine: Engine, info: Mapping[str, Any]
+) -> Check:
     if answer == "yes":
         return _ok(name, f"{where}, writable by the agent's user {user}")
     fix = "container-runner run --user=root …" if _is_rootless_docker(info) else None
     if fix is None and folder is not None:
-        fix = _as_root(f"chown -R {user} {shlex.quote(str(folder))}")
+        fix = _give(user, folder, engine)
     return Check(name=name, status="fail", found=f"the agent's user {user} can not write in {where}", fix=fix)
 
 
-def _network(runner: ContainerRunner, interfaces: Sequence[str]) -> Check:
+def _network(runner: ContainerRunner, engine: Engine, interfaces: Sequence[str]) -> Check:
     wanted, others = runner.config.network, [name for name in interfaces if name != "lo"]
     if wanted == "none":
         if isinstance(runner.runtime, ClaudeRuntime):
@@ -518,7 +639,24 @@ def _network(runner: ContainerRunner, interfaces: Sequence[str]) -> Check:
     if not others and wanted != "host":
         found = f"{wanted}, but the box has no network interface"
         return Check(name="network", status="fail", found=found, fix=f"{runner.config.engine} network inspect {wanted}")
+    closed = sorted(port.host_port for port in runner.config.ports if port.host_port < _first_port(engine))
+    if closed:  # the box had no ports, for a kept container may hold them
+        found = f"a rootless engine may not open the port {closed[0]}; those from {_first_port(engine)} on it may"
+        fix = (
+            f"{_as_root(f'sysctl net.ipv4.ip_unprivileged_port_start={closed[0]}')}    # or another --port, as 8080:80"
+        )
+        return Check(name="network", status="fail", found=found, fix=fix)
     return _ok("network", f"{wanted} ({', '.join(others) or 'lo'})")
+
+
+def _first_port(engine: Engine) -> int:
+    """The first port of the host that the engine may open."""
+    if not engine.dialect.keep_id:
+        return 0
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text("ascii"))
+    except (OSError, ValueError):
+        return 0
 
 
 # Limits
@@ -570,18 +708,23 @@ def measured_limits(config: ContainerConfig, said: Mapping[str, tuple[str, ...]]
 def _enable_limits(version: str, rootless: bool) -> str:
     if not rootless:
         return f"{_as_root('grep . /proc/cgroups')}    # a 0 in the last column is a controller that the kernel lacks"
+    if not _has_systemd():
+        return "container-runner run …    # as root: without systemd only the limits of an engine of root's hold"
     if version == "1":
         argument = "systemd.unified_cgroup_hierarchy=1"
         if _family() & {"debian", "ubuntu"}:  # they have no grubby
-            line = f'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {argument}"'
-            file = "/etc/default/grub.d/cgroup2.cfg"
-            return f"echo '{line}' | {_as_root(f'tee {file}')} && {_as_root('update-grub')} && {_as_root('reboot')}"
-        return f"{_as_root(f'grubby --update-kernel=ALL --args={argument}')} && {_as_root('reboot')}"
+            folder, line = "/etc/default/grub.d", f'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {argument}"'
+            write = f"echo '{line}' | {_as_root(f'tee {folder}/cgroup2.cfg')}"
+            return f"{_as_root(f'mkdir -p {folder}')} && {write} && {_as_root('update-grub', 'reboot')}"
+        return _as_root(f"grubby --update-kernel=ALL --args={argument}", "reboot")
     folder = "/etc/systemd/system/user@.service.d"
-    text = r"[Service]\nDelegate=cpu cpuset io memory pids\n"
-    return (
-        f"sudo mkdir -p {folder} && printf '{text}' | sudo tee {folder}/delegate.conf && sudo systemctl daemon-reload"
-    )
+    write = rf"printf '[Service]\nDelegate=cpu cpuset io memory pids\n' | {_as_root(f'tee {folder}/delegate.conf')}"
+    reload = _as_root("systemctl daemon-reload")
+    return f"{_as_root(f'mkdir -p {folder}')} && {write} && {reload}    # and log in again"
+
+
+def _has_systemd() -> bool:
+    return Path("/run/systemd/system").is_dir()
 
 
 # Words
@@ -592,7 +735,7 @@ def _command(runner: ContainerRunner, options: ExecuteOptions) -> Command:
 
 
 def _other_image(config: ContainerConfig) -> str:
-    flag = _engine_flag(config)
+    flag = _engine_flag(config.engine)
     return f"container-runner image build{flag} && container-runner doctor --image={DEFAULT_IMAGE}{flag}"
 
 
@@ -600,8 +743,16 @@ def _told(error: ContainerRunnerError) -> str:
     return "\n".join(filter(None, (error.message, error.stderr.strip())))
 
 
-def _as_root(command: str) -> str:
-    return command if os.geteuid() == 0 else f"sudo {command}"
+def _as_root(*commands: str) -> str:
+    """The line by which a person runs these as root, who may be it already, or may have no sudo."""
+    line = " && ".join(commands)
+    if os.geteuid() == 0:
+        return line
+    if shutil.which("sudo") is None:
+        return f"su - -c {shlex.quote(line)}"  # without the first dash it has no /usr/sbin
+    if set("|><&") & set("".join(commands)):
+        return f"sudo sh -c {shlex.quote(line)}"
+    return " && ".join(f"sudo {command}" for command in commands)
 
 
 def _install(package: str, *, upgrade: bool = False) -> str:
@@ -611,7 +762,8 @@ def _install(package: str, *, upgrade: bool = False) -> str:
     family = _family()
     if family & {"debian", "ubuntu"}:
         package = {"docker": "docker.io"}.get(package, package)
-        return _as_root(f"apt-get install {'--only-upgrade ' if upgrade else ''}{package}")
+        # A new machine's list of packages is empty, an old one's names files that are gone.
+        return _as_root("apt-get update", f"apt-get install {'--only-upgrade ' if upgrade else ''}{package}")
     if family & {"fedora", "rhel", "centos"}:
         return _as_root(f"dnf {'upgrade' if upgrade else 'install'} {package}")
     if "arch" in family:

@@ -33,6 +33,7 @@ from container_runner.errors import (
     MountError,
     NameTakenError,
     NetworkNotFoundError,
+    PortError,
     PullFailedError,
 )
 from container_runner.process import Completed
@@ -60,7 +61,13 @@ _FAILURES: Final[tuple[tuple[str, type[EngineError], str], ...]] = (
     (r"No such image|image not known", ImageNotFoundError, "The image is not on this machine."),
     (r"is already in use by", NameTakenError, "A container with this name exists already."),
     (r"bind source path does not exist|statfs [^\n]*no such file", MountError, "A folder to mount does not exist."),
-    (r"network [^\n]* not found|unable to find network", NetworkNotFoundError, "The network does not exist."),
+    (r"(?:unable to find )?network (?:with name or ID )?(?P<name>[^\s:]+)(?:: network)? not found"
+     r"|network [^\n]* not found|unable to find network", NetworkNotFoundError, "The network {name} does not exist."),
+    (r"cannot expose privileged port (?P<name>\d+)", PortError,
+     "The port {name} may only be opened by root."),
+    (r"port is already allocated|address already in use", PortError,
+     "A port of the host is in use already."),
+    (r"cannot assign requested address", PortError, "This machine has no such address to listen on."),
     (r"No such container|no such container|no container with name or ID|container has already been removed",
      ContainerGoneError, "The container is not there any more."),
     (r"is not running|container state improper|is paused, unpause|cannot exec in a stopped (state|container)"
@@ -76,7 +83,7 @@ _FAILURES: Final[tuple[tuple[str, type[EngineError], str], ...]] = (
      r"|repository name must be lowercase|Range of CPUs|invalid value|Unknown runtime|OCI runtime \"[^\"]*\" not found",
      EngineArgumentError, "The engine refused an argument."),
 )  # fmt: skip
-"""What the engines really say (reliability 3 and 9), and what it means. The first match counts."""
+"""What the engines really say (reliability 3 and 9), and what it means. The first match counts, and gives the name."""
 
 _ID = re.compile(rb"[0-9a-f]{64}")
 
@@ -88,8 +95,9 @@ def classify(done: Completed, verb: str) -> EngineError:
     """
     said = f"{done.stderr}\n{done.text[:4096]}" if len(done.stdout) < 65536 else done.stderr
     for pattern, kind, message in _FAILURES:
-        if re.search(pattern, said):
-            return kind(message, exit_code=done.returncode, stderr=_relevant(said))
+        if match := re.search(pattern, said):
+            told = message.replace("{name}", match.groupdict().get("name") or "").replace("  ", " ")
+            return kind(told, exit_code=done.returncode, stderr=_relevant(said))
     message = f"The engine's `{verb}` failed with code {done.returncode}."
     return EngineError(message, exit_code=done.returncode, stderr=_relevant(said))
 
@@ -354,7 +362,7 @@ def _time(text: str) -> dt.datetime:
 
 
 def _relevant(said: str) -> str:
-    """What it said, without what it says every time, cut to its end."""
+    """What it said, without what it says every time and the id of a container that never ran, cut to its end."""
     noise = (
         "Emulate Docker CLI using podman",
         "falling back to the default CNI",
@@ -362,4 +370,4 @@ def _relevant(said: str) -> str:
         "Run 'docker",
     )
     lines = [line.rstrip("\r") for line in said.split("\n") if line.strip() and not any(n in line for n in noise)]
-    return "\n".join(lines)[-4096:]
+    return "\n".join(line for line in lines if not _ID.fullmatch(line.strip().encode()))[-4096:]

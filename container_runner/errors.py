@@ -17,6 +17,7 @@
     │   ├── NameTakenError            another container has the name
     │   ├── MountError                a bind source is missing
     │   ├── NetworkNotFoundError      the network does not exist
+    │   ├── PortError                 a port of the host can not be opened
     │   ├── ContainerGoneError        the container ended while the agent ran
     │   ├── ExecLostError             the engine's client hangs though the agent has ended
     │   └── CleanupError              something of ours could not be removed
@@ -137,7 +138,7 @@ class EngineNotFoundError(EngineError):
 class EngineUnreachableError(EngineError):
     kind = "engine_unreachable"
     cli_exit_code = 3
-    advice = "Start the engine (`systemctl start docker`, or open Docker Desktop) and check DOCKER_HOST."
+    advice = "Start the engine, or check DOCKER_HOST; `container-runner doctor` prints the line for this machine."
 
 
 class EnginePermissionError(EngineError):
@@ -198,6 +199,12 @@ class NetworkNotFoundError(EngineError):
     kind = "network_not_found"
     cli_exit_code = 5
     advice = "Create it with the engine's own `network create NAME`, or use bridge or none with --network."
+
+
+class PortError(EngineError):
+    kind = "port"
+    cli_exit_code = 5
+    advice = "Name another port of the host with --port, as 8080:80; rootless engines may open those from 1024."
 
 
 class ExecLostError(EngineError):

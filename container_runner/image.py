@@ -230,10 +230,8 @@ async def build_from_scratch(engine: Engine, recipe: Recipe, say: Say) -> Built:
             "Only Linux on x86_64 or arm64 can make an image from scratch.", next_step=_ELSEWHERE
         )
     packages = ",".join((*PACKAGES, *agent.needs, *recipe.packages))
+    _check_tools()
     debian = _debian(release, packages)
-    if shutil.which("npm") is None:
-        message = "npm is not on this machine; it fetches the agent."
-        raise ImageUnsuitableError(message, next_step="Type: apt-get install npm")
     source = agent.archive.format(cpu=cpu, version=recipe.agent_version)
     # Not /tmp, which may be memory: it takes 2 GB.
     with tempfile.TemporaryDirectory(prefix="cr-image-", dir="/var/tmp", ignore_cleanup_errors=True) as name:
@@ -252,7 +250,7 @@ async def build_from_scratch(engine: Engine, recipe: Recipe, say: Say) -> Built:
             await _stream(command, say, stdin=archive, env=engine.environ)
         except _Failed as failure:
             raise ImageUnsuitableError(
-                str(failure), next_step=READ_IT, exit_code=failure.code, stderr=failure.tail
+                str(failure), next_step="Read the lines above.", exit_code=failure.code, stderr=failure.tail
             ) from None
         except OSError as error:
             message = f"The image's files could not be written: {error.strerror}."
@@ -269,6 +267,34 @@ _SURPLUS: Final = ("usr/share/doc", "usr/share/locale", "usr/share/man", "var/ca
 """Folders of a new Debian that nobody misses in a container."""
 
 
+def _check_tools() -> None:
+    """See that this machine can make a Debian and fetch an agent.
+
+    Raises:
+        ImageUnsuitableError: it lacks something; all of it is named at once.
+    """
+    told, packages, otherwise = list[str](), list[str](), ""
+    if shutil.which("mmdebstrap") is None:
+        if _debootstrap() is None:
+            told.append("Neither mmdebstrap nor debootstrap is on this machine; either makes the image's Debian.")
+            packages.append("mmdebstrap")
+        elif os.geteuid() != 0:
+            told.append("debootstrap needs root, and mmdebstrap, which does not, is not on this machine.")
+            packages.append("mmdebstrap")
+            otherwise = ", or run this as root"
+    if shutil.which("npm") is None:
+        told.append("npm is not on this machine; it fetches the agent.")
+        packages.append("npm")
+        otherwise = ""
+    if packages:
+        line = f"apt-get install {' '.join(packages)}"
+        raise ImageUnsuitableError(" ".join(told), next_step=f"Type: {line}{otherwise}")
+
+
+def _debootstrap() -> str | None:
+    return shutil.which("debootstrap", path=f"{host_environment().get('PATH', '')}{SYSTEM_PATH}")
+
+
 def _debian(release: str, packages: str) -> Callable[[Path], list[str]]:
     """How this machine makes a Debian: the command that leaves it as `root.tar` or as `root` in a folder."""
     if shutil.which("mmdebstrap"):
@@ -276,15 +302,9 @@ def _debian(release: str, packages: str) -> Callable[[Path], list[str]]:
         user = f"--customize-hook=echo '{_USER}' >>\"$1/etc/passwd\""
         options = ("mmdebstrap", "--variant=minbase", f"--include={packages}", *leave_out, user, release)
         return lambda folder: [*options, str(folder / "root.tar")]
-    debootstrap = shutil.which("debootstrap", path=f"{host_environment().get('PATH', '')}{SYSTEM_PATH}")
-    if debootstrap is None:
-        message = "Neither mmdebstrap nor debootstrap is on this machine; either makes the image's Debian."
-        raise ImageUnsuitableError(message, next_step="Type: apt-get install mmdebstrap")
-    if os.geteuid() != 0:
-        message = "debootstrap needs root, and mmdebstrap, which does not, is not on this machine."
-        raise ImageUnsuitableError(message, next_step="Type: apt-get install mmdebstrap, or run this as root")
     # What it mounts is gone with it, however it ends.
-    options = ("unshare", "--mount", debootstrap, "--variant=minbase", f"--include={packages}", release)
+    command = ("unshare", "--mount", _debootstrap() or "debootstrap")
+    options = (*command, "--variant=minbase", f"--include={packages}", release)
     return lambda folder: [*options, str(folder / "root")]
 
 
@@ -380,7 +400,9 @@ async def _try(engine: Engine, recipe: Recipe) -> Built:
     if done.returncode != 0:
         message = f"{recipe.tag} was built, but its {recipe.agent.program} fails with code {done.returncode}."
         stderr = f"{done.text}\n{done.stderr}".strip()
-        raise ImageUnsuitableError(message, next_step=READ_IT, exit_code=done.returncode, stderr=stderr)
+        # With these codes it may be the engine that fails, whatever the image.
+        step = f"Type: container-runner doctor --image={recipe.tag}" if 125 <= done.returncode <= 127 else READ_IT
+        raise ImageUnsuitableError(message, next_step=step, exit_code=done.returncode, stderr=stderr)
     image_id = (await engine.run(argv.image_argv(engine.binary, recipe.tag))).text.strip()
     version = (done.text.strip().splitlines() or [""])[0]
     return Built(image=recipe.tag, id=image_id.removeprefix("sha256:"), version=version)

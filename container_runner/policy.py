@@ -196,7 +196,12 @@ def parse(name: str, given: object, source: str) -> Any:
     try:
         return _parse(name, given)
     except ConfigError as error:
-        raise error.with_source(source) from None
+        # A flag and a file have no None, which is how Python says that there is no limit.
+        allowed = _TIMEOUT if name.endswith("timeout") else error.allowed.removesuffix(", or None")
+        raise ConfigError(error.field, error.value, allowed, source=source) from None
+
+
+_TIMEOUT: Final = "a number of seconds, or a time such as 90s, 30m or 4h, up to 30 days; 0 for no limit"
 
 
 def _parse(name: str, value: Any) -> Any:
@@ -410,6 +415,8 @@ def _unknown(key: str, known: Iterable[str], prefix: str = "") -> str:
     guess = difflib.get_close_matches(snake, list(known), n=1)
     if guess and prefix:
         return f"perhaps {prefix}{guess[0].upper()}; `container-runner config` lists all keys"
+    if guess and guess[0] in FIELDS:
+        return f"perhaps {guess[0]}; `container-runner config` lists all keys"
     return f"{f'perhaps {guess[0]}; ' if guess else ''}the keys are {', '.join(known)}"
 
 

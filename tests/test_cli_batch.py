@@ -39,6 +39,17 @@ def runs(place: Place) -> int:
     return calls.read_text().count('["exec", "--interactive"') if calls.exists() else 0
 
 
+@pytest.mark.parametrize(("name", "text"), [("jobs.jsonl", ""), ("jobs.jsonl", "\n \n"), ("jobs.toml", "[defaults]\n")])
+def test_a_file_without_jobs_is_an_error(name: str, text: str, place: Place) -> None:
+    (place.folder / name).write_text(text)
+
+    done = place.run("batch", str(place.folder / name))
+
+    assert done.returncode == 2
+    assert "at least one job: this one has none" in done.stderr
+    assert not (place.folder / "jobs.results.jsonl").exists()
+
+
 def test_each_job_is_told_and_kept(place: Place) -> None:
     file = write(place, GOOD, BAD, "only a prompt")
 
@@ -171,7 +182,7 @@ def test_jobs_come_from_stdin(place: Place) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('{"promt": "x"}', "perhaps prompt"),
+        ('{"promt": "x"}', "perhaps prompt; `container-runner batch --help`"),
         ('{"prompt": "x", "memory": "1g"}', "--memory"),
         ('{"prompt": "x"}\n{"id": 7, "prompt": "y"}', "jobs.jsonl:2: id"),
         ('{"prompt": "x", "prompt_file": "y"}', "either prompt or prompt_file"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import attrs
 import pytest
 
-from container_runner.cli.containers import age
+from container_runner.cli.containers import Row, age
+from container_runner.cli.ps import table
 from container_runner.locks import LockFile
 from container_runner.owner import Owner
 from tests.small_engine import SmallEngine, call, dead_owner
@@ -43,6 +44,35 @@ def test_a_table_is_for_people(engine: SmallEngine, capfd: pytest.CaptureFixture
     assert "\033" not in done.out
     assert done.lines[0].index("NAME") == done.lines[1].index("container-runner-bot-1")
     assert not any(line.endswith(" ") for line in done.lines)
+
+
+LONG = f"{'a-folder-with-a-rather-long-name'}-0a1b2c3d"
+
+
+@pytest.mark.parametrize(
+    ("width", "agent", "head"),
+    [
+        (None, LONG, "AGENT NAME KIND STATUS AGE OWNER IN USE"),
+        (200, LONG, "AGENT NAME KIND STATUS AGE OWNER IN USE"),
+        (100, "bot", "AGENT NAME KIND STATUS AGE OWNER IN USE"),
+        (80, "bot", "AGENT RUN KIND STATUS AGE OWNER IN USE"),
+        (80, LONG, "AGENT RUN STATUS AGE IN USE"),
+        (80, "x" * 63, "AGENT RUN"),
+        (40, LONG, "AGENT RUN"),
+    ],
+)
+def test_a_table_fits_and_what_stop_and_logs_need_is_never_cut(width: int | None, agent: str, head: str) -> None:
+    row = Row(
+        name=f"container-runner-{agent}-0123456789ab", agent=agent, kind="persistent", status="running",
+        created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC), owner="alive", owner_pid=123456, in_use=True, is_here=True,
+        id="0" * 64,
+    )  # fmt: skip
+
+    lines = table([row], dt.datetime(2026, 1, 2, tzinfo=dt.UTC), width).split("\n")
+
+    assert " ".join(lines[0].split()) == head
+    assert lines[1].split()[:2] == [agent, row.name if "NAME" in head else "0123456789ab"]
+    assert width is None or width < 80 or max(map(len, lines)) <= width
 
 
 def test_json_has_every_field(engine: SmallEngine, capfd: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,12 @@ def test_a_name_means_a_container_or_an_agent_of_this_state_folder(
     assert engine.removed == expected
 
 
+def test_what_ps_shows_of_a_run_means_its_container(engine: SmallEngine, capfd: pytest.CaptureFixture[str]) -> None:
+    engine.add("container-runner-bot-0123456789ab")
+
+    assert call(capfd, "stop", "0123456789ab", *engine.flags).lines == ["container-runner-bot-0123456789ab"]
+
+
 def test_a_container_of_a_name_goes_before_an_agent_of_it(
     engine: SmallEngine, capfd: pytest.CaptureFixture[str]
 ) -> None:

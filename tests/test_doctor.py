@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ from container_runner.doctor import (
     Check,
     check_credentials,
     check_daemon,
+    check_inside,
     check_limits,
     check_rootless,
     check_secrets,
@@ -29,9 +32,16 @@ from container_runner.doctor import (
     examine,
     measured_limits,
     runc_vulnerabilities,
+    without_daemon,
+    without_engine,
 )
 from container_runner.engine import Engine
-from container_runner.errors import ConfigError
+from container_runner.errors import (
+    ConfigError,
+    EnginePermissionError,
+    EngineTimeoutError,
+    EngineUnreachableError,
+)
 from container_runner.runtimes import Runtime
 from container_runner.testing import FakeEngine
 
@@ -200,6 +210,7 @@ def test_the_kernel_is_told_as_the_distribution_does_it(
     release: dict[str, str], program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platform.freedesktop_os_release", lambda: release)
+    monkeypatch.setattr("container_runner.doctor._has_systemd", lambda: True)
 
     check = check_limits(engine(PODMAN_ROOTLESS), podman_info(version="v1"), None, {})
 
@@ -208,7 +219,8 @@ def test_the_kernel_is_told_as_the_distribution_does_it(
     subprocess.run(["sh", "-n", "-c", str(check.fix)], check=True)
 
 
-def test_limits_that_do_not_hold_are_a_warning_with_the_way_out() -> None:
+def test_limits_that_do_not_hold_are_a_warning_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("container_runner.doctor._has_systemd", lambda: True)
     old = check_limits(engine(PODMAN_ROOTLESS), podman_info(version="v1"), None, {})
     new = check_limits(engine(PODMAN_ROOTLESS), podman_info("memory", "pids"), None, {})
 
@@ -216,6 +228,16 @@ def test_limits_that_do_not_hold_are_a_warning_with_the_way_out() -> None:
     assert old.found.startswith("cgroup v1, rootless: no limit on memory, processes, processors")
     assert "unified_cgroup_hierarchy" in str(old.fix)
     assert "Delegate=cpu" in str(new.fix)
+    subprocess.run(["sh", "-n", "-c", str(new.fix)], check=True)
+
+
+def test_without_systemd_nobody_delegates_and_no_kernel_parameter_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("container_runner.doctor._has_systemd", lambda: False)
+
+    check = check_limits(engine(PODMAN_ROOTLESS), podman_info(version="v1"), None, {})
+
+    assert "an engine of root's" in str(check.fix)
+    assert "unified_cgroup_hierarchy" not in str(check.fix)
 
 
 # What a run is given
@@ -447,11 +469,105 @@ async def test_a_daemon_that_is_elsewhere_is_not_started_here(
     assert "unset DOCKER_HOST" in str((await patient.checks())["daemon"].fix)
 
 
-async def test_a_daemon_that_we_may_not_speak_to_has_a_group(patient: Patient) -> None:
-    patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2")
-    patient.answer("info", returncode=1, stderr="permission denied while trying to connect to the Docker daemon socket")
+@pytest.mark.parametrize(
+    ("gid", "mode", "made"),
+    [(0, 0o660, True), (1, 0o600, True), (1, 0o660, False)],
+)
+async def test_a_daemon_that_we_may_not_speak_to_has_a_group_or_gets_one(
+    gid: int, mode: int, made: bool, patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("container_runner.doctor._our_name", lambda: "me")
+    monkeypatch.setattr("shutil.which", lambda name, **_: f"/usr/bin/{name}" if name == "sudo" else None)
+    monkeypatch.setattr(
+        "pathlib.Path.stat", lambda *_, **__: os.stat_result((0o140000 | mode, *[0] * 4, gid, *[0] * 4))
+    )
 
-    assert "usermod -aG docker" in str((await patient.checks())["daemon"].fix)
+    error = EnginePermissionError("You may not speak to the engine's daemon.")
+    fix = str(without_daemon(error, engine()).fix)
+
+    group = "docker" if made else grp.getgrgid(1).gr_name
+    assert f"sudo usermod -aG {group} me && newgrp {group}" in fix
+    assert ("sudo groupadd -f docker && sudo chgrp docker /var/run/docker.sock" in fix) == made
+
+
+@pytest.mark.parametrize(
+    ("systemd", "script", "line"),
+    [
+        (True, True, "systemctl start docker"),
+        (False, True, "service docker start || { nohup dockerd >/var/log/dockerd.log 2>&1 & }"),
+        (False, False, "{ nohup dockerd >/var/log/dockerd.log 2>&1 & }"),
+    ],
+)
+def test_a_daemon_is_started_as_the_machine_starts_its_services(
+    systemd: bool, script: bool, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("container_runner.doctor._has_systemd", lambda: systemd)
+    monkeypatch.setattr("pathlib.Path.exists", lambda *_: script)
+    programs = {"dockerd", "sudo"}
+    monkeypatch.setattr("shutil.which", lambda name, **_: f"/usr/bin/{name}" if name in programs else None)
+
+    def fix(euid: int) -> str:
+        monkeypatch.setattr("os.geteuid", lambda: euid)
+        return str(without_daemon(EngineUnreachableError("It does not answer."), engine()).fix)
+
+    assert fix(0) == line
+    assert fix(1000) == (f"sudo {line}" if systemd else f"sudo sh -c {shlex.quote(line)}")
+    programs.remove("sudo")
+    assert fix(1000) == f"su - -c {shlex.quote(line)}"
+    subprocess.run(["sh", "-n", "-c", fix(1000)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("systemd", "start"), [(True, "systemctl restart docker"), (False, "kill -KILL $(cat /var/run/docker.pid); ")]
+)
+def test_a_daemon_that_hangs_is_started_anew(systemd: bool, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setattr("container_runner.doctor._has_systemd", lambda: systemd)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    error = EngineTimeoutError("It is silent.")
+
+    # A client may ask the daemon even for its own version.
+    for check in (without_daemon(error, engine()), without_engine(error, "auto")):
+        assert start in str(check.fix)
+        subprocess.run(["sh", "-n", "-c", str(check.fix)], check=True)
+    assert without_engine(error, "podman").fix == error.next_step
+
+
+async def test_the_list_of_packages_may_be_empty(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.freedesktop_os_release", lambda: {"ID": "debian"})
+
+    fix = str((await patient.checks(engine="no-such-engine"))["engine"].fix)
+
+    assert re.fullmatch(r"(sudo )?apt-get update && (sudo )?apt-get install podman|su - -c '.*'", fix)
+
+
+async def test_an_engine_comes_before_an_image(patient: Patient) -> None:
+    def prepare() -> tuple[ContainerRunner, ExecuteOptions]:
+        raise ConfigError("--image", None, "an image")
+
+    checks = [check async for check in examine(prepare, engine="no-such-engine")]
+
+    assert [check.name for check in checks if check.status == "fail"] == ["engine", "image"]
+    assert "image build --engine=no-such-engine && " in str(checks[1].fix)
+
+
+async def test_crun_that_refuses_old_cgroups_gives_way_to_runc(patient: Patient) -> None:
+    fp, told = patient.engine.fp, "Error: OCI runtime error: crun: cgroups in hybrid mode not supported"
+    fp.register(["docker", "--version"], stdout="podman version 4.3.1")
+    fp.register(["docker", "info", fp.any()], stdout="false 4.3.1 /storage")
+    fp.register(["docker", "info", fp.any()], stdout=json.dumps(podman_info("cpu", "memory", "pids")))
+    fp.register(["docker", "info", fp.any()], stdout="false 4.3.1 /storage")
+    patient.answer("run", returncode=126, stderr=told)
+    patient.is_well()
+
+    checks = await patient.checks()
+
+    assert failed(checks) == ["box"]
+    assert "runc" in str(checks["box"].fix)
+    assert 'runtime = "runc"' in str(checks["box"].fix)
 
 
 async def test_no_engine_is_installed_by_the_systems_own_means(patient: Patient) -> None:
@@ -485,7 +601,11 @@ async def test_docker_may_be_podman(patient: Patient) -> None:
     ("image", "fix"),
     [
         ("container-runner/claude", "container-runner image build --engine=docker"),
-        ("container-runner/claude:1", "container-runner image build --engine=docker"),
+        ("container-runner/claude:latest", "container-runner image build --engine=docker"),
+        ("container-runner/claude:1", "container-runner image build --tag=container-runner/claude:1 --engine=docker"),
+        ("container-runner/codex", "container-runner image build codex --engine=docker"),
+        ("container-runner/demo", "container-runner image build --tag=container-runner/demo --engine=docker"),
+        ("my/codex", "container-runner image build --tag=my/codex --engine=docker"),
         ("mine", "container-runner image build --tag=mine --engine=docker"),
         ("ghcr.io/some/thing:1", "docker pull ghcr.io/some/thing:1"),
     ],
@@ -529,7 +649,7 @@ async def test_a_box_that_does_not_start_fails_the_check_it_is_about(
     ("error", "name"),
     [
         (ConfigError("memory", "x", "a size"), "configuration"),
-        (ConfigError("--image", None, "an image"), "configuration"),
+        (ConfigError("--image", None, "an image"), "image"),
         (ConfigError("agent.workspace", "/no/such/folder", "a path that exists"), "workspace"),
         (ConfigError("state_dir", "/x", "a folder"), "sessions"),
     ],
@@ -565,6 +685,64 @@ async def test_a_workspace_that_bits_alone_forbid_is_named_before_anything_is_st
     assert failed(checks) == ["workspace"]
     assert (checks["image"].status, checks["box"].status) == ("ok", "skip")
     assert str(checks["workspace"].fix).endswith(f"chown -R 1234:1234 {patient.folder}/work")
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "fix"),
+    [
+        (0o555, 0, "chown -R 1234:1234 {}"),
+        (0o555, 1234, "chmod -R u+rwX {}"),
+        (None, 1234, "mkdir -p {0} && {sudo}chown"),
+    ],
+)
+async def test_a_folder_is_made_given_or_opened(
+    mode: int | None, owner: int, fix: str, patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient.is_well()
+    runner, options = request(patient.folder, user="1234:1234")
+    work = patient.folder / "work"
+    if mode is None:
+        work.rmdir()
+    else:
+        work.chmod(mode)
+        if os.geteuid() != 0:
+            pytest.skip("only root can give folders away")
+        os.chown(work, owner, owner)
+
+    checks = {check.name: check async for check in examine(lambda: (runner, options))}
+
+    assert failed(checks) == ["workspace"]
+    sudo = str(checks["workspace"].fix).partition("&& ")[2].partition("chown")[0]
+    assert fix.format(work, sudo=sudo) in str(checks["workspace"].fix)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "port", "status"),
+    [(PODMAN_ROOTLESS, "80", "fail"), (PODMAN_ROOTLESS, "8080:80", "ok"), (DOCKER, "80", "ok")],
+)
+def test_a_port_that_only_root_may_open(
+    dialect: Dialect, port: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container_runner.doctor._first_port", lambda engine: 1024 if engine.dialect.keep_id else 0)
+    runner, options = request(tmp_path, ports=(port,))
+    said = {name: (value,) for name, value in INSIDE.items()}
+
+    checks = {check.name: check for check in check_inside(runner, options, engine(dialect), {}, said)}
+
+    assert checks["network"].status == status
+    assert ("ip_unprivileged_port_start=80" in str(checks["network"].fix)) == (status == "fail")
+
+
+async def test_a_home_is_no_workspace_and_the_line_says_where_to_name_one(patient: Patient) -> None:
+    patient.is_well()
+    runner, options = request(patient.folder)
+    options = attrs.evolve(options, agent=Agent(name="bot", workspace=patient.folder / "home"))
+
+    checks = {check.name: check async for check in examine(lambda: (runner, options))}
+
+    assert failed(checks) == ["workspace"]
+    assert checks["workspace"].found == f"{patient.folder}/home can not be the workspace"
+    assert str(checks["workspace"].fix).startswith("container-runner doctor --workspace=…    # a folder that is not")
 
 
 # The script

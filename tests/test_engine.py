@@ -32,6 +32,7 @@ from container_runner.errors import (
     MountError,
     NameTakenError,
     NetworkNotFoundError,
+    PortError,
     PullFailedError,
 )
 from container_runner.process import Completed
@@ -85,6 +86,18 @@ SAID: list[tuple[type[EngineError], int, str]] = [
     (MountError, 125, "Error: statfs /x: no such file or directory"),
     (NetworkNotFoundError, 125, f"docker: {DAEMON}network nosuchnet not found."),
     (NetworkNotFoundError, 125, "Error: unable to find network with name or ID nosuchnet: network not found"),
+    (PortError, 125,
+     f"docker: {DAEMON}driver failed programming external connectivity on endpoint n ({ID}): Bind for "
+     "127.0.0.1:18099 failed: port is already allocated"),
+    (PortError, 126, "Error: cannot listen on the TCP port: listen tcp4 127.0.0.1:18099: bind: address already in use"),
+    (PortError, 126, "Error: rootlessport listen tcp 127.0.0.1:18099: bind: address already in use"),
+    (PortError, 126,
+     "Error: rootlessport cannot expose privileged port 80, you can add 'net.ipv4.ip_unprivileged_port_start=80' to "
+     "/etc/sysctl.conf (currently 1024), or choose a larger port number (>= 1024): listen tcp 127.0.0.1:80: bind: "
+     "permission denied"),
+    (PortError, 125,
+     f"docker: {DAEMON}driver failed programming external connectivity on endpoint n ({ID}): Error starting "
+     "userland proxy: listen tcp4 192.0.2.7:18098: bind: cannot assign requested address"),
     (ContainerGoneError, 1, f"{DAEMON}No such container: X"),
     (ContainerGoneError, 125, 'Error: no container with name or ID "X" found: no such container'),
     (ContainerGoneError, 255, "Error: container has already been removed"),
@@ -116,6 +129,28 @@ def test_what_engines_say_is_told_apart(kind: type[EngineError], code: int, text
 
     assert type(error) is kind
     assert error.exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (f"docker: {DAEMON}network my.net_1 not found.", "The network my.net_1 does not exist."),
+        (f"docker: {DAEMON}failed to set up container networking: network lan not found",
+         "The network lan does not exist."),
+        ("Error: unable to find network with name or ID lan: network not found", "The network lan does not exist."),
+        ("Error: network a b not found", "The network does not exist."),
+        ("Error: cannot expose privileged port 80, you can add", "The port 80 may only be opened by root."),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(said: str, message: str) -> None:
+    assert classify(Completed(returncode=125, stdout=b"", stderr=said), "run").message == message
+
+
+def test_the_id_of_a_container_that_never_ran_says_nothing() -> None:
+    error = classify(Completed(returncode=125, stdout=f"{ID}\n".encode(), stderr=f"{DAEMON}network n not found"), "run")
+
+    assert error.stderr == f"{DAEMON}network n not found"
+    assert ID in classify(Completed(returncode=1, stdout=b"", stderr=f"{DAEMON}Container {ID} is off"), "run").stderr
 
 
 def test_docker_says_on_stdout_what_keeps_an_exec_from_starting() -> None:

@@ -283,6 +283,7 @@ echo "made of $*"
     [
         (["npm"], 0, "apt-get install npm"),
         (["debootstrap"], 0, "apt-get install mmdebstrap"),
+        (["debootstrap", "npm"], 1000, "apt-get install mmdebstrap npm"),
         ([], 1000, "or run this as root"),
     ],
 )
@@ -308,6 +309,16 @@ async def test_a_step_that_fails_from_scratch_is_named(engine: Engine, tools: Pa
         await build_from_scratch(engine, Recipe(agent=AGENTS["claude"], tag="t"), lambda line: None)
 
     assert caught.value.stderr == "npm error 404"
+
+
+async def test_an_engine_that_can_not_run_the_new_image_is_doctors_to_judge(engine: Engine, tools: Path) -> None:
+    script = Path(engine.binary)
+    script.write_text(script.read_text().replace("#!/bin/sh\n", "#!/bin/sh\n[ $1 != run ] || exit 126\n", 1))
+
+    with pytest.raises(ImageUnsuitableError, match="was built, but") as caught:
+        await build_from_scratch(engine, Recipe(agent=AGENTS["claude"], tag="t"), lambda line: None)
+
+    assert caught.value.next_step == "Type: container-runner doctor --image=t"
 
 
 async def test_a_base_from_scratch_is_a_release(engine: Engine, tools: Path) -> None:

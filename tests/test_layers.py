@@ -30,8 +30,8 @@ LAYERS: tuple[set[str], ...] = (
     {"manager", "tracing"},
     {"pool", "records"},
     {"run", "transcript"},
-    {"page", "runner", "sessions"},
-    {"batch", "doctor", "image", "testing"},
+    {"image", "page", "runner", "sessions"},
+    {"batch", "doctor", "testing"},
 )
 """From the bottom to the top. A module imports only what lies in a layer below its own."""
 

@@ -61,7 +61,7 @@ def test_what_the_agent_does_is_seen_while_it_does_it(place: Place) -> None:
         assert "1 turn · 8 tokens" in shown
         assert "Ctrl-C stops" in shown
         assert code == 0
-        assert "● Bash sleep 1.5\n  └ done · 1.5 s\n● Edit made.txt" in terminal.all_text
+        assert "● Bash sleep 1.5\n  └ (no output) · 1.5 s\n● Edit made.txt" in terminal.all_text
         assert "Ctrl-C stops" not in terminal.all_text
         assert "✓ done after" in terminal.all_text
         assert "1 file has changed:\n    + made.txt" in terminal.all_text

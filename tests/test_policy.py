@@ -28,6 +28,8 @@ from container_runner.policy import (
     default_file,
     defaults,
     effective,
+    from_text,
+    parse,
 )
 from container_runner.values import GIB, MIB, Mount, PortBinding, Tmpfs
 
@@ -723,3 +725,27 @@ def test_every_default_is_accepted_as_it_is(place: Place) -> None:
 
     assert found.config == ContainerConfig(image="i")
     assert defaults()["memory"] == 2 * GIB
+
+
+def test_a_key_that_is_nearly_one_gets_that_one_and_not_all_of_them(place: Place) -> None:
+    refused = place.refusal("[defaults]\nmemry = 1\n")
+
+    assert refused.allowed == "perhaps memory; `container-runner config` lists all keys"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("timeout", "-1", "0 for no limit"),
+        ("idle_timeout", "x", "0 for no limit"),
+        ("result_timeout", "-0.5", "0 for no limit"),
+        ("line_limit", "5", "a number of bytes from 1024"),
+        ("max_turns", "0", "a whole number from 1"),
+    ],
+)
+def test_a_refusal_speaks_the_language_of_flags_and_files(name: str, value: str, allowed: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(name, from_text(name, value), "--flag")
+
+    assert allowed in caught.value.allowed
+    assert "None" not in caught.value.allowed

@@ -81,6 +81,8 @@ def batch(
     if results is None and is_stdin and not flags.json:
         raise ConfigError("--results", None, "a file, or --json: jobs from stdin have no name to make one of")
     listed = list(make_jobs(file, flags, more, box))
+    if not listed:  # whatever made the file has most likely failed
+        raise ConfigError("FILE", str(file), "a file with at least one job: this one has none")
     with ExitStack() as stack:
         kept = None if results is None else stack.enter_context(ResultFile(results))
         view: _Json | BatchView
@@ -229,8 +231,9 @@ def _refuse_key(key: str, known: tuple[str, ...], source: str | None = None) -> 
         allowed = f"a flag, as --{key.replace('_', '-')}: the box is given for all jobs"
         raise ConfigError(key, NOT_SHOWN, allowed, source=source)
     guess = difflib.get_close_matches(key, known, n=1)
-    hint = f"perhaps {guess[0]}; " if guess else ""
-    raise ConfigError(clean(key), NOT_SHOWN, f"{hint}the keys are {', '.join(known)}", source=source)
+    where = "`container-runner batch --help` tells of the others"
+    allowed = f"perhaps {guess[0]}; {where}" if guess else f"the keys are {', '.join(known)}"
+    raise ConfigError(clean(key), NOT_SHOWN, allowed, source=source)
 
 
 class _Json(View):

@@ -69,6 +69,11 @@ class Row:
 
     id: str
 
+    @property
+    def short(self) -> str:
+        """The container's name without what its agent's name says of it: the beginning of its run's id."""
+        return self.name.removeprefix(f"container-runner-{self.agent}-")
+
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON has it."""
         return {**attrs.asdict(self), "created": self.created.isoformat()}

@@ -295,7 +295,7 @@ class RunView(Screen):
     def _finish_tool(self, block: ToolResultBlock) -> None:
         tool = self._tools.pop(block.tool_use_id, None) or _Tool("?", "", time.monotonic(), "")
         told = Text(f"{tool.indent}  {'✗' if block.is_error else '└'} ", "dim")
-        told.append(tool_result(block) or "done", "red" if block.is_error else "dim")
+        told.append(tool_result(block), "red" if block.is_error else "dim")
         took = time.monotonic() - tool.began
         if took >= 1:
             told.append(f" · {duration(took)}", "dim")

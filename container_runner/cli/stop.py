@@ -24,7 +24,7 @@ def stop(
     Parameters
     ----------
     names
-        The names of agents, for all their containers in this state folder, or of containers.
+        The names of agents, for all their containers in this state folder, or of containers; or what `ps` shows as RUN.
     all_
         All containers of this state folder.
     json
@@ -71,7 +71,11 @@ def select(known: Sequence[Row], names: Sequence[str]) -> list[Row]:
         return here
     chosen: dict[str, Row] = {}
     for name in names:
-        found = [row for row in known if row.name == name] or [row for row in here if row.agent == name]
+        found = (
+            [row for row in known if row.name == name]
+            or [row for row in here if row.agent == name]
+            or [row for row in known if row.short == name]
+        )
         if not found:
             import difflib
 

@@ -111,6 +111,10 @@ def tool_call(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
 def tool_result(block: ToolResultBlock) -> str:
     """The first line of what a tool gave back, and how many more there are."""
     first, _, rest = block.text.strip().partition("\n")
+    if not first:
+        parts = block.content if isinstance(block.content, list) else []
+        has_more = any(isinstance(part, Mapping) and part.get("type") != "text" for part in parts)  # an image, say
+        return "(no text)" if has_more else "(no output)"
     return f"{line(first)} (+{rest.count(chr(10)) + 1} lines)" if rest else line(first)
 
 

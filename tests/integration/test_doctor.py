@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Mapping
@@ -61,7 +62,8 @@ def test_limits_that_do_not_hold_are_named(box: Box) -> None:
     assert code == 0
     assert checks["limits"]["status"] == "warn"
     assert "memory, processes, processors" in checks["limits"]["found"]
-    assert "unified_cgroup_hierarchy" in checks["limits"]["fix"]
+    has_systemd = Path("/run/systemd/system").is_dir()
+    assert ("unified_cgroup_hierarchy" if has_systemd else "as root") in checks["limits"]["fix"]
 
 
 @ON_ROOTFUL
@@ -127,10 +129,39 @@ def test_a_workspace_on_a_file_system_that_is_read_only(box: Box) -> None:
         remounted = ["mount", "-o", "remount,bind,ro", str(box.workspace)]
         subprocess.run(remounted, check=True)
         code, checks = doctor(box)
+        assert (code, failed(checks)) == (1, ["workspace"])
+
+        subprocess.run(["sh", "-c", checks["workspace"]["fix"]], check=True)
+        assert doctor(box)[0] == 0
     finally:
         subprocess.run(["umount", box.workspace], check=True)
 
+
+@ON_ROOTFUL
+@pytest.mark.parametrize("mode", [None, 0o555])
+def test_a_workspace_that_is_not_there_or_is_closed_passes_after_one_line(mode: int | None, box: Box) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can give folders away")
+    if mode is None:
+        box.workspace.rmdir()
+    else:
+        box.workspace.chmod(mode)
+    code, checks = doctor(box)
     assert (code, failed(checks)) == (1, ["workspace"])
+
+    subprocess.run(["sh", "-c", checks["workspace"]["fix"]], check=True)
+
+    assert doctor(box)[0] == 0
+
+
+@on("podman-rootless")
+def test_a_port_of_roots_is_told_before_a_run_fails(box: Box) -> None:
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 80:
+        pytest.skip("on this machine everybody may open the port")
+    code, checks = doctor(box, "--port=80")
+
+    assert (code, failed(checks)) == (1, ["network"])
+    assert "ip_unprivileged_port_start=80" in checks["network"]["fix"]
 
 
 def test_a_network_that_does_not_exist_is_made_by_the_line_that_is_shown(box: Box) -> None:
@@ -162,7 +193,7 @@ def test_a_daemon_that_died_and_is_started_again(private_docker: Callable[[], Re
     code, checks = doctor(box)
 
     assert (code, failed(checks)) == (1, ["daemon"])
-    assert "docker start" in checks["daemon"]["fix"] or "start docker" in checks["daemon"]["fix"]
+    assert re.search("docker start|start docker|dockerd", checks["daemon"]["fix"])
     box.engine.restart_daemon()
     assert doctor(box)[0] == 0
 
