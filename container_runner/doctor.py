@@ -72,6 +72,9 @@ PROBE_TIMEOUT: Final = 60.0
 
 DEFAULT_IMAGE: Final = "container-runner/claude"
 
+SHARED: Final = ("/home", "/media", "/mnt", "/opt", "/srv")
+"""Folders whose owner is not to be changed."""
+
 
 @attrs.frozen(kw_only=True)
 class Check:
@@ -209,6 +212,8 @@ def _refused(error: ConfigError, runner: ContainerRunner | None, wanted: str, en
 
 def _give(user: User, folder: Path, engine: Engine | None) -> str:
     """The line that lets *user* write in a folder."""
+    if str(folder) in SHARED:
+        return f"container-runner doctor --workspace=…    # a folder of the agent's own: {folder} is everybody's"
     quoted = shlex.quote(str(folder))
     if engine is not None and engine.dialect.keep_id and os.geteuid() not in (0, user.uid):
         return (

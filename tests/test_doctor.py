@@ -15,7 +15,15 @@ from typing import Any
 import attrs
 import pytest
 
-from container_runner import Agent, ClaudeRuntime, CommandRuntime, ContainerConfig, ContainerRunner, ExecuteOptions
+from container_runner import (
+    Agent,
+    ClaudeRuntime,
+    CommandRuntime,
+    ContainerConfig,
+    ContainerRunner,
+    ExecuteOptions,
+    doctor,
+)
 from container_runner.argv import DOCKER, PODMAN, PODMAN_ROOTLESS, Dialect
 from container_runner.doctor import (
     NAMES,
@@ -425,6 +433,18 @@ async def test_a_workspace_that_is_not_writable_is_given_to_the_agents_user(pati
     checks = await patient.checks(user="1234:1234")
 
     assert str(checks["workspace"].fix).endswith(f"chown -R 1234:1234 {patient.folder}/work")
+
+
+async def test_a_folder_that_is_everybodys_is_given_to_nobody(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "SHARED", (f"{patient.folder}/work",))
+    patient.is_well(workspace="no")
+
+    checks = await patient.checks(user="1234:1234")
+
+    assert "chown" not in str(checks["workspace"].fix)
+    assert "--workspace" in str(checks["workspace"].fix)
 
 
 @pytest.mark.parametrize(("runtime", "status"), [(ClaudeRuntime(), "warn"), (CommandRuntime(["agent"]), "ok")])

@@ -185,7 +185,7 @@ def many_rows(bench: Bench, count: int) -> list[Row]:
     contenders = {f"{count} execute()": timed(ours), "xargs -P and the bare CLI": timed(bare)}
     rows = compare(
         f"{count} at once", bench.engine.name, contenders, [*contenders][:1],
-        max(1, bench.runs // 2), {"xargs -P and the bare CLI": 1.1},
+        bench.runs, {"xargs -P and the bare CLI": 1.1},
     )  # fmt: skip
     before = _spent()
     ours()
