@@ -54,14 +54,14 @@ def test_a_tool_that_failed_is_told_from_one_that_did_not_without_colours(place:
 
 def test_what_the_agent_does_is_seen_while_it_does_it(place: Place) -> None:
     with at_terminal(place, "run", "sh sleep 1.5\nedit made.txt hello") as terminal:
-        shown = terminal.wait_for(lambda text: "a tool at work" in text and "1.0 s" in text)
+        shown = terminal.wait_for(lambda text: "a tool at work" in text and re.search(r"\d\.\d s", text))
         code = terminal.finish()
 
         assert "● Bash sleep 1.5" in shown
         assert "1 turn · 8 tokens" in shown
         assert "Ctrl-C stops" in shown
         assert code == 0
-        assert "● Bash sleep 1.5\n  └ (no output) · 1.5 s\n● Edit made.txt" in terminal.all_text
+        assert re.search(r"● Bash sleep 1.5\n  └ \(no output\) · \d\.\d s\n● Edit made.txt", terminal.all_text)
         assert "Ctrl-C stops" not in terminal.all_text
         assert "✓ done after" in terminal.all_text
         assert "1 file has changed:\n    + made.txt" in terminal.all_text

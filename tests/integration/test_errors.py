@@ -157,11 +157,11 @@ def test_children_that_outlive_the_agent_do_not_outlive_the_run(box: Box) -> Non
 @pytest.mark.parametrize(
     ("prompt", "fields", "kind", "stop"),
     [
-        ("sleep 1000", {"timeout": 0.5}, "total_timeout", "term"),
+        ("sleep 1000", {"timeout": 3}, "total_timeout", "term"),
         ("sleep 1000", {"idle_timeout": 0.5}, "idle_timeout", "term"),
         ("hang-after-result", {"result_timeout": 0.5}, "result_timeout", "term"),
-        ("ignore-term", {"timeout": 0.5, "grace": 1}, "total_timeout", "kill"),
-        ("flood 1000000000 1000", {"timeout": 0.5}, "total_timeout", "term"),
+        ("ignore-term", {"timeout": 3, "grace": 1}, "total_timeout", "kill"),
+        ("flood 1000000000 1000", {"timeout": 2}, "total_timeout", "term"),
     ],
 )
 def test_the_clocks_end_a_run(box: Box, prompt: str, fields: dict[str, Any], kind: str, stop: str) -> None:
@@ -171,7 +171,7 @@ def test_the_clocks_end_a_run(box: Box, prompt: str, fields: dict[str, Any], kin
 
     assert error is not None
     assert (error.kind, error.stop) == (kind, stop)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     assert box.containers() == []
 
 

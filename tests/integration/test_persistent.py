@@ -153,7 +153,7 @@ async def test_leaving_one_run_does_not_touch_another_in_the_same_container(box:
 
 @pytest.mark.parametrize("prompt", ["setsid-sleep 4242\nsleep 4242", "setsid-sleep 4242\nignore-term"])
 def test_an_agent_that_was_stopped_leaves_no_process(box: Box, prompt: str) -> None:
-    error = error_of(box.run(prompt, ephemeral=False, timeout=0.7, grace=1))
+    error = error_of(box.run(prompt, ephemeral=False, timeout=3, grace=1))
 
     (container,) = box.containers()
     processes = box.engine.run("exec", container, "ps", "-o", "args").stdout
