@@ -91,7 +91,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_gives_the_cursor_back(place: Place) 
         terminal.type("\x03")
 
         assert terminal.finish() == 130
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4  # and not after the grace period
         assert LEAVING in terminal.text
         assert terminal.raw.rfind(SHOW_CURSOR) > terminal.raw.rfind(HIDE_CURSOR)
         for _ in range(100):
