@@ -193,10 +193,10 @@ class Run:
                     line_limit=options.line_limit,
                 )
                 started = await self._process.wait_for_gate(START_TIMEOUT)
+            except TimeoutError:  # which is an OSError as well
+                raise EngineTimeoutError(f"The agent had not started after {START_TIMEOUT:g} seconds.") from None
             except OSError as error:
                 raise spawn_error(command, error) from None
-            except TimeoutError:
-                raise EngineTimeoutError(f"The agent had not started after {START_TIMEOUT:g} seconds.") from None
         if not started:
             raise await self._refusal(self._process)
         self._stream = MessageStream(
