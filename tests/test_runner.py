@@ -27,6 +27,7 @@ from container_runner.errors import ConfigError
 from container_runner.messages import AssistantMessage, ErrorMessage, Message, ResultMessage
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.plan import Plan
+from container_runner.process import Process
 from container_runner.run import scrub
 from container_runner.runner import ContainerRunner
 from container_runner.runtimes import ClaudeRuntime, CommandRuntime
@@ -559,3 +560,17 @@ def test_a_plans_values_and_prompt_are_in_no_repr() -> None:
     hidden = {field.name for field in attrs.fields(Plan) if field.repr is False}
 
     assert {"values", "stdin"} <= hidden
+
+
+async def test_a_start_that_takes_too_long_says_so(
+    fake_engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_: Process, timeout: float) -> bool:
+        raise TimeoutError
+
+    monkeypatch.setattr(Process, "wait_for_gate", never)
+    fake_engine.messages(["hello"])
+
+    error = await failure(runner(tmp_path))
+
+    assert (error.kind, error.message) == ("engine_timeout", "The agent had not started after 60 seconds.")

@@ -102,10 +102,10 @@ def test_the_client_is_killed(scene: Scene, number: signal.Signals) -> None:
 def test_conmon_is_killed(scene: Scene, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """podman's client hangs when the exec's conmon is gone; we look after it when the agent has been silent.
 
-    The container's own conmon is not needed by an agent that is at work; the container goes all the same. On a busy
-    machine the client was seen not to hear of the agent's end then.
+    The container's own conmon is not needed by an agent that is at work; the container goes all the same.
     """
-    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 1.0)
+    if whose == "exec":  # nobody hangs without the container's, and a busy machine's client may take a second to end
+        monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 1.0)
 
     def strike(container: str) -> None:
         for pid, line in scene.processes().items():
@@ -114,11 +114,7 @@ def test_conmon_is_killed(scene: Scene, whose: str, monkeypatch: pytest.MonkeyPa
 
     messages, since = struck(scene, strike, prompt="setsid-sleep 1001\nsh sleep 3")
     scene.settle(f"SIGKILL of the {whose}'s conmon", last(messages), since=since)
-    kinds = (
-        ("exec_lost", "container_gone", "agent_killed")
-        if whose == "exec"
-        else ("result", "container_gone", "exec_lost")
-    )
+    kinds = ("exec_lost", "container_gone", "agent_killed") if whose == "exec" else ("result", "container_gone")
     assert last(messages).split()[0] in kinds
 
 
