@@ -29,6 +29,10 @@ from container_runner.lines import LineSplitter, OversizedLine
 T = TypeVar("T")
 
 CHUNK: Final = 256 * 1024
+EARLY_LIMIT: Final = 16 * 1024**2
+"""How many bytes of stdout are taken before the gate opens. They must be taken: an engine carries stdout and stderr
+each on its own, so an agent's flood can overtake the line that opens the gate, and fill every pipe in front of it."""
+
 STDERR_TAIL: Final = 64 * 1024
 """How many bytes of stderr are kept, the newest."""
 
@@ -64,6 +68,7 @@ class Process:
         self._hold_stdin = hold_stdin
         self._splitter = LineSplitter(line_limit)
         self._gate: bytes | None = None
+        self._early = bytearray()
         self._exited_at: float | None = None
         self.stderr = bytearray()
         """The end of its stderr, `STDERR_TAIL` bytes at the least if there were as many."""
@@ -87,7 +92,7 @@ class Process:
         Args:
             stdin: what it gets on stdin, which then ends.
             hold_stdin: keep stdin open behind it, until `close_stdin`.
-            gate: how a line of stderr begins that must come before anything is read of stdout.
+            gate: how the line of stderr begins that `wait_for_gate` waits for.
             line_limit: see `LineSplitter`.
 
         Raises:
@@ -147,7 +152,9 @@ class Process:
         return "stdin" in self._fds
 
     async def wait_for_gate(self, timeout: float) -> bool:
-        """Wait for the line of stderr that opens stdout, and tell whether it came: False if stderr ended first.
+        """Wait for the gate's line of stderr, and tell whether it came: False if stderr ended first.
+
+        What comes on stdout meanwhile is for `read`, as if it had come afterwards.
 
         Raises:
             TimeoutError: neither happened within *timeout* seconds.
@@ -167,6 +174,11 @@ class Process:
         """
         await anyio.lowlevel.checkpoint()  # before anything is taken from a pipe, so that cancelling loses nothing
         deadline = None if timeout is None else anyio.current_time() + timeout
+        while self._early:
+            chunk = bytes(self._early[:CHUNK])
+            del self._early[:CHUNK]
+            if lines := self._splitter.push(chunk):
+                return lines
         while True:
             lines = self._pump()
             if lines:
@@ -221,8 +233,7 @@ class Process:
     def _watch(self) -> None:
         """Have the selector tell of the pipes, and of the process's end."""
         self._selector.register(self._fds["stderr"], selectors.EVENT_READ, "stderr")
-        if self._gate is None:
-            self._selector.register(self._fds["stdout"], selectors.EVENT_READ, "stdout")
+        self._selector.register(self._fds["stdout"], selectors.EVENT_READ, "stdout")
         if self._unsent:
             self._selector.register(self._fds["stdin"], selectors.EVENT_WRITE, "stdin")
         elif not self._hold_stdin:
@@ -266,13 +277,16 @@ class Process:
     def _pump(self) -> list[bytes | OversizedLine]:
         """Move what can be moved without waiting."""
         lines: list[bytes | OversizedLine] = []
+        is_early = self._gate is not None  # also if the gate opens in the middle: who waits for it takes no lines
         for key, _ in self._selector.select(0):
             if key.data == "stdout":
                 chunk = os.read(key.fd, CHUNK)
-                if chunk:
-                    lines += self._splitter.push(chunk)
-                else:
+                if not chunk:
                     self._close("stdout")
+                elif is_early:
+                    self._hold_early(chunk)
+                else:
+                    lines += self._splitter.push(chunk)
             elif key.data == "stderr":
                 self._take_stderr(os.read(key.fd, CHUNK))
             elif key.data == "stdin":
@@ -313,10 +327,17 @@ class Process:
         if len(self.stderr) > 2 * STDERR_TAIL:
             del self.stderr[:-STDERR_TAIL]
 
+    def _hold_early(self, chunk: bytes) -> None:
+        """Keep what came on stdout before the gate's line. If it is too much, the rest stays where it is for now."""
+        self._early += chunk
+        if self._gate is not None and len(self._early) >= EARLY_LIMIT:
+            self._selector.unregister(self._fds["stdout"])
+
     def _open_gate(self) -> None:
-        if self._gate is not None:
-            self._gate = None
-            self._selector.register(self._fds["stdout"], selectors.EVENT_READ, "stdout")
+        self._gate = None
+        stdout = self._fds.get("stdout")
+        if stdout is not None and stdout not in self._selector.get_map():
+            self._selector.register(stdout, selectors.EVENT_READ, "stdout")
 
 
 @attrs.frozen(kw_only=True)

@@ -324,7 +324,7 @@ async def test_what_a_grandchild_writes_within_the_grace_is_kept() -> None:
 GATE = b"OPEN "
 
 
-async def test_stdout_is_withheld_until_the_gates_line() -> None:
+async def test_what_comes_before_the_gates_line_is_read_after_it() -> None:
     process = await Process.start(
         sh(
             "echo one; echo noise >&2; sleep 0.2; printf 'OPEN 4' >&2; sleep 0.1; echo '2 7' >&2;echo two; echo err >&2"
@@ -336,6 +336,34 @@ async def test_stdout_is_withheld_until_the_gates_line() -> None:
     assert process.gate_line == b"OPEN 42 7"
     assert await rest_of(process) == [b"one", b"two"]
     assert bytes(process.stderr) == b"err\n"
+    await end(process)
+
+
+async def test_a_flood_on_stdout_that_overtakes_the_gates_line_is_taken_meanwhile() -> None:
+    """An engine's client writes both; it is stuck with the line in its hands until somebody takes the flood."""
+    process = await Process.start(
+        sh(f"head -c {4 * MB} /dev/zero; echo; echo next; echo OPEN 1 >&2; sleep 0.2; echo last"), gate=GATE
+    )
+
+    assert await process.wait_for_gate(30)
+    first, *others = await rest_of(process)
+    assert (len(first), others) == (4 * MB, [b"next", b"last"])
+    await end(process)
+
+
+async def test_a_flood_before_the_gates_line_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "EARLY_LIMIT", MB)
+    written = 3 * MB
+    process = await Process.start(
+        sh(f"(sleep 0.5; echo OPEN 1 >&2) & head -c {written} /dev/zero | tr '\\000' '\\n'; wait"), gate=GATE
+    )
+
+    with pytest.raises(TimeoutError):
+        await process.wait_for_gate(0.3)
+    held = len(process._early)
+    assert await process.wait_for_gate(30)
+    assert MB <= held == len(process._early) <= MB + process_module.CHUNK
+    assert await rest_of(process) == [b""] * written
     await end(process)
 
 
