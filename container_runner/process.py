@@ -33,6 +33,10 @@ EARLY_LIMIT: Final = 16 * 1024**2
 """How many bytes of stdout are taken before the gate opens. They must be taken: an engine carries stdout and stderr
 each on its own, so an agent's flood can overtake the line that opens the gate, and fill every pipe in front of it."""
 
+OUTPUT_LIMIT: Final = 64 * 1024**2
+"""How many bytes of a command's stdout are kept by `run`. Thousands of containers fit; a `sh` of a hostile image that
+never stops talking does not."""
+
 STDERR_TAIL: Final = 64 * 1024
 """How many bytes of stderr are kept, the newest."""
 
@@ -186,6 +190,16 @@ class Process:
             if "stdout" not in self._fds and "stderr" not in self._fds:
                 return self._splitter.flush()
             await self._wait_until(deadline)
+
+    async def read_all(self, limit: int) -> bytes:
+        """The rest of stdout. Lines that do not fit into *limit* bytes any more are read and dropped."""
+        kept = bytearray()
+        while lines := await self.read():
+            for line in lines:
+                if isinstance(line, bytes) and len(kept) + len(line) < limit:
+                    kept += line
+                    kept += b"\n"
+        return bytes(kept[:-1])
 
     async def wait(self, timeout: float | None = None) -> int:
         """Wait for its end, and return its exit code.
@@ -376,14 +390,12 @@ async def run(
         EngineTimeoutError: it took longer than *timeout* seconds.
         OSError: see `Process.start`.
     """
-    process = await Process.start(argv, env=env, cwd=cwd, stdin=stdin)
-    lines: list[bytes | OversizedLine] = []
-    deadline = anyio.current_time() + timeout
+    process = await Process.start(argv, env=env, cwd=cwd, stdin=stdin, line_limit=OUTPUT_LIMIT)
     patience = grace = TERM_GRACE if patience is None else patience
     try:
-        while batch := await process.read(max(0.0, deadline - anyio.current_time())):
-            lines += batch
-        returncode = await process.wait(max(0.0, deadline - anyio.current_time()))
+        with anyio.fail_after(timeout):  # around all of it: one that talks all the time never lets a read time out
+            stdout = await process.read_all(OUTPUT_LIMIT)
+            returncode = await process.wait()
     except TimeoutError:
         patience, grace = 0.0, TERM_GRACE
         msg = f"`{' '.join([Path(argv[0]).name, *argv[1:2]])}` took longer than {timeout:g} seconds."
@@ -393,11 +405,7 @@ async def run(
             await settle(lambda: _end(process, patience, grace))
         finally:
             process.close()
-    return Completed(
-        returncode=returncode,
-        stdout=b"\n".join(line for line in lines if isinstance(line, bytes)),
-        stderr=process.stderr.decode("utf-8", "replace"),
-    )
+    return Completed(returncode=returncode, stdout=stdout, stderr=process.stderr.decode("utf-8", "replace"))
 
 
 async def settle(clean_up: Callable[[], Awaitable[T]]) -> T:

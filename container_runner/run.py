@@ -26,13 +26,12 @@ from container_runner.errors import (
     NameTakenError,
     OutOfMemoryError,
 )
-from container_runner.lines import OversizedLine
 from container_runner.manager import CLEANUP_TIMEOUT, Container, ContainerManager
 from container_runner.messages import Message
 from container_runner.options import ExecuteOptions
 from container_runner.plan import Plan
 from container_runner.pool import Pool, Warm
-from container_runner.process import Completed, Process, settle
+from container_runner.process import STDERR_TAIL, Completed, Process, settle
 from container_runner.records import Recorder
 from container_runner.runtimes import CommandLineRuntime
 from container_runner.stream import MessageStream, killed, total_timeout
@@ -46,6 +45,13 @@ TRANSIENT: Final = (ContainerGoneError, EngineBusyError, NameTakenError)
 
 STOP_SLACK: Final = 5.0
 """Seconds beyond the grace period after which a client whose agent was stopped is given up."""
+
+LAST_WORDS: Final = 32 * 1024**2
+"""How many bytes of memory may go to what the agent says while it is being stopped, about. Nobody reads meanwhile, and
+one that floods until KILL comes would fill all there is."""
+
+MESSAGE_COST: Final = 256
+"""Bytes of memory that a message costs beside its text, about."""
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +132,7 @@ class Run:
         still there then, we reach in ourselves; at last the container goes.
 
         Returns:
-            What the agent still said on the way.
+            What the agent still said on the way, as far as `LAST_WORDS` go.
         """
         if not self._has_started:
             return []  # it is `finish` that ends a start
@@ -140,6 +146,7 @@ class Run:
     async def _stop(self) -> list[Message]:
         process = self._running
         said: list[Message] = []
+        size = 0
         process.close_stdin()
         for rung, timeout in (("lease", self._options.grace + STOP_SLACK), ("sweep", 2.0), ("container", STOP_SLACK)):
             if rung == "sweep" and self._plan.ephemeral:
@@ -150,7 +157,9 @@ class Run:
             try:
                 with anyio.fail_after(timeout):
                     while lines := await process.read():
-                        said += self._stream.parse(lines)
+                        if size < LAST_WORDS:
+                            said += self._stream.parse(lines)
+                            size += sum(MESSAGE_COST + len(line) for line in lines if isinstance(line, bytes))
                     await process.wait()
             except TimeoutError:
                 continue
@@ -330,11 +339,10 @@ class Run:
 
     async def _refusal(self, process: Process) -> ContainerRunnerError:
         """Why the agent was not started."""
-        lines: list[bytes | OversizedLine] = []
         try:
-            while batch := await process.read(STOP_SLACK):
-                lines += batch
-            exit_code = await process.wait(STOP_SLACK)
+            with anyio.fail_after(STOP_SLACK):
+                stdout = await process.read_all(2 * STDERR_TAIL)
+                exit_code = await process.wait()
         except TimeoutError:
             return EngineTimeoutError("The engine's client did not end, though the agent was not started.")
         report, stderr = self._report()
@@ -350,7 +358,6 @@ class Run:
         if report.refusal == "prompt-lost":
             self._is_spoiled = True  # an earlier run has filled what a persistent container keeps in memory
             return EngineBusyError("The container has no room for the prompt.", exit_code=exit_code, stderr=stderr)
-        stdout = b"\n".join(line for line in lines if isinstance(line, bytes))
         error = classify(Completed(returncode=exit_code, stdout=stdout, stderr=stderr), "exec")
         if type(error) is not EngineError:
             return error

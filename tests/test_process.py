@@ -347,6 +347,7 @@ async def test_a_flood_on_stdout_that_overtakes_the_gates_line_is_taken_meanwhil
 
     assert await process.wait_for_gate(30)
     first, *others = await rest_of(process)
+    assert isinstance(first, bytes)
     assert (len(first), others) == (4 * MB, [b"next", b"last"])
     await end(process)
 
@@ -464,6 +465,15 @@ async def test_run_counts_the_time_also_while_output_comes() -> None:
     with pytest.raises(EngineTimeoutError):
         await run(["yes", "talking"], timeout=0.3)
     assert time.monotonic() - started < 20
+
+
+async def test_run_keeps_what_fits_of_a_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "OUTPUT_LIMIT", MB)
+
+    done = await run(sh(f"yes | head -c {3 * MB}; head -c {3 * MB} /dev/zero; exit 3"), timeout=30)
+
+    assert done.stdout == b"\n".join([b"y"] * (MB // 2))
+    assert done.returncode == 3
 
 
 async def test_a_cancelled_run_waits_for_the_commands_own_end(tmp_path: Path) -> None:
