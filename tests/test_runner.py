@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pytest_subprocess import FakeProcess
 
 from container_runner import guest
+from container_runner import run as run_module
 from container_runner.argv import DOCKER, PODMAN, PODMAN_ROOTLESS
 from container_runner.config import ContainerConfig
 from container_runner.engine import Engine
@@ -574,3 +575,24 @@ async def test_a_start_that_takes_too_long_says_so(
     error = await failure(runner(tmp_path))
 
     assert (error.kind, error.message) == ("engine_timeout", "The agent had not started after 60 seconds.")
+
+
+async def test_a_shell_that_floods_instead_of_starting_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "STOP_SLACK", 0.5)
+    engine = tmp_path / "docker"
+    engine.write_text(f"""\
+#!/bin/sh
+case $1 in
+  --version) echo "Docker version 28.2.2, build e6534b4" ;;
+  run) echo {"f" * 64} ;;
+  exec) exec 2>&-; exec yes No such container ;;
+esac
+""")
+    engine.chmod(0o755)
+
+    error = await failure(runner(tmp_path, engine=str(engine)))
+
+    assert error.kind == "engine_timeout"
+    assert "did not end" in error.message

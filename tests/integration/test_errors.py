@@ -10,8 +10,10 @@ from typing import Any
 import anyio
 import pytest
 
-from container_runner import ClaudeRuntime, CommandRuntime, Runtime
+from container_runner import ClaudeRuntime, CommandRuntime, ErrorMessage, Runtime
+from container_runner import run as run_module
 from container_runner.errors import EngineNotFoundError
+from container_runner.process import CHUNK
 from tests.integration.runs import (
     ON_DOCKER,
     ON_ROOTFUL,
@@ -24,6 +26,7 @@ from tests.integration.runs import (
     said,
 )
 
+MIB = 1024**2
 ANOTHER_RUN = "0" * 32
 
 
@@ -172,6 +175,25 @@ def test_the_clocks_end_a_run(box: Box, prompt: str, fields: dict[str, Any], kin
     assert error is not None
     assert (error.kind, error.stop) == (kind, stop)
     assert time.monotonic() - began < 20
+    assert box.containers() == []
+
+
+@ON_ROOTFUL
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_an_agent_that_floods_while_it_is_stopped_fills_no_memory(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "LAST_WORDS", MIB)
+    flood = shell("trap '' TERM; echo first; sleep 2; exec yes")
+
+    async with messages_of(box.runner(flood), box.options("go", timeout=1, grace=3)) as messages:
+        got = [message async for message in messages]
+
+    *lines, error = got
+    assert isinstance(error, ErrorMessage)
+    assert (error.kind, error.stop) == ("total_timeout", "kill")
+    # The portion that goes over the limit is kept whole.
+    assert MIB / (run_module.MESSAGE_COST + 1) < len(lines) < 2 * CHUNK
     assert box.containers() == []
 
 
