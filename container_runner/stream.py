@@ -34,6 +34,10 @@ T = TypeVar("T")
 CHECK_INTERVAL = 30.0
 """Seconds of silence after which it is checked that somebody is still there."""
 
+LAST_WAIT = 5.0
+"""Seconds that the engine's client still has when the check finds its agent gone. An agent that ends just while it is
+checked has said its last words, and they are on their way."""
+
 PORTION = 32
 """How many lines are made into messages at a time. The messages of a whole chunk, alive together, would wake the
 garbage collector each time, for nothing: reading a stream cost up to twice as much."""
@@ -138,17 +142,23 @@ class MessageStream:
 
     async def _under_clocks(self, step: Callable[[float], Awaitable[T]]) -> T:
         """Wait for *step*, which takes a timeout in seconds, until the first clock runs out."""
+        gone: ContainerRunnerError | None = None
         while True:
             ends_at, error = self._next_end()
             wait = max(0.0, ends_at - anyio.current_time())
             try:
-                return await step(min(wait, CHECK_INTERVAL))
+                return await step(min(wait, LAST_WAIT if gone else CHECK_INTERVAL))
             except TimeoutError:
+                if gone:
+                    raise gone from None
                 if wait <= CHECK_INTERVAL:
                     raise error from None
             if self._check is not None:
-                with anyio.move_on_at(ends_at):  # the engine may be slow to answer
-                    await self._check()
+                try:
+                    with anyio.move_on_at(ends_at):  # the engine may be slow to answer
+                        await self._check()
+                except ContainerRunnerError as found:
+                    gone = found
 
     def _next_end(self) -> tuple[float, AgentError]:
         """The clock that runs out first, and what to say then."""

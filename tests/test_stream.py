@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,6 +16,7 @@ from container_runner import stream as stream_module
 from container_runner.errors import (
     AgentError,
     ContainerGoneError,
+    ExecLostError,
     IdleTimeoutError,
     ResultTimeoutError,
     TotalTimeoutError,
@@ -229,6 +231,7 @@ async def test_a_silent_agent_is_looked_at_and_goes_on(monkeypatch: pytest.Monke
 
 async def test_what_the_look_finds_ends_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(stream_module, "LAST_WAIT", 0.1)
 
     async def check() -> None:
         raise ContainerGoneError("gone")
@@ -236,6 +239,21 @@ async def test_what_the_look_finds_ends_the_stream(monkeypatch: pytest.MonkeyPat
     async with Reader("sleep 1000", options(), check=check) as stream:
         with pytest.raises(ContainerGoneError):
             await stream.read()
+
+
+async def test_an_agent_that_ends_while_it_is_looked_after_has_not_lost_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.05)
+
+    async def check() -> None:
+        (tmp_path / "go").touch()  # the agent, which has ended meanwhile
+        raise ExecLostError("gone")
+
+    said = f"until [ -e '{tmp_path}/go' ]; do sleep 0.01; done; sleep 0.2; echo last; echo words"
+    async with Reader(said, options(), check=check) as stream:
+        assert [message.to_dict()["text"] for message in await all_of(stream)] == ["last", "words"]
+        assert await stream.wait() == 0
 
 
 async def test_a_clock_is_kept_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
