@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from container_runner import AssistantMessage, CommandRuntime, OversizedLine
+from container_runner import stream as stream_module
 from tests.integration.runs import ON_DOCKER, ON_ROOTFUL, Box, error_of, lines_of, messages_of, said
 
 MIB = 1024**2
@@ -105,6 +106,16 @@ def test_bytes_arrive_as_they_were_written(box: Box) -> None:
     octal = "".join(f"\\0{byte:03o}" for byte in written)
 
     assert lines_of(box.run("go", CommandRuntime(["printf", "%b", octal]))) == wanted
+
+
+@ON_ROOTFUL
+def test_the_last_words_come_also_if_we_look_after_the_agent_just_then(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.3)
+
+    for tenths in range(3, 9):
+        assert lines_of(box.run("go", shell(f"sleep 0.{tenths}; echo last words"))) == [b"last words"]
 
 
 @ON_ROOTFUL
