@@ -22,6 +22,7 @@ from container_runner.laws import (
     NOT_SHOWN,
     boolean,
     each,
+    instead,
     is_address,
     is_line,
     is_name,
@@ -84,17 +85,9 @@ def _structured(kind: type[_C], table: Mapping[Any, Any]) -> _C:
     try:
         return converter.structure(table, kind)
     except cattrs.ForbiddenExtraKeysError as error:
-        import difflib
-
         key = next((key for key in table if key in error.extra_fields), None)
         name = key if isinstance(key, str) and key.isidentifier() else "a key"
-        guess = difflib.get_close_matches(name, fields, n=1)
-        allowed = f"the keys are {', '.join(fields)}"
-        if guess:
-            allowed = (
-                f"perhaps {guess[0]}; {'`container-runner config` lists all keys' if len(fields) > 9 else allowed}"
-            )
-        refuse(name, NOT_SHOWN, allowed)  # it may well be `api_key`
+        refuse(name, NOT_SHOWN, instead(name, fields))  # it may well be `api_key`
     except KeyError:
         name = next(name for name in fields if fields[name].default is attrs.NOTHING and name not in table)
         refuse(name, None, "a value; this key is required")

@@ -9,7 +9,6 @@ each of its values is held against what the others have decided, and one that wo
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import re
@@ -24,7 +23,7 @@ import attrs
 from container_runner import guest
 from container_runner.config import ContainerConfig, RecordLimits
 from container_runner.errors import ConfigError
-from container_runner.laws import NOT_SHOWN, refuse
+from container_runner.laws import NOT_SHOWN, instead, refuse
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.protect import LONGEST, WORKSPACE_FILE, read_regular
 from container_runner.values import GIB, MIB, Mount, Tmpfs, parse_duration, parse_size
@@ -412,12 +411,7 @@ def _unknown(key: str, known: Iterable[str], prefix: str = "") -> str:
         return f"{ELSEWHERE[snake]} ({_spelled(key)} is another tool's name for it)"
     if snake != key and snake in known:
         return f"{snake}, as it is called here"
-    guess = difflib.get_close_matches(snake, list(known), n=1)
-    if guess and prefix:
-        return f"perhaps {prefix}{guess[0].upper()}; `container-runner config` lists all keys"
-    if guess and guess[0] in FIELDS:
-        return f"perhaps {guess[0]}; `container-runner config` lists all keys"
-    return f"{f'perhaps {guess[0]}; ' if guess else ''}the keys are {', '.join(known)}"
+    return instead(snake, known, spell=(lambda name: f"{prefix}{name.upper()}") if prefix else str)
 
 
 # The workspace's file

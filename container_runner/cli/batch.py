@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 import time
 import tomllib
@@ -24,7 +23,7 @@ from container_runner.cli.text import clean, duration, job_line, line, taken
 from container_runner.cli.view import View, left_by, take_any_script, wants_live, watched
 from container_runner.config import ContainerConfig
 from container_runner.errors import ConfigError, EngineError, error_class
-from container_runner.laws import NOT_SHOWN
+from container_runner.laws import NOT_SHOWN, instead
 from container_runner.messages import Message
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.runner import ContainerRunner
@@ -230,9 +229,7 @@ def _refuse_key(key: str, known: tuple[str, ...], source: str | None = None) -> 
     if key in {field.name for field in attrs.fields(ContainerConfig)}:
         allowed = f"a flag, as --{key.replace('_', '-')}: the box is given for all jobs"
         raise ConfigError(key, NOT_SHOWN, allowed, source=source)
-    guess = difflib.get_close_matches(key, known, n=1)
-    where = "`container-runner batch --help` tells of the others"
-    allowed = f"perhaps {guess[0]}; {where}" if guess else f"the keys are {', '.join(known)}"
+    allowed = instead(key, known, listed="`container-runner batch --help` tells of the others")
     raise ConfigError(clean(key), NOT_SHOWN, allowed, source=source)
 
 
