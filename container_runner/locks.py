@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -37,8 +37,9 @@ class LockFile:
         while True:
             try:
                 self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                # O_NOFOLLOW: a symlink in the state folder leads nowhere else.
-                fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                with self._folder() as folder:
+                    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                    fd = os.open(self.path.name, flags, 0o600, dir_fd=folder)
             except OSError as error:
                 raise StateError(f"The lock {self.path} can not be made: {error.strerror}.") from None
             try:
@@ -100,9 +101,19 @@ class LockFile:
         """Let go of the lock if we hold it, and *remove* its file with it."""
         if self._fd is not None:
             if remove:
-                self.path.unlink(missing_ok=True)
+                with suppress(FileNotFoundError, NotADirectoryError), self._folder() as folder:
+                    os.unlink(self.path.name, dir_fd=folder)
             os.close(self._fd)
             self._fd = None
+
+    @contextmanager
+    def _folder(self) -> Iterator[int]:
+        """The folder of the file. Neither of them may be a symlink: one in the state folder leads nowhere else."""
+        fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     @asynccontextmanager
     async def held(self, timeout: float = LOCK_TIMEOUT) -> AsyncIterator[None]:

@@ -188,8 +188,9 @@ def prepare_sessions(state: Path, agent: str, user: User) -> bool:
                     raise ConfigError("state_dir", str(path), "a folder; a symlink could lead anywhere") from None
             else:
                 is_new = True
-                if path == folder and os.getuid() == 0:
-                    os.chown(folder, user.uid, user.gid)
+            # Also of one that was there: a start may have been killed between the two calls.
+            if path == folder and os.getuid() == 0 and path.lstat().st_uid == 0:
+                os.chown(folder, user.uid, user.gid, follow_symlinks=False)
     except OSError as error:
         raise StateError(f"The sessions folder {folder} can not be made: {error.strerror}.") from None
     return is_new

@@ -377,9 +377,14 @@ class Run:
             info = await self._info()
         except EngineError as error:
             return error
-        if info is not None and info.oom_killed:
+        is_running = info is not None and info.is_running
+        # A persistent container remembers what was killed in an earlier run.
+        if info is not None and info.oom_killed and (self._plan.ephemeral or not is_running):
             return OutOfMemoryError("The container ran out of memory.", exit_code=exit_code, stderr=stderr)
-        if info is not None and info.is_running:
+        if exit_code <= 0:  # no wrapper ends like this: a signal ended the client, or told it to go, and then it says 0
+            message = "The engine's client was ended before the agent was."
+            return ExecLostError(message, exit_code=exit_code, stderr=stderr)
+        if is_running:
             message = "Our wrapper around the agent was killed inside the container."
             return AgentKilledError(message, signal=9, exit_code=exit_code, stderr=stderr)
         return ContainerGoneError("The container ended while the agent ran.", exit_code=exit_code, stderr=stderr)

@@ -125,9 +125,10 @@ def test_a_lock_whose_file_was_removed_is_taken_anew(path: Path, monkeypatch: py
 
     def open_and_lose(*arguments: object, **others: object) -> int:
         fd = real_open(*arguments, **others)  # type: ignore[arg-type]  # passed on as it came
-        if not opened:
-            path.unlink()
-        opened.append(fd)
+        if "dir_fd" in others:  # the file, and not its folder
+            if not opened:
+                path.unlink()
+            opened.append(fd)
         return fd
 
     lock = LockFile(path)
@@ -149,6 +150,23 @@ def test_a_link_is_not_followed(path: Path, tmp_path: Path) -> None:
     with pytest.raises(StateError):
         LockFile(path).try_acquire()
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_link_in_the_place_of_the_folder_is_not_followed(path: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    lock = LockFile(path)
+    assert lock.try_acquire()
+    path.parent.rename(tmp_path / "before")
+    (elsewhere / path.name).touch()
+    path.parent.symlink_to(elsewhere)
+
+    lock.release(remove=True)
+    assert (elsewhere / path.name).exists()
+    (elsewhere / path.name).unlink()
+    with pytest.raises(StateError):
+        LockFile(path).try_acquire()
+    assert not list(elsewhere.iterdir())
 
 
 def test_a_folder_that_can_not_be_made_is_a_state_error(tmp_path: Path) -> None:

@@ -250,6 +250,16 @@ def test_a_sessions_folder_is_private(tmp_path: Path) -> None:
     assert (tmp_path / "deep/state/sessions/bot").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root makes folders for another user")
+def test_a_sessions_folder_that_a_killed_start_has_left_still_gets_its_owner(tmp_path: Path) -> None:
+    folder = tmp_path / "state/sessions/bot"
+    folder.mkdir(parents=True, mode=0o700)
+
+    assert not prepare_sessions(tmp_path / "state", "bot", User(1234, 1235))
+
+    assert (folder.stat().st_uid, folder.stat().st_gid) == (1234, 1235)
+
+
 @pytest.mark.parametrize("name", ["sessions", "sessions/bot"])
 def test_a_link_in_the_place_of_sessions_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "state/sessions").mkdir(parents=True)
