@@ -100,7 +100,8 @@ class Scene:
     token: str = attrs.field(factory=lambda: f"fault-{secrets.token_hex(4)}")
     """The agent's name. It is in the name of every container, and in every process's environment."""
 
-    _before: frozenset[int] = attrs.field(default=frozenset(), repr=False)
+    _before: set[int] = attrs.field(factory=set, repr=False)
+    _resources: dict[str, int] = attrs.field(factory=lambda: resources(), repr=False)
     _zombies: frozenset[int] = attrs.field(factory=lambda: frozenset(_zombie_children()), repr=False)
     _victims: list[Victim] = attrs.field(factory=list, repr=False)
 
@@ -113,7 +114,7 @@ class Scene:
         for name in ("project", "tmp"):
             (folder / name).mkdir()
             os.chown(folder / name, *engine.owner)
-        scene = cls(engine=engine, table=table, folder=folder, before=frozenset(_engine_processes(engine)))
+        scene = cls(engine=engine, table=table, folder=folder, before=set(_engine_processes(engine)))
         try:
             yield scene
         finally:
@@ -125,6 +126,11 @@ class Scene:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, 9)
             shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def loop(self) -> str:
+        """The event loop of what is not run on both: one on Docker, the other on Podman."""
+        return "asyncio" if self.engine.name == "docker" else "trio"
 
     @property
     def workspace(self) -> Path:
@@ -152,7 +158,7 @@ class Scene:
     def options(self, prompt: str, **more: Any) -> ExecuteOptions:
         return ExecuteOptions(prompt=prompt, agent=Agent(name=self.token, workspace=self.workspace), **more)
 
-    def victim(self, prompt: str, *, backend: str = "asyncio", engine: str = "", **more: Any) -> Victim:
+    def victim(self, prompt: str, *, backend: str = "", engine: str = "", **more: Any) -> Victim:
         """A process that runs one agent, for being killed. See victim.py for what else can be said."""
         fields = self.fields(**more.pop("config", {}))
         if engine:
@@ -163,7 +169,7 @@ class Scene:
             "workspace": str(self.workspace),
             "state": str(self.state),
             "prompt": prompt,
-            "backend": backend,
+            "backend": backend or self.loop,
             **more,
         }
         self._victims.append(Victim(json.dumps(order), folder=self.folder))
@@ -198,9 +204,13 @@ class Scene:
         children = [(pid, _command(pid)) for pid in _children(os.getpid())]
         return [pid for pid, line in children if verb.encode() in line.split(b"\0") and self.token.encode() in line]
 
+    def spare(self) -> None:
+        """Count nothing of the engine's that is there now: a test has started it."""
+        self._before.update(_engine_processes(self.engine))
+
     def left(self, *, keep: Collection[str] = ()) -> list[str]:
         """What is there of this scene. Of the containers *keep*, only what runs of agents left in them counts."""
-        processes = self.agents() if keep else self.processes()
+        processes = self._beside(keep) if keep else self.processes()
         left = [f"process {pid}: {line[:200]}" for pid, line in processes.items()]
         if left:
             return left  # asking the engine is slow
@@ -211,7 +221,19 @@ class Scene:
         if not keep:
             left += [f"lock {path.name}" for path in self.state.glob("locks/container.*")]
         left += [f"zombie child {pid}" for pid in _zombie_children() if pid not in self._zombies]
+        for name, now in resources().items():
+            if now > self._resources[name]:
+                left.append(f"{now - self._resources[name]} {name} more than before")
         return left
+
+    def _beside(self, keep: Collection[str]) -> dict[int, str]:
+        """The processes of runs, and of the engine's those that are not the kept containers' own."""
+        engines = {
+            pid: line
+            for pid, line in _engine_processes(self.engine).items()
+            if pid not in self._before and ("--exec-attach" in line or not any(name in line for name in keep))
+        }
+        return self.agents() | engines
 
     def settle(
         self,
@@ -219,7 +241,7 @@ class Scene:
         saw: str,
         *,
         since: float,
-        backend: str = "asyncio",
+        backend: str = "",
         keep: Collection[str] = (),
         also: Callable[[], list[str]] = list,
         tries: int = 1,
@@ -234,7 +256,7 @@ class Scene:
         row = Row(
             fault=fault,
             engine=self.engine.name,
-            backend=backend,
+            backend=backend or self.loop,
             saw=saw,
             left=len(left),
             seconds=max(0.0, seconds),

@@ -27,7 +27,7 @@ def is_tool_use(message: Message) -> bool:
 
 
 @pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
-@pytest.mark.parametrize("how", ["cancel", "timeout", "SIGKILL of us"])
+@pytest.mark.parametrize("how", ["cancel", "timeout", "SIGKILL of us alone", "SIGKILL of our whole tree"])
 def test_claude_is_stopped(
     scene: Scene, claude_image: str, ephemeral: bool, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,7 +42,7 @@ def test_claude_is_stopped(
         assert any("tail -f" in line for line in scene.agents().values())
         since = victim.kill(tree=how.endswith("tree"))
     else:
-        messages, since = anyio.run(stopped, scene, fields, how)
+        messages, since = anyio.run(stopped, scene, fields, how, backend=scene.loop)
         keep = [] if ephemeral else scene.containers()
         saw = last(messages) if how == "timeout" else "cancelled"
         assert any(map(is_tool_use, messages))
@@ -60,8 +60,10 @@ async def stopped(scene: Scene, fields: dict[str, object], how: str) -> tuple[li
         async with contextlib.aclosing(runner.execute(scene.options(AT_WORK, timeout=timeout))) as stream:
             async for message in stream:
                 messages.append(message)
-                if how == "cancel" and is_tool_use(message):
+                if is_tool_use(message):
                     await anyio.sleep(1)  # the tool's process starts
-                    since = time.monotonic()
-                    scope.cancel()
+                    assert any("tail -f" in line for line in scene.agents().values())
+                    if how == "cancel":
+                        since = time.monotonic()
+                        scope.cancel()
     return messages, since

@@ -123,7 +123,7 @@ def test_asyncios_own_cancel(scene: Scene, times: int) -> None:
     with nothing_grows() as grown:
         since = asyncio.run(main())
         what = "asyncio's Task.cancel()" + (f", {times} times" if times > 1 else "")
-        scene.settle(what, "CancelledError", since=since, also=grown)
+        scene.settle(what, "CancelledError", since=since, backend="asyncio", also=grown)
 
 
 @pytest.mark.parametrize("delay", [0.1, 0.3, 0.6])
@@ -141,11 +141,13 @@ def test_asyncios_own_cancel_while_it_starts(scene: Scene, delay: float) -> None
             await asyncio.sleep(0.02)
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert len(asyncio.all_tasks()) == 1
         return since
 
     with nothing_grows() as grown:
         since = asyncio.run(main())
-        scene.settle("asyncio's Task.cancel() 3 times at the start", "CancelledError", since=since, also=grown)
+        what = "asyncio's Task.cancel() 3 times at the start"
+        scene.settle(what, "CancelledError", since=since, backend="asyncio", also=grown)
 
 
 @pytest.mark.parametrize("prompt", [TOOLS_AT_WORK, "ignore-term"], ids=["obedient", "stubborn"])
@@ -175,7 +177,7 @@ def test_ctrl_c(scene: Scene, signals: int, prompt: str) -> None:
             time.sleep(0.2)
         exit_code = process.wait(30)
     what = ("Ctrl-C", "Ctrl-C twice")[signals - 1] + (", TERM ignored" if prompt == "ignore-term" else "")
-    scene.settle(what, f"exit code {exit_code}", since=since)
+    scene.settle(what, f"exit code {exit_code}", since=since, backend="asyncio")
     assert exit_code == 130
 
 
@@ -223,4 +225,4 @@ def run(scene: Scene, prompt: str, *, state: Path | None = None, **fields: Any) 
         runner.state_dir = state or runner.state_dir
         return [message async for message in runner.execute(scene.options(prompt))]
 
-    return anyio.run(main)
+    return anyio.run(main, backend=scene.loop)

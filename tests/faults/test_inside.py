@@ -38,7 +38,7 @@ def run_for(
     prompt: str = "",
     *,
     runtime: CommandLineRuntime | None = None,
-    backend: str = "asyncio",
+    backend: str = "",
     ephemeral: bool = True,
     meanwhile: Callable[[], object] | None = None,
     grace: int = 3,
@@ -59,7 +59,7 @@ def run_for(
                     await anyio.to_thread.run_sync(meanwhile)
         return messages
 
-    messages = anyio.run(main, backend=backend)
+    messages = anyio.run(main, backend=backend or scene.loop)
     now = time.monotonic()
     return messages, min(now, since + seconds) if seconds else now
 
@@ -67,7 +67,7 @@ def run_for(
 @pytest.mark.parametrize("engine", on(*NAMES), indirect=True)
 @pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
 def test_an_agent_that_ignores_term_with_children_elsewhere(scene: Scene, ephemeral: bool) -> None:
-    messages, since = run_for(scene, 1.5, runtime=CommandRuntime(["sh", "-c", STUBBORN]), ephemeral=ephemeral)
+    messages, since = run_for(scene, 3, runtime=CommandRuntime(["sh", "-c", STUBBORN]), ephemeral=ephemeral)
     keep = [] if ephemeral else scene.containers()
     kind = "ephemeral" if ephemeral else "persistent"
     scene.settle(
@@ -110,7 +110,7 @@ while :; do sleep 1000; done
 @pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
 def test_the_agent_stops_our_watchdog(scene: Scene, ephemeral: bool) -> None:
     runtime = CommandRuntime(["sh", "-c", STOP_THE_WATCHDOG])
-    messages, since = run_for(scene, 1.5, runtime=runtime, ephemeral=ephemeral, grace=0)
+    messages, since = run_for(scene, 3, runtime=runtime, ephemeral=ephemeral, grace=0)
     keep = [] if ephemeral else scene.containers()
     kind = "ephemeral" if ephemeral else "persistent"
     scene.settle(f"SIGSTOP of our watchdog, then a timeout ({kind})", last(messages), since=since, keep=keep)
@@ -123,7 +123,7 @@ FORK_BOMB = "trap '' TERM; bomb() { bomb | bomb & sleep 1000; }; bomb & exec tai
 @pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
 def test_a_fork_bomb_at_the_limit_that_ignores_term(scene: Scene, ephemeral: bool) -> None:
     runtime = CommandRuntime(["sh", "-c", FORK_BOMB])
-    messages, since = run_for(scene, 2, runtime=runtime, ephemeral=ephemeral, pids_limit=64)
+    messages, since = run_for(scene, 3, runtime=runtime, ephemeral=ephemeral, pids_limit=64)
     keep = scene.containers() if not ephemeral else []
     kind = "ephemeral" if ephemeral else "persistent"
     scene.settle(f"fork bomb at the pids limit, then a timeout ({kind})", last(messages), since=since, keep=keep)
@@ -170,7 +170,7 @@ def cut_down(scene: Scene, *tools: str) -> str:
 def test_an_image_without_kill_ps_and_setsid(scene: Scene, ephemeral: bool) -> None:
     image = cut_down(scene, "sh", *CUT_DOWN)
     runtime = CommandRuntime(["sh", "-c", "trap '' TERM; sleep 1001 & sleep 1002; sleep 1003"])
-    messages, since = run_for(scene, 1.5, runtime=runtime, ephemeral=ephemeral, image=image)
+    messages, since = run_for(scene, 3, runtime=runtime, ephemeral=ephemeral, image=image)
     keep = [] if ephemeral else scene.containers()
     scene.settle("timeout in an image without kill, ps and setsid", last(messages), since=since, keep=keep)
     assert last(messages) == "total_timeout (kill)"

@@ -28,7 +28,7 @@ PROMPT = "setsid-sleep 1001\nsh sleep 1002"
 
 
 def struck(
-    scene: Scene, strike: Callable[[str], object], *, backend: str = "asyncio", prompt: str = PROMPT, **fields: Any
+    scene: Scene, strike: Callable[[str], object], *, backend: str = "", prompt: str = PROMPT, **fields: Any
 ) -> tuple[list[Message], float]:
     """The messages of a run whose container is given to *strike* after the first one, and when that was."""
     since = 0.0
@@ -46,7 +46,7 @@ def struck(
                     strike(container)
         return messages
 
-    messages = anyio.run(main, backend=backend)
+    messages = anyio.run(main, backend=backend or scene.loop)
     return messages, since
 
 
@@ -81,7 +81,7 @@ def test_the_container_is_paused(scene: Scene) -> None:
                     since = time.monotonic()
         return messages, since
 
-    messages, since = anyio.run(main)
+    messages, since = anyio.run(main, backend=scene.loop)
     scene.settle("the container is paused, then a timeout", last(messages), since=since + 2)
     assert last(messages) == "total_timeout (container)"
 
@@ -104,17 +104,19 @@ def test_conmon_is_killed(scene: Scene, whose: str, monkeypatch: pytest.MonkeyPa
 
     The container's own conmon is not needed by an agent that is at work; the container goes all the same.
     """
-    if whose == "exec":  # nobody hangs without the container's, and a busy machine's client may take a second to end
+    is_exec = whose == "exec"
+    if is_exec:  # nobody hangs without the container's, and a busy machine's client may take a second to end
         monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 1.0)
 
-    def strike(container: str) -> None:
-        for pid, line in scene.processes().items():
-            if "conmon" in line.split()[0] and ("--exec-attach" in line) == (whose == "exec"):
-                os.kill(pid, signal.SIGKILL)
+    def strike(_: str) -> None:
+        found = scene.processes().items()
+        monitors = [pid for pid, line in found if "conmon" in line.split()[0] and ("--exec-attach" in line) == is_exec]
+        (pid,) = monitors
+        os.kill(pid, signal.SIGKILL)
 
     messages, since = struck(scene, strike, prompt="setsid-sleep 1001\nsh sleep 3")
     scene.settle(f"SIGKILL of the {whose}'s conmon", last(messages), since=since)
-    kinds = ("exec_lost", "container_gone", "agent_killed") if whose == "exec" else ("result", "container_gone")
+    kinds = ("exec_lost", "container_gone", "agent_killed") if is_exec else ("result", "container_gone")
     assert last(messages).split()[0] in kinds
 
 
@@ -168,7 +170,7 @@ def test_the_daemon_is_stopped(private_docker: Callable[[], RealEngine], monkeyp
 
         began = time.monotonic()
         try:
-            messages = anyio.run(main)
+            messages = anyio.run(main, backend=scene.loop)
         finally:
             took = time.monotonic() - began
             os.kill(engine.daemon_pid, signal.SIGCONT)
