@@ -7,6 +7,8 @@ import re
 import shlex
 import string
 import time
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -199,12 +201,6 @@ def test_a_workspace_that_is_refused_is_refused_when_execute_is_called(tmp_path:
 
 # No word of ours can be turned into another flag
 
-OURS = re.compile(
-    r"--(detach|rm|interactive|read-only|no-healthcheck|http-proxy=false|read-only-tmpfs=false|userns=keep-id)"
-    r"|--(name|label|pull|entrypoint|user|workdir|cap-drop|security-opt|ipc|log-driver|network|memory|memory-swap"
-    r"|cpu-shares|cpus|cpu-period|cpu-quota|pids-limit|ulimit|shm-size|gpus|device|add-host|publish|tmpfs|mount|env)=.*",
-    re.DOTALL,
-)
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)
 WORD = TEXT | st.sampled_from(["--privileged", "-v=/:/x", "--", "-", "--user=0", "--mount=x"])
 NAME = WORD | st.text(string.ascii_letters + "_-=.:", min_size=1, max_size=10)
@@ -246,6 +242,26 @@ AGENTS = st.fixed_dictionaries(
 )
 
 
+def flags(command: Sequence[str]) -> Sequence[str]:
+    """The engine's own flags, each of which is one word."""
+    return command[2 : command.index("--")]
+
+
+def shape(command: Sequence[str]) -> Counter[str]:
+    """How often each flag is there."""
+    return Counter(word.partition("=")[0] for word in flags(command))
+
+
+def values(command: Sequence[str], flag: str) -> list[str]:
+    return [word.removeprefix(f"{flag}=") for word in flags(command) if word.startswith(f"{flag}=")]
+
+
+def fixed(command: Sequence[str], *others: str) -> list[str]:
+    """The flags that nothing of what is varied here may change, with their values."""
+    varied = {*others, "--name", "--user", "--network", "--memory", "--memory-swap"}
+    return [word for word in flags(command) if word.partition("=")[0] not in varied]
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
 @given(
     engine=st.sampled_from(ENGINES), prompt=WORD, config=CONFIGS, agent=AGENTS, resume=st.none() | hostile("abc-def")
@@ -259,10 +275,20 @@ def test_whatever_is_given_is_refused_or_changes_no_flag(
     except ConfigError:
         return
 
-    for command in (plan.run, plan.exec):
-        before = command[2 : command.index("--")]
-        assert all(OURS.fullmatch(word) for word in before)
-        assert not [word for word in command if "\0" in word]
+    plain = runner(tmp_path).plan(options(), engine=engine)
+    asked = {"--label": "labels", "--add-host": "add_host", "--device": "devices", "--ulimit": "ulimits",
+             "--mount": "volumes", "--tmpfs": "tmpfs", "--publish": "ports"}  # fmt: skip
+    assert shape(plan.run) == shape(plain.run) + Counter({flag: len(config[key]) for flag, key in asked.items()})
+    assert shape(plan.exec) == shape(plain.exec) + Counter({"--env": len(config["env"])})
+    assert fixed(plan.run, *asked) == fixed(plain.run, *asked)
+    assert fixed(plan.exec, "--env") == fixed(plain.exec, "--env")
+    assert values(plan.run, "--network") == [config["network"]]
+    assert values(plan.exec, "--user") == [config["user"]]
+    assert values(plan.run, "--user") == ["65534:65534"]
+    assert {f"{key}={value}" for key, value in config["labels"].items()} <= {*values(plan.run, "--label")}
+    assert {*config["env"]} <= {value.partition("=")[0] for value in values(plan.exec, "--env")}
+    assert not [word for command in (plan.run, plan.exec) for word in command if "\0" in word]
+    assert [word for word in plan.exec if word.startswith("--resume")] == ([f"--resume={resume}"] if resume else [])
     assert plan.run[plan.run.index("--") + 1] == config["image"]
     assert plan.exec[plan.exec.index("--") + 1] == plan.container
     assert plan.stdin == prompt.encode()
