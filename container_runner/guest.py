@@ -213,6 +213,8 @@ cr_sweep 2>/dev/null || cr_say left
 cr_oom
 [ "$oom" -le "$before" ] || cr_say oom "$((oom - before))"
 cr_say ended "$code"
+printf '\\ncontainer-runner: ended %s %s\\n' "$run" "$code"
+while read -r line <&3; do :; done
 exit "$code"
 """
 """The wrapper around every agent: `sh -c EXEC sh RUN MODE SIZE GRACE COMMAND...`.
@@ -224,6 +226,9 @@ exit code is the agent's own. A refusal stays for a moment, because podman's cli
 once has written. The prompt is read to its end first: an agent must not begin with half of it because the host died in
 the middle. An exec'd process leads its own process group, so `-$$` is that group, and `kill -TERM -$$` is the one
 spelling that every shell takes.
+
+The last line goes to stdout, behind all that the agent said, and then the wrapper waits for the lease to end: docker
+throws away what has not been fetched two seconds after an exec's end, so it must not end before the host has read all.
 
 The sweep ends what carries our mark, and orphans that carry none as long as no other run is alive. What another exec
 started has no parent in here and is nobody's orphan. The wrapper's own group can not be ended from inside, so if the
@@ -354,6 +359,11 @@ _REFUSALS = ("missing", "no-command", "not-executable", "prompt-lost")
 
 def _number(words: Sequence[str]) -> int | None:
     return int(words[0]) if len(words) == 1 and re.fullmatch("[0-9]{1,9}", words[0]) else None
+
+
+def ended_line(run: str) -> bytes:
+    """How the last line of stdout begins. What comes before it is all that the agent said."""
+    return f"container-runner: ended {run} ".encode()
 
 
 def started_line(run: str) -> bytes:

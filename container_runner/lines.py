@@ -55,8 +55,7 @@ class LineSplitter:
         if limit is not None and limit < 1:
             allowed = "a number of bytes from 1, or None for lines of any length"
             raise ConfigError(field="limit", value=limit, allowed=allowed)
-        self._limit = sys.maxsize if limit is None else limit
-        self._head_size = min(self._limit, HEAD_SIZE)
+        self.limit = sys.maxsize if limit is None else limit
         # The line that has not ended yet: all of it, or its head once it is over the limit.
         # A bytearray grows in place, so a long line in many chunks costs linear time.
         self._held = bytearray()
@@ -70,7 +69,7 @@ class LineSplitter:
             return []
         *whole, last = rest
         lines = [self._take()]
-        if b"\r" in chunk or len(chunk) > self._limit:
+        if b"\r" in chunk or len(chunk) > self.limit:
             for line in whole:
                 self._hold(line)
                 lines.append(self._take())
@@ -86,13 +85,13 @@ class LineSplitter:
     def _hold(self, part: bytes) -> None:
         self._size += len(part)
         self._held += part
-        if self._size > self._limit:
-            del self._held[self._head_size :]
+        if self._size > self.limit:
+            del self._held[min(self.limit, HEAD_SIZE) :]
 
     def _take(self) -> bytes | OversizedLine:
         held, size = self._held, self._size
         self._held, self._size = bytearray(), 0
-        if size > self._limit:
+        if size > self.limit:
             return OversizedLine(size, bytes(held))
         if held.endswith(b"\r"):
             del held[-1]

@@ -72,12 +72,15 @@ class Process:
         self._hold_stdin = hold_stdin
         self._splitter = LineSplitter(line_limit)
         self._gate: bytes | None = None
+        self._end: bytes | None = None
         self._early = bytearray()
         self._exited_at: float | None = None
         self.stderr = bytearray()
         """The end of its stderr, `STDERR_TAIL` bytes at the least if there were as many."""
         self.gate_line: bytes | None = None
         """The line of stderr that opened the gate."""
+        self.has_said_all = False
+        """Whether the line that ends stdout has come."""
 
     @classmethod
     async def start(
@@ -89,6 +92,7 @@ class Process:
         stdin: bytes = b"",
         hold_stdin: bool = False,
         gate: bytes | None = None,
+        end: bytes | None = None,
         line_limit: int | None = None,
     ) -> Process:
         """Start *argv* in a session of its own, so that a terminal's Ctrl-C reaches us first.
@@ -97,6 +101,8 @@ class Process:
             stdin: what it gets on stdin, which then ends.
             hold_stdin: keep stdin open behind it, until `close_stdin`.
             gate: how the line of stderr begins that `wait_for_gate` waits for.
+            end: how the last line of stdout begins, after which the process waits for its stdin to end. It is not
+                among the lines that are read.
             line_limit: see `LineSplitter`.
 
         Raises:
@@ -133,6 +139,7 @@ class Process:
             os.close(fd)
         self = cls(process, selector, stdin=stdin, hold_stdin=hold_stdin, line_limit=line_limit)
         self._gate = gate
+        self._end = end
         self._fds = {"stdin": our_in, "stdout": our_out, "stderr": our_err}
         try:
             self._watch()
@@ -181,12 +188,16 @@ class Process:
         while self._early:
             chunk = bytes(self._early[:CHUNK])
             del self._early[:CHUNK]
-            if lines := self._splitter.push(chunk):
+            if lines := self._split(chunk):
                 return lines
         while True:
+            if self.has_said_all:  # and the reader, who is here again, has got it all
+                self.close_stdin()
             lines = self._pump()
             if lines:
                 return lines
+            if self.has_said_all and self.stdin_is_open:
+                continue
             if "stdout" not in self._fds and "stderr" not in self._fds:
                 return self._splitter.flush()
             await self._wait_until(deadline)
@@ -209,6 +220,10 @@ class Process:
         """
         with anyio.fail_after(timeout):
             return await self._process.wait()
+
+    def limit_lines(self, limit: int) -> None:
+        """Keep no line from now on that is longer than *limit* bytes."""
+        self._splitter.limit = min(self._splitter.limit, limit)
 
     def close_stdin(self) -> None:
         """End its stdin. For a leased process this is what stops it, and it takes no await."""
@@ -300,7 +315,7 @@ class Process:
                 elif is_early:
                     self._hold_early(chunk)
                 else:
-                    lines += self._splitter.push(chunk)
+                    lines += self._split(chunk)
             elif key.data == "stderr":
                 self._take_stderr(os.read(key.fd, CHUNK))
             elif key.data == "stdin":
@@ -340,6 +355,14 @@ class Process:
                 self._open_gate()
         if len(self.stderr) > 2 * STDERR_TAIL:
             del self.stderr[:-STDERR_TAIL]
+
+    def _split(self, chunk: bytes) -> list[bytes | OversizedLine]:
+        lines = self._splitter.push(chunk)
+        # Nothing comes behind the line that ends it all.
+        if lines and self._end is not None and isinstance(lines[-1], bytes) and lines[-1].startswith(self._end):
+            del lines[-1]
+            self.has_said_all = True
+        return lines
 
     def _hold_early(self, chunk: bytes) -> None:
         """Keep what came on stdout before the gate's line. If it is too much, the rest stays where it is for now."""

@@ -113,8 +113,7 @@ class Run:
         report, stderr = self._report()
         if report.ended is None:
             return await self._diagnose(exit_code, stderr)
-        if exit_code == 255:  # podman's client, when the container was gone before it could ask
-            exit_code = report.ended
+        exit_code = report.ended  # a client that asks for it when the container has gone has a code of its own
         failure = self._runtime.outcome(self._stream.result, exit_code, stderr)
         if failure is None:
             return None
@@ -148,6 +147,7 @@ class Run:
         said: list[Message] = []
         size = 0
         process.close_stdin()
+        process.limit_lines(LAST_WORDS)
         for rung, timeout in (("lease", self._options.grace + STOP_SLACK), ("sweep", 2.0), ("container", STOP_SLACK)):
             if rung == "sweep" and self._plan.ephemeral:
                 continue  # its container goes anyway
@@ -199,6 +199,7 @@ class Run:
                     stdin=plan.stdin,
                     hold_stdin=True,
                     gate=guest.started_line(plan.run_id),
+                    end=guest.ended_line(plan.run_id),
                     line_limit=options.line_limit,
                 )
                 started = await self._process.wait_for_gate(START_TIMEOUT)
@@ -239,7 +240,7 @@ class Run:
         raise error
 
     async def _finish(self, max_containers: int) -> EngineError | None:
-        name = self._plan.container
+        name = self._plan.container if self._container is None else self._container.name
         try:
             with anyio.fail_after(CLEANUP_TIMEOUT + self._options.grace):
                 if self._has_started and self._running.returncode is None:
@@ -328,7 +329,7 @@ class Run:
         except EngineError as error:  # an engine that does not answer just now says nothing about the agent
             _log.info("looking after %s: %s", self._plan.container, error.message)
             return
-        if info is None or info.status in ("exited", "dead"):
+        if info is None or info.status not in ("running", "paused", "restarting"):
             raise ContainerGoneError("The container ended while the agent ran.", stderr=self._report()[1])
         if is_lost:
             raise ExecLostError("The agent has ended, and the engine's client did not notice.")

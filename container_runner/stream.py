@@ -17,6 +17,7 @@ from container_runner.errors import (
     CommandNotExecutableError,
     CommandNotFoundError,
     ContainerRunnerError,
+    ExecLostError,
     IdleTimeoutError,
     ResultTimeoutError,
     TotalTimeoutError,
@@ -37,6 +38,15 @@ CHECK_INTERVAL = 30.0
 LAST_WAIT = 5.0
 """Seconds that the engine's client still has when the check finds its agent gone. An agent that ends just while it is
 checked has said its last words, and they are on their way."""
+
+CHECK_PATIENCE = 5.0
+"""Seconds after which a check that has no answer is given up until the next silence."""
+
+END_PATIENCE = 10.0
+"""Seconds beyond the grace period that the client may take to end when the agent has ended."""
+
+MOMENT = 0.2
+"""The least time in seconds that a read has, also if a clock ran out before it was called."""
 
 PORTION = 32
 """How many lines are made into messages at a time. The messages of a whole chunk, alive together, would wake the
@@ -71,7 +81,9 @@ class MessageStream:
         self._total_at = None if options.timeout is None else began + options.timeout
         self._heard_at = now
         self._result_at: float | None = None
-        self._is_late = False
+        self._left_at = now
+        self._late: ContainerRunnerError | None = None
+        self._ended_at: float | None = None
         self._unparsed: list[bytes | OversizedLine] = []
         self._probe: Message | None = None
         """The last message of the portion before, which was decoded only if its reader asked for more than its type."""
@@ -84,20 +96,34 @@ class MessageStream:
         Raises:
             TotalTimeoutError, IdleTimeoutError, ResultTimeoutError: a clock ran out. The process still runs.
         """
+        self._forgive(anyio.current_time() - self._left_at)
+        try:
+            return await self._read()
+        finally:
+            self._left_at = anyio.current_time()
+
+    async def _read(self) -> list[Message]:
         while True:
             if self._unparsed:
                 portion, self._unparsed = self._unparsed[:PORTION], self._unparsed[PORTION:]
                 if messages := self._parse(portion):
                     return messages
                 continue
-            if self._is_late:  # a talkative agent never lets a read time out
-                raise total_timeout(self._options)
+            if self._late is not None and not self._process.has_said_all:
+                raise self._late
             lines = await self._under_clocks(self._process.read)
             self._heard_at = anyio.current_time()
-            self._is_late = bool(lines) and self._total_at is not None and self._heard_at >= self._total_at
+            ends_at, error = self._next_end()  # a talkative agent never lets a read time out
+            self._late = error if self._heard_at >= ends_at else None
             if not lines:
                 return []
             self._unparsed = lines
+
+    def _forgive(self, seconds: float) -> None:
+        """Do not take for silence of the agent what its reader needed for the last messages."""
+        self._heard_at += seconds
+        if self._result_at is not None:
+            self._result_at += seconds
 
     async def wait(self) -> int:
         """The process's exit code, once its output has ended.
@@ -145,25 +171,32 @@ class MessageStream:
         gone: ContainerRunnerError | None = None
         while True:
             ends_at, error = self._next_end()
-            wait = max(0.0, ends_at - anyio.current_time())
+            left = ends_at - anyio.current_time()
             try:
-                return await step(min(wait, LAST_WAIT if gone else CHECK_INTERVAL))
+                # What has come before the time was up counts, if only now somebody asks for it.
+                return await step(max(MOMENT, min(left, LAST_WAIT if gone else CHECK_INTERVAL)))
             except TimeoutError:
                 if gone:
                     raise gone from None
-                if wait <= CHECK_INTERVAL:
+                if left <= CHECK_INTERVAL:
                     raise error from None
             if self._check is not None:
                 try:
-                    with anyio.move_on_at(ends_at):  # the engine may be slow to answer
+                    # The engine may be slow to answer, and nothing is read meanwhile.
+                    with anyio.move_on_at(min(ends_at, anyio.current_time() + CHECK_PATIENCE)):
                         await self._check()
                 except ContainerRunnerError as found:
                     gone = found
 
-    def _next_end(self) -> tuple[float, AgentError]:
+    def _next_end(self) -> tuple[float, ContainerRunnerError]:
         """The clock that runs out first, and what to say then."""
         options = self._options
-        ends: list[tuple[float, AgentError]] = []
+        if self._process.has_said_all:  # the agent has ended, whatever its clocks say now
+            if self._ended_at is None:
+                self._ended_at = anyio.current_time()
+            lost = ExecLostError("The agent has ended, and the engine's client did not.")
+            return self._ended_at + options.grace + END_PATIENCE, lost
+        ends: list[tuple[float, ContainerRunnerError]] = []
         if self._total_at is not None:
             ends.append((self._total_at, total_timeout(options)))
         if options.idle_timeout is not None:

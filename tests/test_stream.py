@@ -78,6 +78,8 @@ async def test_lines_become_messages_and_blank_ones_none() -> None:
 class Chunks:
     """A process that has said all at once."""
 
+    has_said_all = False
+
     def __init__(self, *lines: bytes) -> None:
         self._lines = [*lines]
 
