@@ -368,6 +368,31 @@ async def test_a_flood_before_the_gates_line_fills_no_memory(monkeypatch: pytest
     await end(process)
 
 
+async def test_a_process_that_has_said_all_is_kept_until_its_reader_has_it_all() -> None:
+    process = await Process.start(
+        sh("echo one; printf '\\nEND 0\\n'; read -r nothing; echo let go >&2; exit 3"), hold_stdin=True, end=b"END "
+    )
+    lines = []
+    while not process.has_said_all:
+        lines += await process.read(30)
+        await anyio.sleep(0.1)  # the reader is busy with them
+        assert process.returncode is None
+
+    assert await process.read(30) == []
+    assert [line for line in lines if line] == [b"one"]
+    assert await process.wait(30) == 3
+    assert bytes(process.stderr) == b"let go\n"
+    process.close()
+
+
+async def test_the_last_line_alone_is_no_line_for_the_reader() -> None:
+    process = await Process.start(sh("echo END 0; read -r nothing"), hold_stdin=True, end=b"END ")
+
+    assert await process.read(30) == []
+    assert not process.stdin_is_open
+    await end(process)
+
+
 async def test_a_gate_that_never_opens_is_told_at_the_end_of_stderr() -> None:
     process = await Process.start(sh("echo why; echo because >&2; exit 125"), gate=GATE)
 

@@ -275,6 +275,21 @@ async def test_a_clock_runs_also_during_a_look(monkeypatch: pytest.MonkeyPatch) 
             await stream.read()
 
 
+@pytest.mark.parametrize("clock", ["idle_timeout", "result_timeout", "timeout"])
+async def test_what_its_reader_does_with_the_messages_is_no_fault_of_the_agent(clock: str) -> None:
+    async with Reader(f"echo '{RESULT % 'ok'}'", options(**{clock: 0.3})) as stream:
+        assert len(await stream.read()) == 1
+        await anyio.sleep(0.6)
+        assert await stream.read() == []
+        assert await stream.wait() == 0
+
+
+async def test_an_agent_that_talks_on_after_its_result_does_not_outlive_the_clock() -> None:
+    async with Reader(f"echo '{RESULT % 'ok'}'; exec yes", options(result_timeout=0.3)) as stream:
+        with anyio.fail_after(20), pytest.raises(ResultTimeoutError):
+            await all_of(stream)
+
+
 async def test_the_clocks_run_until_the_process_has_ended() -> None:
     async with Reader("exec >&- 2>&-; sleep 1000", options(timeout=0.3)) as stream:
         assert await stream.read() == []

@@ -171,6 +171,10 @@ class RunView(Screen):
         title = self.fitted(Text.assemble(("▸ ", "cyan"), (one_line(prompt), "bold")))
         self.show(title, Text(f"  {clean(place)}", "dim"))
 
+    async def take(self, message: Message) -> None:
+        """Show one more message."""
+        self.add(message)
+
     def add(self, message: Message) -> None:
         """Show one more message."""
         match message:

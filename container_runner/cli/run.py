@@ -16,7 +16,7 @@ from container_runner.cli.changes import Changes, Snapshot, snapshot
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags, read_prompt, spelled, to_shell
 from container_runner.cli.text import clean, render, summary
-from container_runner.cli.view import View, left_by, take_any_script, wants_live, watched
+from container_runner.cli.view import View, left_by, put, take_any_script, wants_live, watched
 from container_runner.errors import cli_exit_code
 from container_runner.messages import Message
 from container_runner.options import ExecuteOptions
@@ -85,17 +85,16 @@ def _place(options: ExecuteOptions) -> str:
 class _Json(View):
     """Messages as JSON."""
 
-    def add(self, message: Message) -> None:
-        sys.stdout.buffer.write(message.to_json() + b"\n")
-        sys.stdout.buffer.flush()
+    async def take(self, message: Message) -> None:
+        await put(message.to_json() + b"\n")
 
 
 class _Plain(View):
     """Messages as text, line by line."""
 
-    def add(self, message: Message) -> None:
+    async def take(self, message: Message) -> None:
         if text := render(message):
-            print(text, flush=True)
+            await put(f"{text}\n".encode(sys.stdout.encoding, "replace"))
 
 
 async def _run(
@@ -114,7 +113,7 @@ async def _run(
         async with aclosing(messages):
             async for message in messages:
                 tally.add(message)
-                view.add(message)
+                await view.take(message)
 
     received = await watched(work, view, stopping="stopping the agent")
     seconds = time.monotonic() - began

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable
@@ -101,6 +102,26 @@ async def left_by(runner: ContainerRunner) -> str:
     except (ContainerRunnerError, TimeoutError):
         return "Stopped. The engine did not tell whether a container is left; `container-runner ps` may."
     return f"Stopped. {', '.join(left)} may be left; `container-runner prune` removes it." if left else NOTHING_LEFT
+
+
+async def put(data: bytes) -> None:
+    """Write to stdout, which holds up this task while nobody reads there, but neither clocks nor signals.
+
+    Raises:
+        BrokenPipeError: the reader has gone away.
+    """
+    sys.stdout.flush()
+    try:
+        fd = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is no file
+        sys.stdout.write(data.decode())
+        return
+    left = memoryview(data)
+    while left:
+        # Where anything can be written, so many bytes can. (A file is always ready, and can not be waited for.)
+        if not select.select([], [fd], [], 0)[1]:
+            await anyio.wait_writable(fd)
+        left = left[os.write(fd, left[: select.PIPE_BUF]) :]
 
 
 def wants_live(asked: bool | None) -> bool:

@@ -108,6 +108,21 @@ def test_a_signal_stops_the_agent_and_leaves_nothing(box: Box, number: signal.Si
 
 
 @ON_ROOTFUL
+@pytest.mark.parametrize("flags", [["--json"], []], ids=["json", "text"])
+def test_a_signal_is_obeyed_also_while_nobody_reads_what_we_write(box: Box, flags: list[str]) -> None:
+    prompt = "sh : >begun\nflood 30 100000\nsh : >ended"
+    with box.cli("run", prompt, *flags) as process:
+        wait_until((box.workspace / "begun").exists, seconds=20)
+        time.sleep(1)  # the pipe is full by now
+        process.send_signal(signal.SIGTERM)
+        exit_code = process.wait(WAIT)
+
+    assert exit_code == 143
+    assert not (box.workspace / "ended").exists()
+    assert box.containers() == []
+
+
+@ON_ROOTFUL
 def test_a_signal_before_the_agent_has_started_leaves_nothing(box: Box) -> None:
     with box.cli("run", "sleep 1000") as process:
         wait_until(lambda: bool(box.containers()), seconds=20)

@@ -9,7 +9,14 @@ import anyio
 import psutil
 import pytest
 
-from container_runner import AssistantMessage, CommandRuntime, OversizedLine
+from container_runner import (
+    AssistantMessage,
+    CommandRuntime,
+    ErrorMessage,
+    OutputLine,
+    OversizedLine,
+    ResultMessage,
+)
 from container_runner import stream as stream_module
 from tests.integration.runs import ON_DOCKER, ON_ROOTFUL, Box, error_of, lines_of, messages_of, said
 
@@ -73,6 +80,43 @@ async def test_a_reader_that_is_slow_loses_nothing_and_hoards_nothing(box: Box) 
                 assert memory() - before < 60 * MIB
 
     assert numbers == [*range(count)]
+
+
+@ON_ROOTFUL
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
+async def test_a_reader_that_sleeps_while_the_agent_ends_loses_nothing(box: Box, ephemeral: bool) -> None:
+    """docker throws away what nobody has fetched two seconds after an exec's end; so much is under way then."""
+    size = 1_550_000
+    agent = shell(
+        f"echo first; sleep 1; head -c {size} /dev/zero | tr '\\000' x | fold -w 100; echo; echo the end; exit 3"
+    )
+    lines: list[bytes] = []
+
+    async with messages_of(box.runner(shell(script), ephemeral=ephemeral), box.options("go")) as messages:
+        async for message in messages:
+            if isinstance(message, OutputLine):
+                lines.append(message.data)
+            else:
+                assert isinstance(message, ErrorMessage)
+                assert (message.kind, message.exit_code) == ("agent_failed", 3)
+            if len(lines) == 1:
+                await anyio.sleep(5)
+
+    assert sum(line.count(b"x") for line in lines) == size
+    assert lines[-1] == b"the end"
+    for container in box.containers():
+        box.engine.remove(container)
+
+
+@ON_ROOTFUL
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_reader_that_is_busy_with_the_result_is_no_agent_that_does_not_leave(box: Box) -> None:
+    async with messages_of(box.runner(), box.options("hello", result_timeout=1)) as messages:
+        async for message in messages:
+            assert not isinstance(message, ErrorMessage), message
+            if isinstance(message, ResultMessage):
+                await anyio.sleep(3)
 
 
 @ON_ROOTFUL
