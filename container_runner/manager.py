@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Final
@@ -48,6 +49,9 @@ CONFIG_LABEL: Final = f"{LABEL}config"
 DEADLINE_LABEL: Final = f"{LABEL}deadline"
 """When the container's time limit ends, in seconds since the epoch. It settles what owners elsewhere can not."""
 
+DEADLINE_SLACK: Final = 600
+"""Seconds beyond its time limit after which a container of an owner on another machine is nobody's."""
+
 KIND_LABEL: Final = f"{LABEL}kind"
 """"ephemeral" or "persistent"."""
 
@@ -70,8 +74,16 @@ class Container:
     created: bool
     """Whether it was made for this run; otherwise it was found."""
 
+    renew_at: float = attrs.field(repr=False, eq=False)
+    """See `Plan.renew_at`."""
+
     lock: LockFile | None = attrs.field(default=None, repr=False, eq=False)
     """Held while the run uses a persistent container."""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether a run that begins now has half of the time limit at least."""
+        return time.time() < self.renew_at
 
 
 class ContainerManager:
@@ -85,7 +97,7 @@ class ContainerManager:
     def __init__(self, engine: Engine, state_dir: Path) -> None:
         self.engine = engine
         self.state_dir = state_dir.resolve()
-        self._known: dict[str, str] = {}
+        self._known: dict[str, Container] = {}
         """The persistent containers that were good a moment ago, by `Plan.digest`."""
 
     async def get_or_create(self, plan: Plan) -> Container:
@@ -98,23 +110,24 @@ class ContainerManager:
         """
         if plan.ephemeral:
             await self._create(plan)
-            return Container(name=plan.container, created=True)
-        if known := self._known.get(plan.digest):
+            return Container(name=plan.container, created=True, renew_at=plan.renew_at)
+        if (known := self._known.get(plan.digest)) and known.is_fresh:
             # Whoever would remove it needs this lock for itself alone. If it has gone already, its exec will say so,
             # and the next attempt will look for it.
-            lock = self._use_lock(known)
+            lock = self._use_lock(known.name)
             if lock.try_acquire(shared=True):
                 if not lock.is_marked:
-                    return Container(name=known, created=False, lock=lock)
+                    return attrs.evolve(known, created=False, lock=lock)
                 lock.release()
         # Whoever holds it may be fetching the image.
         async with self._agent_lock(plan.agent).held(PULL_TIMEOUT if plan.may_pull else LOCK_TIMEOUT):
             for info in await self.containers(plan.reuse_labels):
-                if info.is_running:
+                found = Container(name=info.name, created=False, renew_at=_renew_at(info, plan))
+                if info.is_running and found.is_fresh:
                     lock = self._use_lock(info.name)
                     await lock.acquire(shared=True)
                     if not lock.is_marked:
-                        return Container(name=info.name, created=False, lock=lock)
+                        return attrs.evolve(found, lock=lock)
                     lock.release()
                 # A run may be in it: somebody has paused it, or what is wrong with it does not hinder that run.
                 await self._remove_if_idle(info.name)
@@ -126,7 +139,7 @@ class ContainerManager:
             except BaseException:
                 lock.release(remove=True)
                 raise
-            return Container(name=plan.container, created=True, lock=lock)
+            return Container(name=plan.container, created=True, renew_at=plan.renew_at, lock=lock)
 
     async def release(
         self, container: Container, plan: Plan, *, is_good: bool = False, is_spoiled: bool = False
@@ -161,7 +174,7 @@ class ContainerManager:
             lock.release()  # or every later run of this agent would wait for it
             raise
         if is_good and not has_gone and not lock.is_marked:
-            self._known[plan.digest] = container.name
+            self._known[plan.digest] = attrs.evolve(container, lock=None)
         lock.release(remove=has_gone)
 
     async def containers(self, labels: dict[str, str] | None = None) -> list[ContainerInfo]:
@@ -334,3 +347,9 @@ def state_digest(state_dir: Path) -> str:
     path, from two containers say, the engine gives the same folder to both.
     """
     return hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16]
+
+
+def _renew_at(info: ContainerInfo, plan: Plan) -> float:
+    """When half of the time of a container is spent that was made as *plan* would make it."""
+    deadline = info.labels.get(DEADLINE_LABEL, "")
+    return int(deadline) - DEADLINE_SLACK - plan.time_limit / 2 if deadline.isdecimal() else math.inf

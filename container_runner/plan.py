@@ -68,6 +68,12 @@ class Plan:
     digest: str
     """What makes the container what it is: the digest of `run` without what differs from run to run."""
 
+    time_limit: int
+    """How long the container lives at most, in seconds."""
+
+    renew_at: float = attrs.field(repr=False)
+    """When half of that is spent, in seconds since the epoch. Later the container is not given to another run."""
+
     may_pull: bool
     """Whether `run` may have to fetch the image first."""
 

@@ -39,6 +39,11 @@ class Warm:
     holder: Process
     """The exec that holds its lease until the run does. It ends with us, as a run's own exec does."""
 
+    @property
+    def is_good(self) -> bool:
+        """Whether it still waits, and would live long enough for a run."""
+        return self.holder.returncode is None and self.container.is_fresh
+
     async def let_go(self) -> None:
         """End the lease. A container that no run has taken leaves by itself."""
         self.holder.close_stdin()
@@ -78,9 +83,9 @@ class Pool:
         self._asked.set()
         for warm in [warm for warm in self._ready if warm.plan.digest == digest]:
             self._ready.remove(warm)
-            if warm.holder.returncode is None:
+            if warm.is_good:
                 return warm
-            self._spent.append(warm)  # it ended while it waited
+            self._spent.append(warm)
         return None
 
     async def fill(self) -> None:
@@ -109,7 +114,7 @@ class Pool:
         """Remove what has ended, and what is no more what a run would make: files of the workspace's were replaced."""
         digest = self._make_plan().digest
         for warm in list(self._ready):
-            if warm.plan.digest != digest or warm.holder.returncode is not None:
+            if warm.plan.digest != digest or not warm.is_good:
                 self._ready.remove(warm)
                 self._spent.append(warm)
         await self._remove_spent()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -330,7 +331,7 @@ class Run:
             _log.info("looking after %s: %s", self._plan.container, error.message)
             return
         if info is None or info.status not in ("running", "paused", "restarting"):
-            raise ContainerGoneError("The container ended while the agent ran.", stderr=self._report()[1])
+            raise self._gone(stderr=self._report()[1])
         if is_lost:
             raise ExecLostError("The agent has ended, and the engine's client did not notice.")
 
@@ -388,7 +389,17 @@ class Run:
         if is_running:
             message = "Our wrapper around the agent was killed inside the container."
             return AgentKilledError(message, signal=9, exit_code=exit_code, stderr=stderr)
-        return ContainerGoneError("The container ended while the agent ran.", exit_code=exit_code, stderr=stderr)
+        return self._gone(exit_code=exit_code, stderr=stderr)
+
+    def _gone(self, *, exit_code: int | None = None, stderr: str = "") -> ContainerGoneError:
+        assert self._container is not None  # noqa: S101  there is no process without one
+        limit = self._plan.time_limit
+        if time.time() < self._container.renew_at + limit / 2 - 1:
+            message, step = "The container ended while the agent ran.", None
+        else:
+            message = f"The container's time limit, {limit} seconds, ended while the agent ran."
+            step = "Raise time_limit (--time-limit), or resume the session in a new container."
+        return ContainerGoneError(message, next_step=step, exit_code=exit_code, stderr=stderr)
 
     async def _info(self) -> ContainerInfo | None:
         """What the engine knows of the container; None if it is not there any more."""

@@ -22,6 +22,7 @@ from container_runner.manager import (
     AGENT_LABEL,
     CONFIG_LABEL,
     DEADLINE_LABEL,
+    DEADLINE_SLACK,
     KIND_LABEL,
     NAME_LABEL,
     RUN_LABEL,
@@ -44,9 +45,6 @@ from container_runner.user import User
 
 PRUNE_TIMEOUT = 5.0
 """Seconds that the first run gives to removing what dead processes have left. Meanwhile nobody reads its messages."""
-
-DEADLINE_SLACK = 600
-"""Seconds beyond its time limit after which a container of an owner on another machine is nobody's."""
 
 
 _log = logging.getLogger(__name__)
@@ -150,7 +148,8 @@ class ContainerRunner:
         # its mounts really are. The engine's mount of a file ends when the host renames another one over it.
         made_of = "\0".join([*run("", found_by), mounts.identity])
         found_by[CONFIG_LABEL] = hashlib.sha256(made_of.encode()).hexdigest()[:32]
-        deadline = int(time.time()) + config.time_limit + DEADLINE_SLACK
+        now = time.time()
+        deadline = int(now) + config.time_limit + DEADLINE_SLACK
         own = {RUN_LABEL: run_id, NAME_LABEL: name, DEADLINE_LABEL: str(deadline)}
         return Plan(
             run_id=run_id,
@@ -178,6 +177,8 @@ class ContainerRunner:
             user=user,
             reuse_labels=found_by,
             digest=found_by[CONFIG_LABEL],
+            time_limit=config.time_limit,
+            renew_at=now + config.time_limit / 2,
             may_pull=config.pull != "never",
             program=command.argv[0],
             image=config.image,

@@ -148,6 +148,23 @@ async def test_whoever_leaves_last_ends_what_was_left(
     assert not manager.is_in_use("kept")
 
 
+async def test_one_whose_time_is_half_over_is_replaced(
+    world: World, manager: ContainerManager, plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run would die of its age."""
+    wanted = plan(ephemeral=False)
+    deadline = int(time.time()) + wanted.time_limit // 2 + 60 + DEADLINE_SLACK
+    world.holds(container("kept", {**wanted.reuse_labels, DEADLINE_LABEL: str(deadline)}))
+    assert (await manager.get_or_create(wanted)).name == "kept"
+    found = await manager.get_or_create(wanted)
+    await manager.release(found, wanted, is_good=True)
+
+    now = time.time() + 120
+    monkeypatch.setattr(time, "time", lambda: now)
+
+    assert (await manager.get_or_create(wanted)).created
+
+
 async def test_one_that_can_be_neither_swept_nor_removed_is_let_go_of(
     fp: FakeProcess, world: World, manager: ContainerManager, plan: Any
 ) -> None:

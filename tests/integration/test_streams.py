@@ -88,9 +88,7 @@ async def test_a_reader_that_is_slow_loses_nothing_and_hoards_nothing(box: Box) 
 async def test_a_reader_that_sleeps_while_the_agent_ends_loses_nothing(box: Box, ephemeral: bool) -> None:
     """docker throws away what nobody has fetched two seconds after an exec's end; so much is under way then."""
     size = 1_550_000
-    agent = shell(
-        f"echo first; sleep 1; head -c {size} /dev/zero | tr '\\000' x | fold -w 100; echo; echo the end; exit 3"
-    )
+    script = f"echo first; sleep 1; head -c {size} /dev/zero | tr '\\000' x | fold -w 100; echo; echo the end; exit 3"
     lines: list[bytes] = []
 
     async with messages_of(box.runner(shell(script), ephemeral=ephemeral), box.options("go")) as messages:
