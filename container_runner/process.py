@@ -194,6 +194,8 @@ class Process:
             if self.has_said_all:  # and the reader, who is here again, has got it all
                 self.close_stdin()
             lines = self._pump()
+            if self._exited_at is not None and anyio.current_time() >= self._exited_at + EXIT_GRACE:
+                self._give_up_pipes()  # all that it wrote has been taken; what comes now is a grandchild's
             if lines:
                 return lines
             if self.has_said_all and self.stdin_is_open:
@@ -285,15 +287,18 @@ class Process:
             ends.append(now + EXIT_POLL)
         if self._exited_at is not None:
             if now >= self._exited_at + EXIT_GRACE:
-                self._close("stdout")
-                self._close("stderr")
-                self._gate = None
+                self._give_up_pipes()
                 return
             ends.append(self._exited_at + EXIT_GRACE)
         if deadline is not None and now >= deadline:
             raise TimeoutError
         with anyio.move_on_at(min(ends, default=math.inf)):
             await anyio.wait_readable(self._selector.fileno())
+
+    def _give_up_pipes(self) -> None:
+        self._close("stdout")
+        self._close("stderr")
+        self._gate = None
 
     def _close(self, name: str) -> None:
         fd = self._fds.pop(name, None)

@@ -262,6 +262,10 @@ class Recorder:
         self.trace.begin_exec()
         _log.debug("run %s is in container %s", self._plan.run_id, name, extra={**self._ids, "container": name})
 
+    def cut(self) -> None:
+        """What the agent said while it was stopped was too much."""
+        self._give_up("what the agent said while it was being stopped was too much")
+
     def stopped(self, rung: str | None) -> None:
         """The agent was stopped, by this rung of the ladder."""
         _log.info("run %s was stopped by %s", self._plan.run_id, rung, extra={**self._ids, "rung": rung})
@@ -350,8 +354,7 @@ class Recorder:
         with open_folder(self._plan.state_dir, FOLDER, self._plan.agent, create=True) as folder:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             self._fd = os.open(f"{self._name}.jsonl", flags, 0o600, dir_fd=folder)
-            with suppress(OSError):
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._fd)
             reserve = os.open(f".{self._name}.json", flags, 0o600, dir_fd=folder)
             if hasattr(os, "posix_fallocate"):  # which macOS lacks
                 with suppress(OSError):
@@ -665,6 +668,19 @@ def _remove(folder: int, stem: str) -> bool:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
     return True
+
+
+def _lock(fd: int) -> None:
+    """Lock a transcript that is being written. Who looks whether one is has it locked for a moment, too."""
+    for _ in range(100):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.001)
+        except OSError:  # a file system without locks
+            return
+        else:
+            return
 
 
 def _is_locked(folder: int, name: str) -> bool:

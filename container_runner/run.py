@@ -35,7 +35,7 @@ from container_runner.pool import Pool, Warm
 from container_runner.process import STDERR_TAIL, Completed, Process, settle
 from container_runner.records import Recorder
 from container_runner.runtimes import CommandLineRuntime
-from container_runner.stream import MessageStream, killed, total_timeout
+from container_runner.stream import LAST_WORDS, MessageStream, killed, total_timeout
 
 START_TIMEOUT: Final = 60.0
 """Seconds that an agent may take to start, its prompt's way included."""
@@ -46,13 +46,6 @@ TRANSIENT: Final = (ContainerGoneError, EngineBusyError, NameTakenError)
 
 STOP_SLACK: Final = 5.0
 """Seconds beyond the grace period after which a client whose agent was stopped is given up."""
-
-LAST_WORDS: Final = 32 * 1024**2
-"""How many bytes of memory may go to what the agent says while it is being stopped, about. Nobody reads meanwhile, and
-one that floods until KILL comes would fill all there is."""
-
-MESSAGE_COST: Final = 256
-"""Bytes of memory that a message costs beside its text, about."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +58,7 @@ class Run:
         make_plan: makes the plan anew, for another attempt to start, because a name is never used twice.
         pools: containers that are ready, by the agent that they are for.
         record: what is written, traced and logged of the run.
+        began_at: when its total clock began, on the event loop's clock.
     """
 
     def __init__(
@@ -76,6 +70,7 @@ class Run:
         make_plan: Callable[[], Plan],
         pools: Mapping[str, Pool],
         record: Recorder,
+        began_at: float,
     ) -> None:
         self._manager = manager
         self._runtime = runtime
@@ -84,7 +79,7 @@ class Run:
         self._plan = plan
         self._pools = pools
         self._record = record
-        self._began_at = anyio.current_time()
+        self._began_at = began_at
         self._warm: Warm | None = None
         self._container: Container | None = None
         self._is_spoiled = False
@@ -132,7 +127,7 @@ class Run:
         still there then, we reach in ourselves; at last the container goes.
 
         Returns:
-            What the agent still said on the way, as far as `LAST_WORDS` go.
+            What the agent still said on the way, see `MessageStream.drain`.
         """
         if not self._has_started:
             return []  # it is `finish` that ends a start
@@ -146,7 +141,6 @@ class Run:
     async def _stop(self) -> list[Message]:
         process = self._running
         said: list[Message] = []
-        size = 0
         process.close_stdin()
         process.limit_lines(LAST_WORDS)
         for rung, timeout in (("lease", self._options.grace + STOP_SLACK), ("sweep", 2.0), ("container", STOP_SLACK)):
@@ -157,15 +151,14 @@ class Run:
                 await self._climb(rung)
             try:
                 with anyio.fail_after(timeout):
-                    while lines := await process.read():
-                        if size < LAST_WORDS:
-                            said += self._stream.parse(lines)
-                            size += sum(MESSAGE_COST + len(line) for line in lines if isinstance(line, bytes))
+                    await self._stream.drain(said)
                     await process.wait()
             except TimeoutError:
                 continue
             self.stopped_by = self.stopped_by or self._report()[0].stop
             break
+        if self._stream.is_cut:
+            self._record.cut()
         return said
 
     async def finish(self, max_containers: int) -> EngineError | None:

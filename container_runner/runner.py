@@ -40,11 +40,14 @@ from container_runner.process import settle
 from container_runner.records import Recorder
 from container_runner.run import Run
 from container_runner.runtimes import CommandLineRuntime, Runtime
-from container_runner.stream import MessageStream
+from container_runner.stream import MessageStream, total_timeout
 from container_runner.user import User
 
 PRUNE_TIMEOUT = 5.0
-"""Seconds that the first run gives to removing what dead processes have left. Meanwhile nobody reads its messages."""
+"""Seconds that the first run gives to removing what dead processes have left."""
+
+PRUNE_PATIENCE = 1.0
+"""Seconds of them that may pass when its agent has started: meanwhile nobody reads what it says."""
 
 
 _log = logging.getLogger(__name__)
@@ -236,17 +239,31 @@ class ContainerRunner:
         return self._manager
 
     async def _execute(self, options: ExecuteOptions, first: Plan) -> AsyncGenerator[Message, None]:
+        began_at = anyio.current_time()
         run: Run | None = None
         error: ContainerRunnerError | None = None
         broken: BaseException | None = None
         record = Recorder.start(first, options, self.records, as_read=self.runtime.reads_plain, plain=self.config.env)
         try:
             try:
-                manager = await self.manager()
+                try:
+                    with anyio.fail_after(options.timeout):
+                        manager = await self.manager()
+                except TimeoutError:
+                    raise total_timeout(options) from None
                 # It was made for what the files on this machine tell, the first time without our folders.
                 if first.prepare() or not first.is_for(manager.engine):
                     first = self.plan(options, run_id=first.run_id)
-                run = Run(manager, self.runtime, options, first, lambda: self.plan(options), self._pools, record)
+                run = Run(
+                    manager,
+                    self.runtime,
+                    options,
+                    first,
+                    lambda: self.plan(options),
+                    self._pools,
+                    record,
+                    began_at,
+                )
                 stream = await self._start(run, manager)
                 while messages := await stream.read():
                     for message in messages:
@@ -283,6 +300,7 @@ class ContainerRunner:
                 started: MessageStream | ContainerRunnerError = await run.start()
             except ContainerRunnerError as error:
                 started = error  # out of the task group, which would wrap it
+            tasks.cancel_scope.deadline = anyio.current_time() + PRUNE_PATIENCE  # the agent talks by now
         if isinstance(started, ContainerRunnerError):
             raise started
         return started

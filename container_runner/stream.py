@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -25,7 +26,7 @@ from container_runner.errors import (
 from container_runner.lines import OversizedLine
 from container_runner.messages import AgentMessage, ErrorMessage, Message, ResultMessage, parse_line
 from container_runner.options import ExecuteOptions
-from container_runner.process import Process
+from container_runner.process import KILL_PATIENCE, Process, settle
 
 if TYPE_CHECKING:
     from container_runner.runtimes.runtime import Command, CommandLineRuntime
@@ -44,6 +45,13 @@ CHECK_PATIENCE = 5.0
 
 END_PATIENCE = 10.0
 """Seconds beyond the grace period that the client may take to end when the agent has ended."""
+
+LAST_WORDS = 32 * 1024**2
+"""How many bytes of memory may go to what the agent says while it is being stopped, about. Nobody reads meanwhile, and
+one that floods until KILL comes would fill all there is."""
+
+MESSAGE_COST = 256
+"""Bytes of memory that a message costs beside its text, about."""
 
 MOMENT = 0.2
 """The least time in seconds that a read has, also if a clock ran out before it was called."""
@@ -87,6 +95,9 @@ class MessageStream:
         self._unparsed: list[bytes | OversizedLine] = []
         self._probe: Message | None = None
         """The last message of the portion before, which was decoded only if its reader asked for more than its type."""
+        self._last_words = 0
+        self.is_cut = False
+        """Whether `drain` has dropped something."""
         self.result: ResultMessage | None = None
         """The last result so far. An agent may give several; their cost and usage are cumulative."""
 
@@ -132,6 +143,15 @@ class MessageStream:
             TotalTimeoutError, IdleTimeoutError, ResultTimeoutError: a clock ran out. The process still runs.
         """
         return await self._under_clocks(self._process.wait)
+
+    async def drain(self, said: list[Message]) -> None:
+        """Read to the end, and add what becomes messages to *said*, as far as `LAST_WORDS` go."""
+        while lines := await self._process.read():
+            if self._last_words >= LAST_WORDS:
+                self.is_cut = True
+                continue
+            said += self.parse(lines)
+            self._last_words += sum(MESSAGE_COST + len(line) for line in lines if isinstance(line, bytes))
 
     def parse(self, lines: list[bytes | OversizedLine]) -> list[Message]:
         """What was read and not asked for yet, and then these lines, as messages; blank ones are none."""
@@ -240,6 +260,7 @@ async def run_on_host(
     """Run *command* on this machine, with no container around it, and yield its messages."""
     error: ContainerRunnerError | None = None
     process: Process | None = None
+    stream: MessageStream | None = None
     try:
         process = await Process.start(
             command.argv,
@@ -260,22 +281,36 @@ async def run_on_host(
         error = CommandNotFoundError(f"There is no program {command.argv[0]!r} on this machine.")
     except PermissionError:
         error = CommandNotExecutableError(f"The program {command.argv[0]!r} can not be run.")
-    except AgentError as timeout:
-        error = timeout
+    except AgentError as failed:
+        error = failed
+        if process is not None and stream is not None:
+            for message in await settle(partial(_stop_on_host, process, stream, options.grace)):
+                yield message
+    except OSError as failed:  # an argument is too long, say
+        error = CommandNotExecutableError(f"The program {command.argv[0]!r} can not be run: {failed.strerror}.")
     finally:
         if process is not None:
-            with anyio.CancelScope(shield=True):
-                await _stop_on_host(process, options.grace)
+            await settle(partial(_stop_on_host, process, stream, options.grace))
+            process.close()
     if error is not None:
         yield ErrorMessage.from_error(error)
 
 
-async def _stop_on_host(process: Process, grace: float) -> None:
-    """TERM to the process's group, *grace* seconds for its leader, KILL to what is left of the group."""
-    process.close()
-    for number, wait in ((signal.SIGTERM, grace), (signal.SIGKILL, 0.0)):
+async def _stop_on_host(process: Process, stream: MessageStream | None, grace: float) -> list[Message]:
+    """TERM to the process's group, *grace* seconds for its leader, KILL to what is left of the group.
+
+    Returns:
+        What it still said.
+    """
+    said: list[Message] = []
+    process.close_stdin()
+    process.limit_lines(LAST_WORDS)
+    for number, wait in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_PATIENCE)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
-            with anyio.move_on_after(wait):
-                await process.wait()
+        with anyio.move_on_after(wait):
+            if stream is not None:
+                await stream.drain(said)
+            await process.wait()
     await process.terminate()
+    return said

@@ -19,7 +19,7 @@ from container_runner.config import ContainerConfig
 from container_runner.engine import Engine
 from container_runner.errors import ContainerGoneError, EngineArgumentError, EngineError, StateError
 from container_runner.locks import LockFile
-from container_runner.manager import ContainerManager, state_digest
+from container_runner.manager import DEADLINE_LABEL, DEADLINE_SLACK, ContainerManager, state_digest
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.owner import Owner
 from container_runner.plan import Plan

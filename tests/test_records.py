@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
@@ -741,3 +743,16 @@ def test_the_log_tells_of_a_run_and_of_no_secret(
     )  # fmt: skip
     assert [vars(record)["rung"] for record in caplog.records if hasattr(record, "rung")] == ["term"]
     assert not any(KEY in str(vars(record)) for record in caplog.records)
+
+
+def test_who_looks_at_a_transcript_does_not_keep_its_writer_from_locking_it(tmp_path: Path) -> None:
+    path = tmp_path / "transcript"
+    path.touch()
+    with path.open() as looking, path.open("a") as writing:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.02, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+
+        records_module._lock(writing.fileno())
+
+        with path.open() as another, pytest.raises(BlockingIOError):
+            fcntl.flock(another, fcntl.LOCK_SH | fcntl.LOCK_NB)

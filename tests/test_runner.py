@@ -622,3 +622,14 @@ esac
 
     assert error.kind == "engine_timeout"
     assert "did not end" in error.message
+
+
+async def test_the_total_clock_runs_also_while_the_engine_is_asked_what_it_is(tmp_path: Path) -> None:
+    engine = tmp_path / "docker"
+    engine.write_text("#!/bin/sh\nsleep 1000\n")
+    engine.chmod(0o755)
+
+    with anyio.fail_after(20):
+        error = await failure(runner(tmp_path, engine=str(engine)), options(timeout=0.3))
+
+    assert error.kind == "total_timeout"

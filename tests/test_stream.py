@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -12,6 +13,7 @@ import anyio
 import psutil
 import pytest
 
+from container_runner import process as process_module
 from container_runner import stream as stream_module
 from container_runner.errors import (
     AgentError,
@@ -381,6 +383,58 @@ async def test_a_timeout_on_the_host_ends_the_whole_group(script: str) -> None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid.text), signal.SIGKILL)
+
+
+async def test_what_a_command_on_the_host_says_while_it_is_stopped_is_heard() -> None:
+    script = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done"
+
+    ready, bye, error = await on_host(script, timeout=0.5, grace=5)
+
+    assert [ready.to_dict()["text"], bye.to_dict()["text"]] == ["ready", "bye"]
+    assert isinstance(error, ErrorMessage)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_command_on_the_host_is_ended_also_by_a_second_cancellation(anyio_backend: str) -> None:
+    pids: list[int] = []
+
+    async def consume() -> None:
+        runtime = CommandRuntime(["sh", "-c", "trap '' TERM; echo $$; while :; do sleep 0.05; done"])
+        given = ExecuteOptions(prompt="", agent=Agent(name="bot"), grace=1)
+        async with contextlib.aclosing(runtime.execute(given)) as messages:
+            async for message in messages:
+                pids.append(int(message.to_dict()["text"]))
+
+    task = asyncio.create_task(consume())
+    while not pids:
+        await asyncio.sleep(0.01)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0.1)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not is_running(pids[0])
+
+
+async def test_a_grandchild_that_floods_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "EXIT_GRACE", 0.2)
+
+    with anyio.fail_after(20):
+        *_, error = await on_host("setsid yes & sleep 0.2; exit 3")
+
+    assert isinstance(error, ErrorMessage)
+    assert error.exit_code == 3
+
+
+async def test_a_program_for_another_machine_on_the_host(tmp_path: Path) -> None:
+    (tmp_path / "program").write_bytes(b"\x7fELF of another machine")
+    (tmp_path / "program").chmod(0o755)
+    given = ExecuteOptions(prompt="x", agent=Agent(name="bot"))
+
+    (error,) = [message async for message in CommandRuntime([str(tmp_path / "program")]).execute(given)]
+
+    assert isinstance(error, ErrorMessage)
+    assert (error.kind, "format error" in error.message) == ("command_not_executable", True)
 
 
 @pytest.mark.parametrize(

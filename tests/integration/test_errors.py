@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import orjson
 import pytest
 
 from container_runner import ClaudeRuntime, CommandRuntime, ErrorMessage, Runtime
-from container_runner import run as run_module
+from container_runner import stream as stream_module
 from container_runner.errors import EngineNotFoundError
 from container_runner.process import CHUNK
 from tests.integration.runs import (
@@ -183,7 +184,7 @@ def test_the_clocks_end_a_run(box: Box, prompt: str, fields: dict[str, Any], kin
 async def test_an_agent_that_floods_while_it_is_stopped_fills_no_memory(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "LAST_WORDS", MIB)
+    monkeypatch.setattr(stream_module, "LAST_WORDS", MIB)
     flood = shell("trap '' TERM; echo first; sleep 2; exec yes")
 
     async with messages_of(box.runner(flood), box.options("go", timeout=1, grace=3)) as messages:
@@ -192,8 +193,10 @@ async def test_an_agent_that_floods_while_it_is_stopped_fills_no_memory(
     *lines, error = got
     assert isinstance(error, ErrorMessage)
     assert (error.kind, error.stop) == ("total_timeout", "kill")
+    (summary,) = (box.state / "runs/tester").glob("[!.]*.json")
+    assert orjson.loads(summary.read_bytes())["complete"] is False
     # The portion that goes over the limit is kept whole.
-    assert MIB / (run_module.MESSAGE_COST + 1) < len(lines) < 2 * CHUNK
+    assert MIB / (stream_module.MESSAGE_COST + 1) < len(lines) < 2 * CHUNK
     assert box.containers() == []
 
 
