@@ -17,6 +17,9 @@ PermissionMode = Literal["acceptEdits", "auto", "bypassPermissions", "default", 
 ARGUMENT_LIMIT: Final = 128 * 1024 - 1
 """The most bytes that Linux takes in one argument (MAX_ARG_STRLEN, less its closing NUL)."""
 
+LINE_LIMIT: Final = 256 * 1024**2
+"""The longest line in bytes, if nothing else is said. Agents' longest ones, with files in them, have some 10 MB."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}")
 
@@ -196,8 +199,9 @@ class ExecuteOptions:
     grace: int = attrs.field(default=3)
     """Whole seconds between asking it to stop (TERM) and making it stop (KILL)."""
 
-    line_limit: int | None = attrs.field(default=None)
-    """The longest line in bytes that is kept whole; a longer one becomes an OversizedLine. None: any length."""
+    line_limit: int | None = attrs.field(default=LINE_LIMIT)
+    """The longest line in bytes that is kept whole; a longer one becomes an OversizedLine. Default: 256 MiB. None: any
+    length, so an agent that never ends its line can fill the memory."""
 
     @grace.validator
     def _check_grace(self, _: object, value: object) -> None:

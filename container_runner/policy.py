@@ -215,9 +215,9 @@ def _parse(name: str, value: Any) -> Any:
         return value if isinstance(value, bool) else refuse(name, value, "true or false")
     if name in _RECORDS:
         return getattr(RecordLimits(**{_RECORDS[name]: value}), _RECORDS[name])
+    if (name.endswith("timeout") or name == "line_limit") and value == 0 and not isinstance(value, bool):
+        return None  # no limit, which TOML has no word for
     if name.endswith("timeout"):
-        if value == 0 and not isinstance(value, bool):
-            return None  # no limit, which TOML has no word for
         value = parse_duration(value, name) if isinstance(value, str) else value
     if name == "line_limit" and isinstance(value, str):
         value = parse_size(value, name)

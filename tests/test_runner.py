@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 import string
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from pytest_subprocess import FakeProcess
 
 from container_runner import guest
+from container_runner import process as process_module
 from container_runner import run as run_module
 from container_runner.argv import DOCKER, PODMAN, PODMAN_ROOTLESS
 from container_runner.config import ContainerConfig
@@ -30,7 +32,7 @@ from container_runner.errors import ConfigError
 from container_runner.messages import AssistantMessage, ErrorMessage, Message, ResultMessage
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.plan import Plan
-from container_runner.process import Process
+from container_runner.process import Completed, Process
 from container_runner.run import scrub
 from container_runner.runner import ContainerRunner
 from container_runner.runtimes import ClaudeRuntime, CommandRuntime
@@ -447,6 +449,47 @@ async def test_a_start_that_failed_in_passing_is_tried_again_under_another_name(
     assert isinstance(last, ResultMessage)
     names = [word for call in fake_engine.calls for word in call.argv if word.startswith("--name=")]
     assert len(set(names)) == 2
+
+
+async def test_the_tries_are_at_random_times(
+    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or all that failed together would fail together again."""
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    busy = "docker: Error response from daemon: context deadline exceeded"
+    fp.register(["docker", "run", fp.any()], returncode=125, stderr=busy, occurrences=12)
+    fake_engine.reply("never said")
+    monkeypatch.setattr(anyio, "sleep", sleep)
+    monkeypatch.setattr(run_module, "START_ATTEMPTS", 12)
+
+    error = await failure(runner(tmp_path))
+
+    assert error.kind == "engine_busy"
+    assert len(waits) == len({*waits}) == 10
+    assert all(0 <= wait <= 2 for wait in waits)
+
+
+async def test_no_more_control_commands_run_at_once_than_the_machine_bears(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = most = 0
+
+    async def run(*_: object, **__: object) -> Completed:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await anyio.sleep(0.01)
+        now -= 1
+        return Completed(returncode=0, stdout=b"", stderr="")
+
+    monkeypatch.setattr(process_module, "run", run)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(50):
+            tasks.start_soon(ENGINES[0].run, ["docker", "ps"])
+
+    assert most == 2 * (os.cpu_count() or 1)
 
 
 async def test_a_start_that_fails_for_good_is_not_tried_again(

@@ -58,7 +58,7 @@ class ExecuteFlags:
     """Whole seconds between asking the agent to stop and making it stop. Default: 3."""
 
     line_limit: Annotated[str | None, Parameter(group=_RUN)] = None
-    """The longest line of output that is kept whole, as "1m". Default: any length."""
+    """The longest line of output that is kept whole, as "1m". 0: any length. Default: 256m."""
 
     def apply(self, options: ExecuteOptions) -> ExecuteOptions:
         """*options* with what these flags say.

@@ -91,7 +91,7 @@ def test_exit_codes_tell_failures_apart(box: Box, prompt: str, flags: list[str],
     assert box.containers() == []
 
 
-@ON_DOCKER
+@ON_ROOTFUL
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_agent_and_leaves_nothing(box: Box, number: signal.Signals) -> None:
     with box.cli("run", "sleep 1000") as process:

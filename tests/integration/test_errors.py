@@ -13,8 +13,9 @@ import pytest
 
 from container_runner import ClaudeRuntime, CommandRuntime, ErrorMessage, Runtime
 from container_runner import stream as stream_module
-from container_runner.errors import EngineNotFoundError
+from container_runner.errors import EngineNotFoundError, MountError, NameTakenError
 from container_runner.process import CHUNK
+from tests.integration.engines import write_program
 from tests.integration.runs import (
     ON_DOCKER,
     ON_ROOTFUL,
@@ -102,6 +103,46 @@ def test_the_engines_failures(box: Box, fields: dict[str, Any], kind: str, told:
     assert box.containers() == []
 
 
+@ON_ROOTFUL
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_can_only_go_wrong_between_our_look_and_the_engines(box: Box) -> None:
+    runner = box.runner()
+    manager = await runner.manager()
+    plan = runner.plan(box.options("go"))
+    plan.prepare()
+
+    container = await manager.get_or_create(plan)
+    with pytest.raises(NameTakenError):
+        await manager.get_or_create(plan)
+    await manager.release(container, plan)
+
+    plan = runner.plan(box.options("go"))
+    box.workspace.rmdir()
+    with pytest.raises(MountError):
+        await manager.get_or_create(plan)
+    box.workspace.mkdir()
+    assert box.containers() == []
+
+
+@ON_ROOTFUL
+def test_an_image_whose_registry_does_not_answer(box: Box) -> None:
+    error = error_of(box.run("go", image="127.0.0.1:1/no/such:image", pull="missing"))
+
+    assert error is not None
+    assert error.kind == "pull_failed"
+
+
+@ON_DOCKER
+def test_a_socket_that_is_somebody_elses(box: Box) -> None:
+    client = box.folder / "docker"
+    write_program(client, f"exec setpriv --reuid=1234 --regid=1234 --clear-groups {box.engine.binary}")
+
+    error = error_of(box.run("go", engine=str(client)))
+
+    assert error is not None
+    assert error.kind == "engine_permission"
+
+
 @ON_DOCKER
 @pytest.mark.parametrize("program", ["/no/such/docker", "container-runner-none-such", "/etc/passwd"])
 def test_a_program_that_is_not_there(box: Box, program: str) -> None:
@@ -109,7 +150,7 @@ def test_a_program_that_is_not_there(box: Box, program: str) -> None:
         box.run("go", engine=program)
 
 
-@ON_DOCKER
+@ON_ROOTFUL
 @pytest.mark.parametrize(
     "words",
     [
