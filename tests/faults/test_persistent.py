@@ -14,10 +14,11 @@ import attrs
 import pytest
 
 from container_runner import CommandRuntime, ContainerManager, Engine
-from container_runner.argv import LABEL
+from container_runner.argv import LABEL, hold_argv
 from container_runner.environment import host_environment
 from container_runner.messages import Message
 from container_runner.owner import Owner
+from container_runner.process import Process
 from tests.faults.scene import Scene, all_processes, last
 from tests.faults.test_inside import run_for
 from tests.integration.engines import wait_until
@@ -301,6 +302,48 @@ def test_prune_removes_what_has_no_living_owner_and_nothing_else(scene: Scene) -
     for name in scene.containers():
         scene.engine.remove(name)
     scene.settle("prune beside live owners and foreign containers", "only the dead ones' go", since=began)
+
+
+def test_the_next_start_removes_what_a_dead_owner_has_left(scene: Scene) -> None:
+    dead = attrs.evolve(Owner.current(), pid=2**22 - 1, started=1)
+    start(scene, "dead", {f"{LABEL}run": "1", f"{LABEL}agent": scene.token, f"{LABEL}kind": "ephemeral",
+                          **dead.to_labels()})  # fmt: skip
+    since = time.monotonic()
+    messages, _ = run_for(scene, None, "hello")
+    scene.settle("a dead owner's container, at the next start", last(messages), since=since)
+    assert last(messages) == "result"
+
+
+@pytest.mark.parametrize("mode", ["ephemeral", "persistent"])
+def test_a_container_ends_when_its_time_is_over(scene: Scene, mode: str) -> None:
+    """Whoever holds its lease, and whether anybody of us lives. A persistent one stays, stopped, for its next run."""
+
+    async def main() -> float:
+        runner = scene.runner(ephemeral=mode == "ephemeral")
+        engine = (await runner.manager()).engine
+        plan = runner.plan(scene.options("never said"))
+        plan.prepare()
+        assert plan.run[-1] == str(plan.time_limit)
+        await engine.create([*plan.run[:-1], "1"], may_pull=False)
+        since = time.monotonic()
+        if mode == "ephemeral":
+            hold = hold_argv(engine.binary, name=plan.container, user=plan.user, run_id=plan.run_id)
+            holder = await Process.start(hold, env=engine.environ, hold_stdin=True)
+            try:
+                with anyio.fail_after(20):
+                    await holder.wait()
+            finally:
+                await holder.terminate()
+                holder.close()
+        return since
+
+    since = anyio.run(main, backend=scene.loop)
+    if mode == "persistent":
+        (container,) = scene.containers()
+        wait_until(lambda: '"exited"' in scene._state(container), seconds=15)
+        assert '"exited"' in scene._state(container)
+        scene.engine.remove(container)
+    scene.settle(f"the container's time limit, 1 s ({mode})", "nothing", since=since)
 
 
 def start(scene: Scene, word: str, labels: dict[str, str], *, verb: str = "run") -> None:

@@ -100,6 +100,34 @@ def test_killed_while_stopping(scene: Scene, tree: bool) -> None:
         scene.settle(fault(tree, "stopping, TERM ignored"), "nothing", since=since)
 
 
+@TREE
+@pytest.mark.parametrize("phase", ["`run` in flight", "prompt being written", "stopping, TERM ignored"])
+def test_killed_in_a_persistent_container(scene: Scene, tree: bool, phase: str) -> None:
+    kept = {"ephemeral": False}
+    if phase == "`run` in flight":
+        victim = scene.victim("sleep 1000", config=kept)
+        victim.wait_for_client("run")
+        time.sleep(0.1)
+    elif phase == "prompt being written":
+        victim = scene.victim("sh : >begun", config=kept, padding=40_000_000)
+        victim.wait_for_client("exec")
+        time.sleep(0.2)
+    else:
+        victim = scene.victim("ignore-term", config=kept, then="break")
+        victim.wait_for("stopping")
+        time.sleep(0.5)
+    since = victim.kill(tree=tree)
+    time.sleep(1)  # the engine may still be making it
+    keep = scene.containers()
+    scene.settle(f"{fault(tree, phase)} (persistent)", "the container, at most", since=since, keep=keep)
+    assert len(keep) <= 1
+    assert not (scene.workspace / "begun").exists(), "an agent began with half a prompt"
+
+    after = scene.victim("hello", config=kept)
+    assert after.wait_for("done") == "done result"
+    after.process.communicate()
+
+
 def prune(scene: Scene) -> list[str]:
     """What a next start would remove."""
 
