@@ -33,8 +33,8 @@
         ├── IdleTimeoutError          it was silent too long
         └── ResultTimeoutError        it gave its result and did not leave
 
-`ContainerRunner.execute` raises the first two and yields the others as one last `ErrorMessage`.
-Everything else in the package raises them.
+`ContainerRunner.execute` raises the first two, and `EngineNotFoundError` for a program that the configuration names and
+that is not there; the others are one last `ErrorMessage`. Everything else in the package raises them.
 """
 
 from __future__ import annotations

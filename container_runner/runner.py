@@ -96,6 +96,7 @@ class ContainerRunner:
         Raises:
             ConfigError: the options or the configuration can not be carried out; raised here, before the first
                 message is asked for.
+            EngineNotFoundError: likewise, if the configuration names a program that is not there.
         """
         return self._execute(options, self.plan(options))
 
