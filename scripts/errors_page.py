@@ -12,7 +12,8 @@ HEAD = """
 
 # Errors and exit codes
 
-`ContainerRunner.execute` raises `ConfigError` and `UnsupportedRuntimeError`, and `EngineNotFoundError` for a program that the configuration names, before anything is started.
+`ContainerRunner.execute` raises `ConfigError` and `UnsupportedRuntimeError` before anything is started,
+and `EngineNotFoundError` if the configuration names a program that is not there.
 Everything else that fails is one last `ErrorMessage`, whose `kind` is in this table.
 `ContainerManager` and `Engine` raise the errors themselves.
 `container-runner` prints the error with its next step, and exits with the code.
