@@ -135,6 +135,8 @@ class MessageStream:
         self._heard_at += seconds
         if self._result_at is not None:
             self._result_at += seconds
+        if self._ended_at is not None:
+            self._ended_at += seconds
 
     async def wait(self) -> int:
         """The process's exit code, once its output has ended.

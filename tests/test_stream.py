@@ -41,11 +41,16 @@ def options(**clocks: float | None) -> ExecuteOptions:
 class Reader:
     """A stream from a shell script, closed at the end of the block."""
 
-    def __init__(self, script: str, options: ExecuteOptions, **others: object) -> None:
-        self._script, self._options, self._others = script, options, others
+    def __init__(self, script: str, options: ExecuteOptions, end: bytes | None = None, **others: object) -> None:
+        self._script, self._options, self._end, self._others = script, options, end, others
 
     async def __aenter__(self) -> MessageStream:
-        self._process = await Process.start(["sh", "-c", self._script], line_limit=self._options.line_limit)
+        self._process = await Process.start(
+            ["sh", "-c", self._script],
+            hold_stdin=self._end is not None,
+            end=self._end,
+            line_limit=self._options.line_limit,
+        )
         return MessageStream(self._process, ClaudeRuntime(), self._options, **self._others)  # type: ignore[arg-type]  # the fields vary
 
     async def __aexit__(self, *_: object) -> None:
@@ -284,6 +289,22 @@ async def test_what_its_reader_does_with_the_messages_is_no_fault_of_the_agent(c
         await anyio.sleep(0.6)
         assert await stream.read() == []
         assert await stream.wait() == 0
+
+
+async def test_an_agent_that_has_said_all_has_no_clock_but_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "END_PATIENCE", 1.0)
+    limits = {"timeout": 0.5, "idle_timeout": 0.2, "result_timeout": 0.2, "grace": 0}
+    said = f"echo '{RESULT % 'ok'}'; echo END; read -r nothing"
+
+    async with Reader(f"{said}; sleep 0.7", options(**limits), end=b"END") as stream:
+        assert len(await stream.read()) == 1
+        await anyio.sleep(1.5)
+        assert await stream.read() == []
+        assert await stream.wait() == 0
+    async with Reader(f"{said}; sleep 1000", options(**limits), end=b"END") as stream:
+        assert len(await stream.read()) == 1
+        with anyio.fail_after(20), pytest.raises(ExecLostError):
+            await stream.read()
 
 
 async def test_an_agent_that_talks_on_after_its_result_does_not_outlive_the_clock() -> None:
