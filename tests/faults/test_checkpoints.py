@@ -15,6 +15,7 @@ import pytest
 from container_runner import Agent, ClaudeRuntime, ContainerConfig, ContainerRunner, ExecuteOptions
 from tests.faults.scene import TABLE, Row, last, resources
 from tests.faults.test_consumer import tasks
+from tests.integration.engines import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 
@@ -39,11 +40,17 @@ case $1 in
   exec)
     while [ "$1" != -- ]; do shift; done
     shift 6
-    head -c "$3" >/dev/null
+    prompt=$(head -c "$3")
     echo "container-runner: started $1 7" >&2
     echo '{"type":"system","subtype":"init","session_id":"s"}'
+    if [ "$prompt" = stay ]; then
+      cat >/dev/null
+      echo "container-runner: stop $1 term" >&2
+    fi
     echo '{"type":"result","subtype":"success","is_error":false,"result":"ok","session_id":"s"}'
     echo "container-runner: ended $1 0" >&2
+    printf '\ncontainer-runner: ended %s 0\n' "$1"
+    cat >/dev/null
     ;;
 esac
 """
@@ -71,9 +78,16 @@ def stepped(coroutine: Coroutine[Any, Any, T], strike: Callable[[int], None]) ->
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("how", ["cancelled", "closed"])
-def test_a_run_cancelled_at_every_await_leaves_nothing(tmp_path: Path, backend: str, how: str) -> None:
-    """`closed`: the one who reads cancels and then closes the generator, as `aclosing` does."""
+@pytest.mark.parametrize(
+    ("how", "prompt", "wanted"),
+    [("cancelled", "hello", "result"), ("closed", "hello", "result"), ("cancelled", "stay", "total_timeout (term)")],
+    ids=["cancelled", "closed", "cancelled-stop"],
+)
+def test_a_run_cancelled_at_every_await_leaves_nothing(
+    tmp_path: Path, backend: str, how: str, prompt: str, wanted: str
+) -> None:
+    """`closed`: the one who reads cancels and then closes the generator, as `aclosing` does. `stay`: the agent does
+    not end by itself, and is stopped by the clock."""
     containers = tmp_path / "containers"
     containers.mkdir()
     fake = tmp_path / "docker"
@@ -83,7 +97,8 @@ def test_a_run_cancelled_at_every_await_leaves_nothing(tmp_path: Path, backend: 
     workspace.mkdir()
     os.chown(workspace, 1000, 1000) if os.geteuid() == 0 else None
     config = ContainerConfig(engine=str(fake), image="any", network="none", credentials="none")
-    options = ExecuteOptions(prompt="hello", agent=Agent(name="tester", workspace=workspace))
+    timeout = 0.2 if prompt == "stay" else None
+    options = ExecuteOptions(prompt=prompt, timeout=timeout, agent=Agent(name="tester", workspace=workspace))
     saw: list[str] = []
 
     async def consume() -> str:
@@ -105,6 +120,8 @@ def test_a_run_cancelled_at_every_await_leaves_nothing(tmp_path: Path, backend: 
             strike = lambda step: scope.cancel() if step == number else None  # noqa: E731  shorter than a function where it is used
             saw.append(await stepped(consume(), strike))
         assert tasks() == before, number
+        # A client that was told to go may be survived for a moment by its own `head`, which has lost its stdin.
+        wait_until(lambda: not clients(containers), seconds=5)
         left = [path.name for path in containers.iterdir()] + clients(containers)
         assert not left, f"cancelled at await {number}: {left}"
         return not scope.cancel_called
@@ -125,8 +142,9 @@ def test_a_run_cancelled_at_every_await_leaves_nothing(tmp_path: Path, backend: 
 
     awaits, worst = anyio.run(main, backend=backend)
     assert awaits > 20
-    assert saw[-1] == "result"
-    TABLE.add(Row(fault=f"the consumer is {how} at every await", engine="fake", backend=backend, saw="cancelled",
+    assert saw[-1] == wanted
+    what = f"the consumer is {how} at every await" + (" of a run that is stopped" if prompt == "stay" else "")
+    TABLE.add(Row(fault=what, engine="fake", backend=backend, saw="cancelled",
                   left=0, seconds=worst, tries=awaits))  # fmt: skip
 
 
