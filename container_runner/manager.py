@@ -11,6 +11,8 @@ import hashlib
 import logging
 import math
 import time
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +28,7 @@ from container_runner.errors import (
     EngineError,
     EnginePermissionError,
     EngineUnreachableError,
+    StateError,
 )
 from container_runner.locks import LOCK_TIMEOUT, LockFile
 from container_runner.owner import Owner
@@ -253,7 +256,9 @@ class ContainerManager:
             What was removed, or would be if *dry_run*.
         """
         pruned: list[ContainerInfo] = []
-        for info in await self.containers():
+        locks = [*self.state_dir.glob("locks/container.*.lock")]
+        infos = await self.containers()
+        for info in infos:
             if _is_needed(info):
                 continue
             if not dry_run:
@@ -264,6 +269,7 @@ class ContainerManager:
                     continue
             pruned.append(info)
         if not dry_run:
+            _remove_locks(locks, {info.name for info in infos})
             await self._end_forgotten()
         return pruned
 
@@ -321,6 +327,20 @@ class ContainerManager:
         return LockFile(self.state_dir / "locks" / f"container.{container}.lock")
 
 
+def _remove_locks(locks: Iterable[Path], containers: Collection[str]) -> None:
+    """Remove the locks, listed before the *containers* were, of containers that somebody else has removed.
+
+    One that is being made has its lock held. A mark is kept: the container may be another engine's.
+    """
+    for path in locks:
+        lock = LockFile(path)
+        if path.name.removeprefix("container.").removesuffix(".lock") in containers:
+            continue
+        with suppress(StateError):
+            if lock.try_acquire():
+                lock.release(remove=not lock.is_marked)
+
+
 def _is_ours(info: ContainerInfo) -> bool:
     return RUN_LABEL in info.labels and info.labels.get(NAME_LABEL) == info.name
 
@@ -329,7 +349,7 @@ def _is_needed(info: ContainerInfo) -> bool:
     owner = Owner.from_labels(info.labels)
     state = "unknown" if owner is None else owner.state
     runs = info.status in ("running", "paused", "restarting")
-    if info.labels.get(KIND_LABEL) == "persistent" and info.status != "created":
+    if info.labels.get(KIND_LABEL) == "persistent" and info.status not in ("created", "initialized"):
         return runs  # whoever made it; one that was not started yet is its owner's, as an ephemeral one is
     if runs and owner is not None and not owner.is_of_this_boot:
         # No container runs on when its machine starts anew: this one is another machine's, of the same name and id.

@@ -148,6 +148,26 @@ async def test_whoever_leaves_last_ends_what_was_left(
     assert not manager.is_in_use("kept")
 
 
+async def test_the_locks_of_containers_that_somebody_else_removed_go(
+    world: World, manager: ContainerManager, state: Path
+) -> None:
+    world.holds(*kept(state, "there"))
+    folder = state / "locks"
+    folder.mkdir(parents=True)
+    for name in ("there", "gone", "held", "marked"):
+        (folder / f"container.{name}.lock").touch()
+    held, marked = LockFile(folder / "container.held.lock"), LockFile(folder / "container.marked.lock")
+    assert held.try_acquire(shared=True)
+    assert marked.try_acquire()
+    marked.mark()
+    marked.release()
+
+    await manager.prune()
+
+    assert {path.name.split(".")[1] for path in folder.iterdir()} == {"there", "held", "marked"}
+    held.release()
+
+
 async def test_one_whose_time_is_half_over_is_replaced(
     world: World, manager: ContainerManager, plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,8 +151,7 @@ class Soak:
             self.counts[f"{scene.engine.name}: persistent containers at the end"] = len(kept)
             for container in kept:
                 await anyio.to_thread.run_sync(scene.engine.remove, container)
-            for lock in scene.state.glob("locks/container.*"):
-                lock.unlink()
+            await (await scene.runner().manager()).prune()  # their locks
             self.problems += left
         await anyio.sleep(1)
         for scene in self.scenes:
