@@ -265,6 +265,15 @@ async def test_an_agent_that_ends_while_it_is_looked_after_has_not_lost_its_last
         assert await stream.wait() == 0
 
 
+async def test_a_look_that_has_no_answer_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(stream_module, "CHECK_PATIENCE", 0.1)
+
+    async with Reader("sleep 0.5; echo text", options(), check=anyio.sleep_forever) as stream:
+        with anyio.fail_after(20):
+            assert len(await all_of(stream)) == 1
+
+
 async def test_a_clock_is_kept_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.15)
 
