@@ -91,7 +91,9 @@ class MessageStream:
         self._result_at: float | None = None
         self._left_at = now
         self._late: ContainerRunnerError | None = None
+        """The clock that had run out when the last lines came."""
         self._ended_at: float | None = None
+        """When the agent had said all, for its client's own clock."""
         self._unparsed: list[bytes | OversizedLine] = []
         self._probe: Message | None = None
         """The last message of the portion before, which was decoded only if its reader asked for more than its type."""
@@ -106,6 +108,8 @@ class MessageStream:
 
         Raises:
             TotalTimeoutError, IdleTimeoutError, ResultTimeoutError: a clock ran out. The process still runs.
+            ExecLostError: the agent has said that it ended, and its client did not end.
+            ContainerRunnerError: what the check has found.
         """
         self._forgive(anyio.current_time() - self._left_at)
         try:
@@ -143,6 +147,8 @@ class MessageStream:
 
         Raises:
             TotalTimeoutError, IdleTimeoutError, ResultTimeoutError: a clock ran out. The process still runs.
+            ExecLostError: the agent has said that it ended, and its client did not end.
+            ContainerRunnerError: what the check has found.
         """
         return await self._under_clocks(self._process.wait)
 
