@@ -118,6 +118,7 @@ class Plan:
     def to_shell(self) -> str:
         """The commands as lines for a POSIX shell. Secrets are in none of them.
 
-        To run them by hand, make the folders of `mounts` first, and give the second one `stdin_size` bytes on stdin.
+        To run them by hand, make the folders of `mounts` first, and give the second one `stdin_size` bytes on stdin. It
+        waits for the end of its stdin when it has said "container-runner: ended" on stdout.
         """
         return "\n".join(shlex.join(command) for command in self.commands)

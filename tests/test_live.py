@@ -174,7 +174,7 @@ def test_a_narrow_terminal_is_enough(place: Place) -> None:
 
 def test_wide_characters_and_a_window_that_is_made_smaller_leave_one_status_line(place: Place) -> None:
     wide = "日本語" * 40
-    with at_terminal(place, "run", f"sh sleep 1; echo {wide}\nsleep 1.5", columns=60) as terminal:
+    with at_terminal(place, "run", f"sh sleep 3; echo {wide}\nsleep 1.5", columns=60) as terminal:
         terminal.wait_for("a tool at work")
         terminal.resize(30, 24)
         terminal.wait_for(lambda text: "└ 日" in text and "waiting for the" in text)

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from container_runner.page import PAGE_LIMIT, TEXT_LIMIT, render_page
+from container_runner import page as page_module
+from container_runner.page import TEXT_LIMIT, render_page
 from container_runner.records import RunSummary
 from container_runner.transcript import Part, converse, parse_record
 from tests.hostile import PAYLOADS, everywhere
@@ -251,12 +252,13 @@ def test_a_long_text_is_cut_and_says_so() -> None:
     assert len(shown) < 2 * TEXT_LIMIT
 
 
-def test_a_page_has_an_end() -> None:
-    blocks = [{"type": "text", "text": "<&>" * (TEXT_LIMIT // 3)}] * 120
+def test_a_page_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "PAGE_LIMIT", 2**20)
+    blocks = [{"type": "text", "text": "<&>" * (TEXT_LIMIT // 3)}] * 12
 
     shown = page(says(*blocks))
 
-    assert len(shown) < PAGE_LIMIT + 100_000
+    assert 2**20 < len(shown) < 2**20 + 500_000
     assert "The rest is left out" in shown
     assert shown.rstrip().endswith("</html>")
 

@@ -106,7 +106,7 @@ async def test_a_failing_agent_is_an_agent_failure(fake_engine: FakeEngine, tmp_
 async def test_an_agent_that_hangs_is_stopped_by_its_lease(fake_engine: FakeEngine, runner: ContainerRunner) -> None:
     fake_engine.messages([{"type": "system", "subtype": "init"}], hang=True)
 
-    *_, last = await all_of(runner, options(timeout=0.1))
+    *_, last = await all_of(runner, options(timeout=2))  # it has begun by then, on a busy machine too
 
     assert isinstance(last, ErrorMessage)
     assert last.kind == "total_timeout"

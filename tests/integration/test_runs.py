@@ -95,10 +95,15 @@ def test_the_commands_of_a_plan_work_in_a_shell(box: Box) -> None:
         assert shell.stdout is not None
         shell.stdin.write(b"hello")  # and it stays open: it is the lease
         shell.stdin.flush()
-        stdout = shell.stdout.read()
+        lines = []
+        for line in shell.stdout:
+            lines.append(line)
+            if line.startswith(b"container-runner: ended "):
+                shell.stdin.close()
 
     assert shell.returncode == 0
-    assert b'"result":"hello"' in stdout
+    assert f"container-runner: ended {plan.run_id} 0\n".encode() in lines
+    assert any(b'"result":"hello"' in line for line in lines)
     assert box.containers() == []
 
 
