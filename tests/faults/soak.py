@@ -154,8 +154,6 @@ class Soak:
             await (await scene.runner().manager()).prune()  # their locks
             self.problems += left
         await anyio.sleep(1)
-        for scene in self.scenes:
-            self.problems += [f"left on {scene.engine.name}: {thing}" for thing in scene.left()]
         grown = {name: (before[name], now) for name, now in resources().items() if now > before[name] + 2}
         if grown:
             self.problems.append(f"grown: {grown}")
@@ -187,6 +185,8 @@ def main() -> int:
                 return 1
             soak = Soak(scenes, random.Random(asked.seed), time.monotonic() + 60 * asked.minutes)
             anyio.run(soak.main)
+            for scene in soak.scenes:  # after the event loop, which has descriptors of its own
+                soak.problems += [f"left on {scene.engine.name}: {thing}" for thing in scene.left()]
     finally:
         left_by_engines = engines.stop()
     for what, count in sorted(soak.counts.items()):
