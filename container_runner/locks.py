@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import anyio
 
 from container_runner.errors import StateError
+from container_runner.folders import open_folder
 
 POLL: Final = 0.05
 """Seconds between two tries for a lock that another process holds."""
@@ -37,7 +38,7 @@ class LockFile:
         while True:
             try:
                 self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                with self._folder() as folder:
+                with open_folder(self.path.parent.parent, self.path.parent.name) as folder:
                     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
                     fd = os.open(self.path.name, flags, 0o600, dir_fd=folder)
             except OSError as error:
@@ -101,19 +102,13 @@ class LockFile:
         """Let go of the lock if we hold it, and *remove* its file with it."""
         if self._fd is not None:
             if remove:
-                with suppress(FileNotFoundError, NotADirectoryError), self._folder() as folder:
+                with (
+                    suppress(FileNotFoundError, NotADirectoryError),
+                    open_folder(self.path.parent.parent, self.path.parent.name) as folder,
+                ):
                     os.unlink(self.path.name, dir_fd=folder)
             os.close(self._fd)
             self._fd = None
-
-    @contextmanager
-    def _folder(self) -> Iterator[int]:
-        """The folder of the file. Neither of them may be a symlink: one in the state folder leads nowhere else."""
-        fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
 
     @asynccontextmanager
     async def held(self, timeout: float = LOCK_TIMEOUT) -> AsyncIterator[None]:

@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import re
-import stat
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,7 +28,8 @@ import attrs
 import orjson
 
 from container_runner.config import RecordLimits
-from container_runner.errors import ConfigError, ContainerRunnerError, StateError
+from container_runner.errors import ConfigError, ContainerRunnerError
+from container_runner.folders import open_file, open_folder, open_to_read
 from container_runner.lines import OversizedLine
 from container_runner.messages import AgentMessage, ErrorMessage, Message, ResultMessage, Usage
 from container_runner.options import ExecuteOptions
@@ -56,7 +56,6 @@ _NAME = re.compile(r"(\d{8}T\d{6}\.\d{3}Z)-([0-9a-f]{32})")
 _PROTOCOL_WORD = re.compile(r"[A-Za-z_]{1,40}")
 _PRINTABLE_ESCAPE = re.compile(rb"\\u00[2-7]")
 _SAFE_RUN = re.compile(r"[A-Za-z0-9_.-]+")
-_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @attrs.frozen(kw_only=True)
@@ -546,67 +545,6 @@ class Records:
         return RunRecord(agent=agent, name=stem, summary=summary)
 
 
-@contextmanager
-def open_folder(state: Path, *parts: str, create: bool = False) -> Iterator[int]:
-    """A descriptor of a folder below the state folder, on a way without symlinks.
-
-    Raises:
-        OSError: it is not there, or something else is; with *create*, also if it belongs to somebody else.
-    """
-    if create:
-        state.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # whoever named it may have named a link
-    try:
-        for part in parts:
-            if part in ("", ".", "..") or "/" in part:
-                raise OSError(None, "it is no name")
-            if create:
-                with suppress(FileExistsError):
-                    os.mkdir(part, 0o700, dir_fd=fd)
-            outer, fd = fd, os.open(part, _FOLDER_FLAGS, dir_fd=fd)
-            os.close(outer)
-            if create:
-                _make_private(fd)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def open_to_read(state: Path, *place: str, what: str) -> Iterator[int]:
-    """A descriptor of the file at *place* below the state folder, on a way without symlinks.
-
-    Args:
-        what: how an error calls it.
-
-    Raises:
-        StateError: it is not there any more, or not to be read by us.
-    """
-    *folders, name = place
-    try:
-        with open_folder(state, *folders) as folder:
-            fd = open_file(folder, name)
-    except OSError as error:
-        raise StateError(f"{what} can not be read: {error.strerror}.") from None
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def open_file(folder: int, name: str) -> int:
-    """A descriptor to read a regular file from, and nothing that stands in its place.
-
-    Raises:
-        OSError: it is not there, or is no file.
-    """
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(None, "it is no file")
-    return fd
-
-
 def clean(state_dir: Path, limits: RecordLimits, *, seconds: float = CLEANING_TIME) -> int:
     """Remove the records that are too old or too much, oldest first, and none of a run that goes on.
 
@@ -694,14 +632,6 @@ def _is_locked(folder: int, name: str) -> bool:
     finally:
         os.close(fd)
     return False
-
-
-def _make_private(fd: int) -> None:
-    info = os.fstat(fd)
-    if info.st_uid != os.geteuid():
-        raise OSError(None, "the folder of the records belongs to somebody else")
-    if stat.S_IMODE(info.st_mode) & 0o077:
-        os.fchmod(fd, 0o700)
 
 
 def _read_summary(folder: int, stem: str) -> RunSummary | None:

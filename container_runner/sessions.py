@@ -18,7 +18,8 @@ from typing import Final
 import attrs
 
 from container_runner.errors import ConfigError, StateError
-from container_runner.records import Records, RunRecord, open_folder, open_to_read
+from container_runner.folders import open_folder, open_to_read
+from container_runner.records import Records, RunRecord
 from container_runner.transcript import (
     CHUNK,
     Part,

@@ -18,8 +18,8 @@ MODULES = {
 
 LAYERS: tuple[set[str], ...] = (
     {"conmon", "errors", "guest", "owner"},
-    {"laws", "lines", "locks", "options"},
-    {"messages", "process", "values"},
+    {"folders", "laws", "lines", "options"},
+    {"locks", "messages", "process", "values"},
     {"protect", "stream", "tally"},
     {"config", "runtimes.runtime"},
     {"environment", "policy", "runtimes.claude", "runtimes.command", "user"},

@@ -125,7 +125,7 @@ def test_a_lock_whose_file_was_removed_is_taken_anew(path: Path, monkeypatch: py
 
     def open_and_lose(*arguments: object, **others: object) -> int:
         fd = real_open(*arguments, **others)  # type: ignore[arg-type]  # passed on as it came
-        if "dir_fd" in others:  # the file, and not its folder
+        if arguments[0] == path.name:  # the file, and not its folders
             if not opened:
                 path.unlink()
             opened.append(fd)
