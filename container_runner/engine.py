@@ -121,6 +121,11 @@ class ContainerInfo:
     def is_running(self) -> bool:
         return self.status == "running"
 
+    @property
+    def has_processes(self) -> bool:
+        """Whether it was started and has not ended, though it may be paused or on its way up again."""
+        return self.status in ("running", "paused", "restarting")
+
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Self:
         """One entry of `inspect`'s JSON, of either engine."""

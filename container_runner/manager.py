@@ -348,7 +348,7 @@ def _is_ours(info: ContainerInfo) -> bool:
 def _is_needed(info: ContainerInfo) -> bool:
     owner = Owner.from_labels(info.labels)
     state = "unknown" if owner is None else owner.state
-    runs = info.status in ("running", "paused", "restarting")
+    runs = info.has_processes
     if info.labels.get(KIND_LABEL) == "persistent" and info.status not in ("created", "initialized"):
         return runs  # whoever made it; one that was not started yet is its owner's, as an ephemeral one is
     if runs and owner is not None and not owner.is_of_this_boot:

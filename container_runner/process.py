@@ -191,15 +191,13 @@ class Process:
             if lines := self._split(chunk):
                 return lines
         while True:
-            if self.has_said_all:  # and the reader, who is here again, has got it all
-                self.close_stdin()
             lines = self._pump()
             if self._exited_at is not None and anyio.current_time() >= self._exited_at + EXIT_GRACE:
                 self._give_up_pipes()  # all that it wrote has been taken; what comes now is a grandchild's
             if lines:
                 return lines
-            if self.has_said_all and self.stdin_is_open:
-                continue
+            if self.has_said_all:  # and the reader, who asks for more, has got it all
+                self.close_stdin()
             if "stdout" not in self._fds and "stderr" not in self._fds:
                 return self._splitter.flush()
             await self._wait_until(deadline)

@@ -35,7 +35,7 @@ from container_runner.pool import Pool, Warm
 from container_runner.process import STDERR_TAIL, Completed, Process, settle
 from container_runner.records import Recorder
 from container_runner.runtimes import CommandLineRuntime
-from container_runner.stream import LAST_WORDS, MessageStream, killed, total_timeout
+from container_runner.stream import MessageStream, killed, total_timeout
 
 START_TIMEOUT: Final = 60.0
 """Seconds that an agent may take to start, its prompt's way included."""
@@ -142,7 +142,6 @@ class Run:
         process = self._running
         said: list[Message] = []
         process.close_stdin()
-        process.limit_lines(LAST_WORDS)
         for rung, timeout in (("lease", self._options.grace + STOP_SLACK), ("sweep", 2.0), ("container", STOP_SLACK)):
             if rung == "sweep" and self._plan.ephemeral:
                 continue  # its container goes anyway
@@ -323,7 +322,7 @@ class Run:
         except EngineError as error:  # an engine that does not answer just now says nothing about the agent
             _log.info("looking after %s: %s", self._plan.container, error.message)
             return
-        if info is None or info.status not in ("running", "paused", "restarting"):
+        if info is None or not info.has_processes:
             raise self._gone(stderr=self._report()[1])
         if is_lost:
             raise ExecLostError("The agent has ended, and the engine's client did not notice.")

@@ -153,7 +153,11 @@ class MessageStream:
         return await self._under_clocks(self._process.wait)
 
     async def drain(self, said: list[Message]) -> None:
-        """Read to the end, and add what becomes messages to *said*, as far as `LAST_WORDS` go."""
+        """Read to the end, and add what becomes messages to *said*, as far as `LAST_WORDS` go.
+
+        One line alone may not be longer than that either.
+        """
+        self._process.limit_lines(LAST_WORDS)
         while lines := await self._process.read():
             if self._last_words >= LAST_WORDS:
                 self.is_cut = True
@@ -269,6 +273,7 @@ async def run_on_host(
     error: ContainerRunnerError | None = None
     process: Process | None = None
     stream: MessageStream | None = None
+    said: list[Message] = []
     try:
         process = await Process.start(
             command.argv,
@@ -291,15 +296,14 @@ async def run_on_host(
         error = CommandNotExecutableError(f"The program {command.argv[0]!r} can not be run.")
     except AgentError as failed:
         error = failed
-        if process is not None and stream is not None:
-            for message in await settle(partial(_stop_on_host, process, stream, options.grace)):
-                yield message
     except OSError as failed:  # an argument is too long, say
         error = CommandNotExecutableError(f"The program {command.argv[0]!r} can not be run: {failed.strerror}.")
     finally:
         if process is not None:
-            await settle(partial(_stop_on_host, process, stream, options.grace))
+            said = await settle(partial(_stop_on_host, process, stream, options.grace))
             process.close()
+    for message in said:
+        yield message
     if error is not None:
         yield ErrorMessage.from_error(error)
 
@@ -312,7 +316,6 @@ async def _stop_on_host(process: Process, stream: MessageStream | None, grace: f
     """
     said: list[Message] = []
     process.close_stdin()
-    process.limit_lines(LAST_WORDS)
     for number, wait in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_PATIENCE)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)

@@ -52,7 +52,6 @@ EXAMPLES: dict[str, str] = {
     "args": '["--debug"]',
     "append_system_prompt": '"Answer in one sentence."',
     "timeout": '"30m"',
-    "line_limit": '"16m"',
 }
 """Values to show for fields whose default is nothing."""
 
