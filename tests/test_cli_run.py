@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -14,7 +15,9 @@ import attrs
 import pytest
 
 from container_runner.cli.changes import MOST_FILES, Changes, snapshot
+from container_runner.cli.run import _Json, _Plain
 from container_runner.cli.text import clean, count, duration, line, tool_call
+from container_runner.messages import OutputLine, parse_message
 from tests import played_engine
 
 COMMAND = str(Path(sys.executable).with_name("container-runner"))
@@ -165,6 +168,19 @@ def test_the_first_line_is_one_line(place: Place) -> None:
     done = place.run("run", "x", f"--command={shlex.join(['printf', '%s', json.dumps(init)])}")
 
     assert done.stdout == "· session a ✓ forged, model b ✓ forged\n"
+
+
+async def test_a_stdout_that_is_no_file_gets_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a program that calls the command and keeps what it prints."""
+    stdout = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stdout)
+
+    await _Plain().take(parse_message({"type": "assistant", "message": {"content": [{"type": "text", "text": "é"}]}}))
+    await _Json().take(OutputLine(b"raw"))
+
+    text, raw = stdout.getvalue().splitlines()
+    assert "é" in text
+    assert json.loads(raw)["type"] == "output"
 
 
 def test_a_failure_is_told_with_what_to_do(place: Place) -> None:

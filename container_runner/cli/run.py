@@ -94,7 +94,7 @@ class _Plain(View):
 
     async def take(self, message: Message) -> None:
         if text := render(message):
-            await put(f"{text}\n".encode(sys.stdout.encoding, "replace"))
+            await put(f"{text}\n".encode(sys.stdout.encoding or "utf-8", "replace"))
 
 
 async def _run(

@@ -114,7 +114,7 @@ async def put(data: bytes) -> None:
     try:
         fd = sys.stdout.fileno()
     except (OSError, ValueError):  # it is no file
-        sys.stdout.write(data.decode())
+        sys.stdout.write(data.decode(sys.stdout.encoding or "utf-8", "replace"))
         return
     left = memoryview(data)
     while left:
