@@ -77,8 +77,11 @@ class Container:
     created: bool
     """Whether it was made for this run; otherwise it was found."""
 
-    renew_at: float = attrs.field(repr=False, eq=False)
-    """See `Plan.renew_at`."""
+    time_limit: int = attrs.field(repr=False, eq=False)
+    """How long it lives at most, in seconds."""
+
+    ends_at: float = attrs.field(repr=False, eq=False)
+    """When that is over, in seconds since the epoch."""
 
     lock: LockFile | None = attrs.field(default=None, repr=False, eq=False)
     """Held while the run uses a persistent container."""
@@ -86,7 +89,7 @@ class Container:
     @property
     def is_fresh(self) -> bool:
         """Whether a run that begins now has half of the time limit at least."""
-        return time.time() < self.renew_at
+        return time.time() < self.ends_at - self.time_limit / 2
 
 
 class ContainerManager:
@@ -113,7 +116,7 @@ class ContainerManager:
         """
         if plan.ephemeral:
             await self._create(plan)
-            return Container(name=plan.container, created=True, renew_at=plan.renew_at)
+            return _new_container(plan)
         if (known := self._known.get(plan.digest)) and known.is_fresh:
             # Whoever would remove it needs this lock for itself alone. If it has gone already, its exec will say so,
             # and the next attempt will look for it.
@@ -125,7 +128,7 @@ class ContainerManager:
         # Whoever holds it may be fetching the image.
         async with self._agent_lock(plan.agent).held(PULL_TIMEOUT if plan.may_pull else LOCK_TIMEOUT):
             for info in await self.containers(plan.reuse_labels):
-                found = Container(name=info.name, created=False, renew_at=_renew_at(info, plan))
+                found = Container(name=info.name, created=False, time_limit=plan.time_limit, ends_at=_ends_at(info))
                 if info.is_running and found.is_fresh:
                     lock = self._use_lock(info.name)
                     await lock.acquire(shared=True)
@@ -142,7 +145,7 @@ class ContainerManager:
             except BaseException:
                 lock.release(remove=True)
                 raise
-            return Container(name=plan.container, created=True, renew_at=plan.renew_at, lock=lock)
+            return _new_container(plan, lock)
 
     async def release(
         self, container: Container, plan: Plan, *, is_good: bool = False, is_spoiled: bool = False
@@ -355,8 +358,7 @@ def _is_needed(info: ContainerInfo) -> bool:
         # No container runs on when its machine starts anew: this one is another machine's, of the same name and id.
         state = "unknown"
     if state == "unknown":
-        deadline = info.labels.get(DEADLINE_LABEL, "")
-        return not (deadline.isdecimal() and time.time() > int(deadline))
+        return time.time() <= _ends_at(info) + DEADLINE_SLACK
     return state == "alive"
 
 
@@ -369,7 +371,11 @@ def state_digest(state_dir: Path) -> str:
     return hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16]
 
 
-def _renew_at(info: ContainerInfo, plan: Plan) -> float:
-    """When half of the time of a container is spent that was made as *plan* would make it."""
+def _new_container(plan: Plan, lock: LockFile | None = None) -> Container:
+    return Container(name=plan.container, created=True, time_limit=plan.time_limit, ends_at=plan.ends_at, lock=lock)
+
+
+def _ends_at(info: ContainerInfo) -> float:
+    """When a container's time limit is over."""
     deadline = info.labels.get(DEADLINE_LABEL, "")
-    return int(deadline) - DEADLINE_SLACK - plan.time_limit / 2 if deadline.isdecimal() else math.inf
+    return int(deadline) - DEADLINE_SLACK if deadline.isdecimal() else math.inf

@@ -71,8 +71,8 @@ class Plan:
     time_limit: int
     """How long the container lives at most, in seconds."""
 
-    renew_at: float = attrs.field(repr=False)
-    """When half of that is spent, in seconds since the epoch. Later the container is not given to another run."""
+    ends_at: float = attrs.field(repr=False)
+    """When that time is over for the container that `run` makes, in seconds since the epoch."""
 
     may_pull: bool
     """Whether `run` may have to fetch the image first."""

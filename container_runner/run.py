@@ -385,11 +385,10 @@ class Run:
 
     def _gone(self, *, exit_code: int | None = None, stderr: str = "") -> ContainerGoneError:
         assert self._container is not None  # noqa: S101  there is no process without one
-        limit = self._plan.time_limit
-        if time.time() < self._container.renew_at + limit / 2 - 1:
+        if time.time() < self._container.ends_at - 1:
             message, step = "The container ended while the agent ran.", None
         else:
-            message = f"The container's time limit, {limit} seconds, ended while the agent ran."
+            message = f"The container's time limit, {self._container.time_limit} seconds, ended while the agent ran."
             step = "Raise time_limit (--time-limit), or resume the session in a new container."
         return ContainerGoneError(message, next_step=step, exit_code=exit_code, stderr=stderr)
 

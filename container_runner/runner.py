@@ -152,9 +152,8 @@ class ContainerRunner:
         # its mounts really are. The engine's mount of a file ends when the host renames another one over it.
         made_of = "\0".join([*run("", found_by), mounts.identity])
         found_by[CONFIG_LABEL] = hashlib.sha256(made_of.encode()).hexdigest()[:32]
-        now = time.time()
-        deadline = int(now) + config.time_limit + DEADLINE_SLACK
-        own = {RUN_LABEL: run_id, NAME_LABEL: name, DEADLINE_LABEL: str(deadline)}
+        ends_at = int(time.time()) + config.time_limit
+        own = {RUN_LABEL: run_id, NAME_LABEL: name, DEADLINE_LABEL: str(ends_at + DEADLINE_SLACK)}
         return Plan(
             run_id=run_id,
             agent=agent.name,
@@ -182,7 +181,7 @@ class ContainerRunner:
             reuse_labels=found_by,
             digest=found_by[CONFIG_LABEL],
             time_limit=config.time_limit,
-            renew_at=now + config.time_limit / 2,
+            ends_at=ends_at,
             may_pull=config.pull != "never",
             program=command.argv[0],
             image=config.image,
