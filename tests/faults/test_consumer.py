@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import anyio.lowlevel
 import pytest
 
 from container_runner.messages import Message
-from tests.faults.scene import Scene, last, resources
+from tests.faults.scene import Scene, last
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
 
@@ -27,13 +26,6 @@ TOOLS_AT_WORK = "sh setsid sleep 1001 & sleep 1002"
 
 class Stop(Exception):  # noqa: N818 - it is the consumer's own
     """What a consumer raises."""
-
-
-@contextlib.contextmanager
-def nothing_grows() -> Iterator[Callable[[], list[str]]]:
-    """What grew in this process since the block began."""
-    before = resources()
-    yield lambda: [f"{name}: {before[name]} -> {now}" for name, now in resources().items() if now > before[name]]
 
 
 def tasks() -> int:
@@ -74,10 +66,9 @@ def test_a_consumer_that_stops(scene: Scene, backend: str, how: str) -> None:
         assert tasks() == before
         return since + 2 if how == "timeout" else since
 
-    with nothing_grows() as grown:
-        since = anyio.run(main, backend=backend)
-        what = {"break": "breaks", "raise": "raises", "cancel": "is cancelled", "timeout": "has a timeout"}[how]
-        scene.settle(f"the consumer {what}", "its own way", since=since, backend=backend, also=grown)
+    since = anyio.run(main, backend=backend)
+    what = {"break": "breaks", "raise": "raises", "cancel": "is cancelled", "timeout": "has a timeout"}[how]
+    scene.settle(f"the consumer {what}", "its own way", since=since, backend=backend)
 
 
 @BACKENDS
@@ -91,11 +82,10 @@ def test_cancelled_after_each_delay(scene: Scene, backend: str) -> None:
 
     every = 16 if backend == "asyncio" else 4
     steps = [1.5 * step / every for step in range(every)]
-    with nothing_grows() as grown:
-        for delay in steps:
-            saw = anyio.run(main, delay, backend=backend)
-            since = time.monotonic()
-            scene.settle("cancelled 0 to 1.5 s after the start", saw, since=since, backend=backend, also=grown)
+    for delay in steps:
+        saw = anyio.run(main, delay, backend=backend)
+        since = time.monotonic()
+        scene.settle("cancelled 0 to 1.5 s after the start", saw, since=since, backend=backend)
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -120,10 +110,9 @@ def test_asyncios_own_cancel(scene: Scene, times: int) -> None:
         assert len(asyncio.all_tasks()) == 1
         return since
 
-    with nothing_grows() as grown:
-        since = asyncio.run(main())
-        what = "asyncio's Task.cancel()" + (f", {times} times" if times > 1 else "")
-        scene.settle(what, "CancelledError", since=since, backend="asyncio", also=grown)
+    since = asyncio.run(main())
+    what = "asyncio's Task.cancel()" + (f", {times} times" if times > 1 else "")
+    scene.settle(what, "CancelledError", since=since, backend="asyncio")
 
 
 @pytest.mark.parametrize("delay", [0.1, 0.3, 0.6])
@@ -144,10 +133,9 @@ def test_asyncios_own_cancel_while_it_starts(scene: Scene, delay: float) -> None
         assert len(asyncio.all_tasks()) == 1
         return since
 
-    with nothing_grows() as grown:
-        since = asyncio.run(main())
-        what = "asyncio's Task.cancel() 3 times at the start"
-        scene.settle(what, "CancelledError", since=since, backend="asyncio", also=grown)
+    since = asyncio.run(main())
+    what = "asyncio's Task.cancel() 3 times at the start"
+    scene.settle(what, "CancelledError", since=since, backend="asyncio")
 
 
 @pytest.mark.parametrize("prompt", [TOOLS_AT_WORK, "ignore-term"], ids=["obedient", "stubborn"])
