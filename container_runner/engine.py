@@ -157,7 +157,7 @@ class Engine:
     """The client's version, "" if it was not asked."""
 
     graph_root: str = ""
-    """Where podman keeps its containers; "" for docker, or if it was not asked."""
+    """Where podman keeps its containers on this machine; "" for docker, for a podman elsewhere, or if it was not asked."""
 
     @classmethod
     def guess(cls, wanted: str, environ: Mapping[str, str]) -> Self:
@@ -202,10 +202,12 @@ class Engine:
                 raise EngineNotFoundError(message, stderr=version[:200])
             if "podman" not in version.lower():
                 return attrs.evolve(guess, version=_version(version))
-        words = "{{.Host.Security.Rootless}} {{.Version.Version}} {{.Store.GraphRoot}}"
-        said = (await guess.ask("info", f"--format={words}")).split(" ", 2)
-        rootless, version, graph_root = [*said, "", ""][:3]
+        words = "{{.Host.ServiceIsRemote}} {{.Host.Security.Rootless}} {{.Version.Version}} {{.Store.GraphRoot}}"
+        said = (await guess.ask("info", f"--format={words}")).split(" ", 3)
+        remote, rootless, version, graph_root = [*said, "", "", ""][:4]
         dialect = PODMAN_ROOTLESS if rootless == "true" else PODMAN
+        if remote != "false":
+            graph_root = ""  # another machine's: the same path here holds containers that it knows nothing of
         return attrs.evolve(guess, dialect=dialect, version=_version(version), graph_root=graph_root)
 
     async def run(

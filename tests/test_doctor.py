@@ -577,9 +577,9 @@ async def test_an_engine_comes_before_an_image(patient: Patient) -> None:
 async def test_crun_that_refuses_old_cgroups_gives_way_to_runc(patient: Patient) -> None:
     fp, told = patient.engine.fp, "Error: OCI runtime error: crun: cgroups in hybrid mode not supported"
     fp.register(["docker", "--version"], stdout="podman version 4.3.1")
-    fp.register(["docker", "info", fp.any()], stdout="false 4.3.1 /storage")
+    fp.register(["docker", "info", fp.any()], stdout="false false 4.3.1 /storage")
     fp.register(["docker", "info", fp.any()], stdout=json.dumps(podman_info("cpu", "memory", "pids")))
-    fp.register(["docker", "info", fp.any()], stdout="false 4.3.1 /storage")
+    fp.register(["docker", "info", fp.any()], stdout="false false 4.3.1 /storage")
     patient.answer("run", returncode=126, stderr=told)
     patient.is_well()
 
@@ -603,8 +603,8 @@ async def test_docker_may_be_podman(patient: Patient) -> None:
     fp = patient.engine.fp
     fp.register(["docker", "--version"], stdout="podman version 5.4.2")
     fp.register(
-        ["docker", "info", "--format={{.Host.Security.Rootless}} {{.Version.Version}} {{.Store.GraphRoot}}"],
-        stdout="true 5.4.2 /storage",
+        ["docker", "info", fp.any()],
+        stdout="false true 5.4.2 /storage",
     )
     fp.register(["docker", "info", "--format={{json .}}"], stdout=json.dumps(podman_info("cpu", "memory", "pids")))
     patient.answer("version", stdout="{}")

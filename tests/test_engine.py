@@ -304,7 +304,7 @@ DOCKER_VERSION = 'echo "Docker version 28.2.2, build e6534b4"'
 PODMAN_SCRIPT = """
 case $1 in
   --version) echo "podman version 5.4.2" ;;
-  info) echo "%s 5.4.2" ;;
+  info) echo "%s 5.4.2 /var/lib/containers/storage" ;;
 esac
 """
 
@@ -322,9 +322,20 @@ async def test_docker_is_asked_for_its_version(folder: Path) -> None:
 @pytest.mark.parametrize(("rootless", "dialect"), [("true", PODMAN_ROOTLESS), ("false", PODMAN)])
 @pytest.mark.parametrize("name", ["podman", "docker"])
 async def test_podman_is_asked_whether_it_is_rootless(folder: Path, name: str, rootless: str, dialect: object) -> None:
-    engine = await probe(folder, str(program(folder, name, PODMAN_SCRIPT % rootless)))
+    engine = await probe(folder, str(program(folder, name, PODMAN_SCRIPT % f"false {rootless}")))
 
     assert (engine.dialect, engine.version) == (dialect, "5.4.2")
+
+
+@pytest.mark.parametrize(
+    ("remote", "graph_root"), [("false", "/var/lib/containers/storage"), ("true", ""), ("<no value>", "")]
+)
+async def test_where_another_machines_podman_keeps_its_containers_is_not_ours_to_look_at(
+    folder: Path, remote: str, graph_root: str
+) -> None:
+    engine = await probe(folder, str(program(folder, "podman", PODMAN_SCRIPT % f"{remote} false")))
+
+    assert engine.graph_root == graph_root
 
 
 async def test_an_engine_that_is_not_there(folder: Path) -> None:
