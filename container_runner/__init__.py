@@ -3,76 +3,76 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from container_runner.config import ContainerConfig as ContainerConfig
-    from container_runner.config import RecordLimits as RecordLimits
-    from container_runner.engine import Engine as Engine
-    from container_runner.environment import build_container_env as build_container_env
+    from container_runner.agents import ClaudeRuntime as ClaudeRuntime
+    from container_runner.agents import CommandRuntime as CommandRuntime
+    from container_runner.agents import Runtime as Runtime
+    from container_runner.box.environment import build_container_env as build_container_env
+    from container_runner.box.mounts import build_container_mounts as build_container_mounts
+    from container_runner.box.plan import Plan as Plan
+    from container_runner.config.container import ContainerConfig as ContainerConfig
+    from container_runner.config.container import RecordLimits as RecordLimits
+    from container_runner.config.values import Mount as Mount
+    from container_runner.config.values import PortBinding as PortBinding
+    from container_runner.config.values import Tmpfs as Tmpfs
+    from container_runner.engine.engine import Engine as Engine
+    from container_runner.engine.manager import ContainerManager as ContainerManager
     from container_runner.errors import ConfigError as ConfigError
     from container_runner.errors import ContainerRunnerError as ContainerRunnerError
-    from container_runner.lines import OversizedLine as OversizedLine
-    from container_runner.manager import ContainerManager as ContainerManager
-    from container_runner.messages import AssistantMessage as AssistantMessage
-    from container_runner.messages import ErrorMessage as ErrorMessage
-    from container_runner.messages import Message as Message
-    from container_runner.messages import OutputLine as OutputLine
-    from container_runner.messages import ResultMessage as ResultMessage
-    from container_runner.messages import StreamEvent as StreamEvent
-    from container_runner.messages import SystemMessage as SystemMessage
-    from container_runner.messages import TextBlock as TextBlock
-    from container_runner.messages import ThinkingBlock as ThinkingBlock
-    from container_runner.messages import ToolResultBlock as ToolResultBlock
-    from container_runner.messages import ToolUseBlock as ToolUseBlock
-    from container_runner.messages import UnknownMessage as UnknownMessage
-    from container_runner.messages import UserMessage as UserMessage
-    from container_runner.messages import parse_line as parse_line
-    from container_runner.mounts import build_container_mounts as build_container_mounts
     from container_runner.options import Agent as Agent
     from container_runner.options import ExecuteOptions as ExecuteOptions
-    from container_runner.plan import Plan as Plan
     from container_runner.runner import ContainerRunner as ContainerRunner
-    from container_runner.runtimes import ClaudeRuntime as ClaudeRuntime
-    from container_runner.runtimes import CommandRuntime as CommandRuntime
-    from container_runner.runtimes import Runtime as Runtime
-    from container_runner.values import Mount as Mount
-    from container_runner.values import PortBinding as PortBinding
-    from container_runner.values import Tmpfs as Tmpfs
+    from container_runner.stream.lines import OversizedLine as OversizedLine
+    from container_runner.stream.messages import AssistantMessage as AssistantMessage
+    from container_runner.stream.messages import ErrorMessage as ErrorMessage
+    from container_runner.stream.messages import Message as Message
+    from container_runner.stream.messages import OutputLine as OutputLine
+    from container_runner.stream.messages import ResultMessage as ResultMessage
+    from container_runner.stream.messages import StreamEvent as StreamEvent
+    from container_runner.stream.messages import SystemMessage as SystemMessage
+    from container_runner.stream.messages import TextBlock as TextBlock
+    from container_runner.stream.messages import ThinkingBlock as ThinkingBlock
+    from container_runner.stream.messages import ToolResultBlock as ToolResultBlock
+    from container_runner.stream.messages import ToolUseBlock as ToolUseBlock
+    from container_runner.stream.messages import UnknownMessage as UnknownMessage
+    from container_runner.stream.messages import UserMessage as UserMessage
+    from container_runner.stream.messages import parse_line as parse_line
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "Agent": "options",
-    "AssistantMessage": "messages",
-    "ClaudeRuntime": "runtimes",
-    "CommandRuntime": "runtimes",
+    "AssistantMessage": "stream.messages",
+    "ClaudeRuntime": "agents",
+    "CommandRuntime": "agents",
     "ConfigError": "errors",
-    "ContainerConfig": "config",
-    "ContainerManager": "manager",
+    "ContainerConfig": "config.container",
+    "ContainerManager": "engine.manager",
     "ContainerRunner": "runner",
     "ContainerRunnerError": "errors",
-    "Engine": "engine",
-    "ErrorMessage": "messages",
+    "Engine": "engine.engine",
+    "ErrorMessage": "stream.messages",
     "ExecuteOptions": "options",
-    "Message": "messages",
-    "Mount": "values",
-    "OutputLine": "messages",
-    "OversizedLine": "lines",
-    "Plan": "plan",
-    "PortBinding": "values",
-    "RecordLimits": "config",
-    "ResultMessage": "messages",
-    "Runtime": "runtimes",
-    "StreamEvent": "messages",
-    "SystemMessage": "messages",
-    "TextBlock": "messages",
-    "ThinkingBlock": "messages",
-    "Tmpfs": "values",
-    "ToolResultBlock": "messages",
-    "ToolUseBlock": "messages",
-    "UnknownMessage": "messages",
-    "UserMessage": "messages",
-    "build_container_env": "environment",
-    "build_container_mounts": "mounts",
-    "parse_line": "messages",
+    "Message": "stream.messages",
+    "Mount": "config.values",
+    "OutputLine": "stream.messages",
+    "OversizedLine": "stream.lines",
+    "Plan": "box.plan",
+    "PortBinding": "config.values",
+    "RecordLimits": "config.container",
+    "ResultMessage": "stream.messages",
+    "Runtime": "agents",
+    "StreamEvent": "stream.messages",
+    "SystemMessage": "stream.messages",
+    "TextBlock": "stream.messages",
+    "ThinkingBlock": "stream.messages",
+    "Tmpfs": "config.values",
+    "ToolResultBlock": "stream.messages",
+    "ToolUseBlock": "stream.messages",
+    "UnknownMessage": "stream.messages",
+    "UserMessage": "stream.messages",
+    "build_container_env": "box.environment",
+    "build_container_mounts": "box.mounts",
+    "parse_line": "stream.messages",
 }
 """Where each public name is defined. A name's module is imported when the name is first used, so that a program
 that only asks for the version, or pytest looking for plugins, does not wait for the rest."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from container_runner.errors import StateError
+
+LONGEST: Final = 64 * 1024
+"""The most bytes of a file that an agent may have made which are read."""
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -80,3 +85,22 @@ def _make_private(fd: int) -> None:
         raise OSError(None, "the folder of the records belongs to somebody else")
     if stat.S_IMODE(info.st_mode) & 0o077:
         os.fchmod(fd, 0o700)
+
+
+def read_regular(file: Path) -> bytes:
+    """What is in a file that an agent may have made: a link is not followed, a pipe not waited for.
+
+    Raises:
+        OSError: it is no regular file, is longer than `LONGEST`, or can not be read.
+    """
+    fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "It is no regular file", str(file))
+        content = os.read(fd, LONGEST + 1)
+        if len(content) > LONGEST:
+            raise OSError(errno.EFBIG, f"It is longer than {LONGEST} bytes", str(file))
+        return content
+    finally:
+        os.close(fd)

@@ -10,8 +10,12 @@ from typing import Final
 
 import anyio
 
-from container_runner import argv, guest
-from container_runner.engine import ContainerInfo, classify, spawn_error, start_limiter
+from container_runner.agents import CommandLineRuntime
+from container_runner.box import argv, guest
+from container_runner.box.plan import Plan
+from container_runner.engine.engine import ContainerInfo, classify, spawn_error, start_limiter
+from container_runner.engine.manager import CLEANUP_TIMEOUT, Container, ContainerManager
+from container_runner.engine.pool import Pool, Warm
 from container_runner.errors import (
     AgentKilledError,
     CleanupError,
@@ -27,15 +31,11 @@ from container_runner.errors import (
     NameTakenError,
     OutOfMemoryError,
 )
-from container_runner.manager import CLEANUP_TIMEOUT, Container, ContainerManager
-from container_runner.messages import Message
 from container_runner.options import ExecuteOptions
-from container_runner.plan import Plan
-from container_runner.pool import Pool, Warm
-from container_runner.process import STDERR_TAIL, Completed, Process, settle
-from container_runner.records import Recorder
-from container_runner.runtimes import CommandLineRuntime
-from container_runner.stream import MessageStream, killed, total_timeout
+from container_runner.records.records import Recorder
+from container_runner.stream.messages import Message
+from container_runner.stream.process import STDERR_TAIL, Completed, Process, settle
+from container_runner.stream.stream import MessageStream, killed, total_timeout
 
 START_TIMEOUT: Final = 60.0
 """Seconds that an agent may take to start, its prompt's way included."""
@@ -202,8 +202,8 @@ class Run:
                 raise spawn_error(command, error) from None
         if not started:
             raise await self._refusal(self._process)
-        self._stream = MessageStream(
-            self._process, self._runtime, options, self._began_at, self._check, self._record.record
+        self._stream = self._runtime.read(
+            self._process, options, started_at=self._began_at, check=self._check, record=self._record.record
         )
         return self._stream
 

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import anyio
 
-from container_runner import argv, guest
-from container_runner.config import ContainerConfig, RecordLimits
-from container_runner.engine import Engine
-from container_runner.environment import build_container_env, host_environment
-from container_runner.errors import AgentError, ConfigError, ContainerRunnerError, UnsupportedRuntimeError
-from container_runner.manager import (
+from container_runner.agents import CommandLineRuntime, Runtime
+from container_runner.box import argv, guest
+from container_runner.box.environment import build_container_env, host_environment
+from container_runner.box.mounts import build_container_mounts, resolve_workspace
+from container_runner.box.plan import Plan
+from container_runner.box.user import User
+from container_runner.config.container import ContainerConfig, RecordLimits
+from container_runner.engine.engine import Engine
+from container_runner.engine.manager import (
     AGENT_LABEL,
     CONFIG_LABEL,
     DEADLINE_LABEL,
@@ -30,18 +33,15 @@ from container_runner.manager import (
     ContainerManager,
     state_digest,
 )
-from container_runner.messages import ErrorMessage, Message
-from container_runner.mounts import build_container_mounts, resolve_workspace
+from container_runner.engine.owner import Owner
+from container_runner.engine.pool import Pool
+from container_runner.errors import AgentError, ConfigError, ContainerRunnerError, UnsupportedRuntimeError
 from container_runner.options import Agent, ExecuteOptions
-from container_runner.owner import Owner
-from container_runner.plan import Plan
-from container_runner.pool import Pool
-from container_runner.process import settle
-from container_runner.records import Recorder
+from container_runner.records.records import Recorder
 from container_runner.run import Run
-from container_runner.runtimes import CommandLineRuntime, Runtime
-from container_runner.stream import MessageStream, total_timeout
-from container_runner.user import User
+from container_runner.stream.messages import ErrorMessage, Message
+from container_runner.stream.process import settle
+from container_runner.stream.stream import MessageStream, total_timeout
 
 PRUNE_TIMEOUT = 5.0
 """Seconds that the first run gives to removing what dead processes have left."""
@@ -252,7 +252,7 @@ class ContainerRunner:
                 except TimeoutError:
                     raise total_timeout(options) from None
                 # It was made for what the files on this machine tell, the first time without our folders.
-                if first.prepare() or not first.is_for(manager.engine):
+                if first.prepare() or (first.run[0], first.dialect) != (manager.engine.binary, manager.engine.dialect):
                     first = self.plan(options, run_id=first.run_id)
                 run = Run(
                     manager,

@@ -29,7 +29,7 @@ import anyio.lowlevel
 import attrs
 import pytest
 
-from container_runner import guest
+from container_runner.box import guest
 
 if TYPE_CHECKING:
     from pytest_subprocess import FakeProcess
@@ -224,10 +224,10 @@ def fake_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         hint = "pip install 'agent-container-runner[testing]'"
         pytest.fail(f"The fixture fake_engine needs pytest-subprocess: {hint}", pytrace=False)
     engine = FakeEngine(request.getfixturevalue("fp"))
-    monkeypatch.setattr("container_runner.process.open_process", engine.open_process)
+    monkeypatch.setattr("container_runner.stream.process.open_process", engine.open_process)
     monkeypatch.setenv("CONTAINER_RUNNER_ENGINE", "docker")
     # A machine's docker may be podman by another name, which would change the commands.
-    monkeypatch.setattr("container_runner.engine._looks_like_podman", lambda path: "podman" in Path(path).name)
+    monkeypatch.setattr("container_runner.engine.engine._looks_like_podman", lambda path: "podman" in Path(path).name)
     yield engine
     engine.close()
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import attrs
 
-from container_runner import lines, messages
-from container_runner.lines import OversizedLine
-from container_runner.messages import (
+from container_runner.stream import lines, messages
+from container_runner.stream.lines import OversizedLine
+from container_runner.stream.messages import (
     AgentMessage,
     AssistantMessage,
     ErrorMessage,
@@ -61,11 +61,11 @@ SECTIONS: dict[str, tuple[str, tuple[type, ...]]] = {
         "What `AssistantMessage.content` and `UserMessage.content` are made of.",
         (TextBlock, ThinkingBlock, ToolUseBlock, ToolResultBlock, UnknownBlock),
     ),
-    "Other values": ("In `container_runner.messages`, as all of these are.", (Usage,)),
+    "Other values": ("In `container_runner.stream.messages`, as all of these are.", (Usage,)),
 }
 
 HEAD = """\
-<!-- Written by `python -m scripts.reference` from container_runner/messages.py: change that. -->
+<!-- Written by `python -m scripts.reference` from container_runner/stream/messages.py: change that. -->
 
 # Messages
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import orjson
 
-from container_runner.messages import Usage
-from container_runner.page import render_page
-from container_runner.records import RunSummary
-from container_runner.transcript import Part, converse, parse_record
+from container_runner.records.page import render_page
+from container_runner.records.records import RunSummary
+from container_runner.records.transcript import Part, converse, parse_record
+from container_runner.stream.messages import Usage
 
 PICTURE = Path(__file__).parent.parent / "docs/images/transcript.png"
 START = dt.datetime(2026, 11, 23, 9, 30, tzinfo=dt.UTC)

@@ -17,8 +17,8 @@ import attrs
 import pytest
 
 from container_runner.cli import main
-from container_runner.manager import AGENT_LABEL, KIND_LABEL, NAME_LABEL, RUN_LABEL, STATE_LABEL, state_digest
-from container_runner.owner import Owner
+from container_runner.engine.manager import AGENT_LABEL, KIND_LABEL, NAME_LABEL, RUN_LABEL, STATE_LABEL, state_digest
+from container_runner.engine.owner import Owner
 
 SCRIPT = """\
 #!/bin/sh

@@ -21,7 +21,7 @@ from container_runner.cli.app import app
 from container_runner.cli.batch import make_jobs
 from container_runner.cli.flags import RunFlags
 from container_runner.cli.options import ExecuteFlags
-from container_runner.policy import TABLES, effective
+from container_runner.config.tiers import TABLES, effective
 from container_runner.testing import FakeEngine
 
 ROOT = Path(__file__).parent.parent

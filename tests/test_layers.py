@@ -16,26 +16,28 @@ MODULES = {
     if path != ROOT / "__init__.py"
 }
 
-LAYERS: tuple[set[str], ...] = (
-    {"conmon", "errors", "guest", "owner"},
-    {"folders", "laws", "lines", "options"},
-    {"locks", "messages", "process", "values"},
-    {"protect", "stream", "tally"},
-    {"config", "runtimes.runtime"},
-    {"environment", "policy", "runtimes.claude", "runtimes.command", "user"},
-    {"mounts", "runtimes"},
-    {"argv"},
-    {"engine"},
-    {"plan"},
-    {"manager", "tracing"},
-    {"pool", "records"},
-    {"run", "transcript"},
-    {"image", "page", "runner", "sessions"},
-    {"batch", "doctor", "testing"},
+ROOMS = (
+    ("errors",),
+    ("folders", "options"),
+    ("config",),
+    ("stream",),
+    ("agents",),
+    ("box",),
+    ("engine",),
+    ("records",),
+    ("run",),
+    ("runner",),
+    ("fleet",),
+    ("doctor", "testing"),
+    ("cli",),
+    ("__main__",),
 )
-"""From the bottom to the top. A module imports only what lies in a layer below its own."""
+"""From the ground up: a room imports only what lies on the floors below it."""
 
-PURE = {"argv", "config", "errors", "guest", "laws", "lines", "messages", "options", "plan", "values"}
+PURE = {
+    *("errors", "options", "config.container", "config.laws", "config.paths", "config.protected", "config.values"),
+    *("stream.lines", "stream.messages", "box.argv", "box.guest", "box.plan"),
+}
 """What does no I/O and waits for nothing."""
 
 
@@ -43,27 +45,33 @@ def tree(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text())
 
 
-def imports(module: str) -> set[str]:
-    """The full names of all that a module imports, late imports too, but not what only type checkers read."""
+def imports(module: str, *, types: bool = False) -> set[str]:
+    """The full names of all that a module imports, late imports too; what only type checkers read if *types*."""
     found: set[str] = set()
     left: list[ast.AST] = [tree(module)]
     while left:
         node = left.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        if not types and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
         left += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            name = str(node.module)
-            found |= {f"{name}.{alias.name}" if name == "container_runner" else name for alias in node.names}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
-def own(module: str) -> set[str]:
-    prefix = "container_runner."
-    return {name.removeprefix(prefix) for name in imports(module) if name.startswith(prefix)}
+def own(module: str, *, types: bool = False) -> set[str]:
+    """The modules of ours that a module imports: of "box.argv.LABEL" the longest part that is one."""
+    found = set()
+    for name in imports(module, types=types):
+        package, _, inner = name.partition(".")
+        while package == "container_runner" and inner and inner not in MODULES:
+            inner = inner.rpartition(".")[0]
+        if package == "container_runner" and inner:
+            found.add(inner)
+    return found - {module}
 
 
 def packages(module: str) -> set[str]:
@@ -75,22 +83,39 @@ def names(module: str) -> set[str]:
     return {ast.unparse(node) for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute)}
 
 
-@pytest.mark.parametrize("layer", range(len(LAYERS)))
-def test_a_module_imports_only_what_lies_below_it(layer: int) -> None:
-    below = set().union(*LAYERS[:layer], {"__version__"})
-
-    for module in sorted(LAYERS[layer] & set(MODULES)):
-        assert own(module) - below == set(), module
+def room(module: str) -> str:
+    return module.partition(".")[0]
 
 
-def test_every_module_has_its_layer() -> None:
-    assert {module for module in MODULES if not module.startswith(("cli", "__main__"))} == set().union(*LAYERS)
+FLOORS = {name: floor for floor, names in enumerate(ROOMS) for name in names}
 
 
-def test_nothing_imports_the_command_or_the_plugin() -> None:
+def test_every_module_is_in_a_room() -> None:
+    assert {room(module) for module in MODULES} == set(FLOORS)
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_a_room_imports_only_what_lies_below_it(name: str) -> None:
     for module in MODULES:
-        if not module.startswith("cli") and module != "__main__":
-            assert not [name for name in own(module) if name.startswith(("cli", "testing"))], module
+        if room(module) == name:
+            others = {room(other) for other in own(module)} - {name}
+            assert {other for other in others if FLOORS[other] >= FLOORS[name]} == set(), module
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Nor in a longer circle; what only type checkers read counts as well."""
+    left = {module: own(module, types=True) for module in MODULES}
+    while ready := [module for module, needs in left.items() if not needs & set(left)]:
+        for module in ready:
+            del left[module]
+
+    assert left == {}
+
+
+def test_no_file_is_longer_than_one_sitting() -> None:
+    lengths = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
+
+    assert {module: lines for module, lines in lengths.items() if lines > 450} == {}
 
 
 @pytest.mark.parametrize("module", sorted(PURE & set(MODULES)))
@@ -99,7 +124,7 @@ def test_what_is_pure_knows_no_event_loop_and_starts_nothing(module: str) -> Non
 
 
 def test_only_the_edges_use_cattrs() -> None:
-    assert {module for module in MODULES if "cattrs" in packages(module)} <= {"config", "policy"}
+    assert {module for module in MODULES if "cattrs" in packages(module)} <= {"config.container", "config.tiers"}
 
 
 def test_only_one_module_starts_processes() -> None:
@@ -113,15 +138,15 @@ def test_only_one_module_starts_processes() -> None:
     }
 
     assert found - {"testing"} == set()
-    assert by_name == {"process"}
+    assert by_name == {"stream.process"}
 
 
 def test_the_environment_is_read_in_few_places() -> None:
-    # `stream` hands it on to an agent that runs on the host, `testing` to a fake one.
+    # `agents.runtime` hands it on to an agent that runs on the host, `testing` to a fake one.
     reading = {module for module in MODULES if names(module) & {"os.environ", "os.getenv"}}
 
     assert {module for module in reading if not module.startswith("cli")} <= {
-        *("environment", "stream", "testing", "policy"),
+        *("box.environment", "agents.runtime", "testing", "config.tiers"),
     }
 
 

@@ -18,7 +18,7 @@ import pytest
 import container_runner
 
 ROOT = Path(__file__).parent.parent
-DATA = {"container_runner/py.typed", "container_runner/page.html", "container_runner/images/Containerfile"}
+DATA = {"container_runner/py.typed", "container_runner/records/page.html", "container_runner/engine/Containerfile"}
 """What the package needs beside its modules."""
 
 BUDGET = 3.0
@@ -106,7 +106,7 @@ def test_the_installed_package_is_what_is_imported_and_every_module_imports(inst
     """The extras are not installed: the plugin for pytest is the one module that needs one."""
     code = """
 import importlib, pkgutil, container_runner
-from container_runner.page import render_page
+from container_runner.records.page import render_page
 names = [info.name for info in pkgutil.walk_packages(container_runner.__path__, "container_runner.")]
 for name in names:
     if name not in ("container_runner.testing", "container_runner.__main__"):

@@ -22,20 +22,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pytest_subprocess import FakeProcess
 
-from container_runner import guest
-from container_runner import process as process_module
 from container_runner import run as run_module
-from container_runner.argv import DOCKER, PODMAN, PODMAN_ROOTLESS
-from container_runner.config import ContainerConfig
-from container_runner.engine import Engine
+from container_runner.agents import ClaudeRuntime, CommandRuntime
+from container_runner.box import guest
+from container_runner.box.argv import DOCKER, PODMAN, PODMAN_ROOTLESS
+from container_runner.box.plan import Plan
+from container_runner.config.container import ContainerConfig
+from container_runner.engine.engine import Engine
 from container_runner.errors import ConfigError
-from container_runner.messages import AssistantMessage, ErrorMessage, Message, ResultMessage
 from container_runner.options import Agent, ExecuteOptions
-from container_runner.plan import Plan
-from container_runner.process import Completed, Process
 from container_runner.run import scrub
 from container_runner.runner import ContainerRunner
-from container_runner.runtimes import ClaudeRuntime, CommandRuntime
+from container_runner.stream import process as process_module
+from container_runner.stream.messages import AssistantMessage, ErrorMessage, Message, ResultMessage
+from container_runner.stream.process import Completed, Process
 from container_runner.testing import FakeEngine
 
 ENGINES = [Engine(binary=dialect.name, dialect=dialect, environ={}) for dialect in (DOCKER, PODMAN, PODMAN_ROOTLESS)]

@@ -26,7 +26,7 @@ from container_runner import (
     OutputLine,
     ResultMessage,
 )
-from container_runner.process import Process, run
+from container_runner.stream.process import Process, run
 from container_runner.testing import FakeEngine
 
 PAGE = Path(__file__).parent.parent / "docs/how-to/testing.md"
@@ -269,7 +269,7 @@ def test_asking_for_a_command_that_did_not_run_says_so(fake_engine: FakeEngine) 
 
 CALL = """
 import anyio
-from container_runner.process import run
+from container_runner.stream.process import run
 
 async def call(*argv):
     return (await run(list(argv), timeout=10)).returncode
@@ -313,7 +313,7 @@ def test_an_unregistered_command_of_a_run_never_becomes_an_error_message(
     fp: FakeProcess, tmp_path: Path, anyio_backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = FakeEngine(fp)
-    monkeypatch.setattr("container_runner.process.open_process", engine.open_process)
+    monkeypatch.setattr("container_runner.stream.process.open_process", engine.open_process)
     runner = ContainerRunner(ClaudeRuntime(), ContainerConfig(image="i", engine="docker"), tmp_path)
 
     with pytest.raises(ProcessNotRegisteredError):
@@ -370,7 +370,7 @@ def test_a_process_that_a_test_forgot_ends_with_it(project: pytest.Pytester) -> 
         project,
         """
         import anyio, os, threading
-        from container_runner.process import Process
+        from container_runner.stream.process import Process
 
         async def forget():
             (await Process.start(["cat"], hold_stdin=True)).close

@@ -15,18 +15,18 @@ import attrs
 import orjson
 from cyclopts import Parameter
 
-from container_runner import policy
-from container_runner.batch import Job, JobResult, ResultFile, Watch, finished, run_batch
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags
 from container_runner.cli.text import clean, duration, job_line, line, taken
 from container_runner.cli.view import View, left_by, take_any_script, wants_live, watched
-from container_runner.config import ContainerConfig
+from container_runner.config import tiers as policy
+from container_runner.config.container import ContainerConfig
+from container_runner.config.laws import NOT_SHOWN, instead
 from container_runner.errors import ConfigError, EngineError, error_class
-from container_runner.laws import NOT_SHOWN, instead
-from container_runner.messages import Message
+from container_runner.fleet.batch import Job, JobResult, ResultFile, Watch, finished, run_batch
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.runner import ContainerRunner
+from container_runner.stream.messages import Message
 
 if TYPE_CHECKING:
     from container_runner.cli.live import BatchView

@@ -18,11 +18,11 @@ from container_runner.cli.containers import JsonFlag
 from container_runner.cli.flags import ConfigFlags, RunFlags, effective_from_flags, field_help
 from container_runner.cli.options import hidden
 from container_runner.cli.text import clean
-from container_runner.config import ContainerConfig, RecordLimits
+from container_runner.config.container import ContainerConfig, RecordLimits
+from container_runner.config.protected import PROTECTED
+from container_runner.config.tiers import FIELDS, TIGHTENING, defaults
+from container_runner.config.values import DAY, Mount, PortBinding, Tmpfs
 from container_runner.options import Agent, ExecuteOptions
-from container_runner.policy import FIELDS, TIGHTENING, defaults
-from container_runner.protect import PROTECTED
-from container_runner.values import DAY, Mount, PortBinding, Tmpfs
 
 HIDDEN = frozenset({"env", "mcp_servers"})
 """Tables whose values may be secrets: only their keys are printed."""

@@ -11,9 +11,9 @@ import attrs
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from container_runner.engine import ContainerInfo, Engine
-    from container_runner.manager import ContainerManager
-    from container_runner.policy import Effective
+    from container_runner.config.tiers import Effective
+    from container_runner.engine.engine import ContainerInfo, Engine
+    from container_runner.engine.manager import ContainerManager
 
 
 @Parameter(name="*")
@@ -85,7 +85,7 @@ def configured(flags: EngineFlags, *, agent: str = "-") -> Effective:
     Raises:
         ConfigError: a value that is refused, named as the source that it came from.
     """
-    from container_runner.policy import effective
+    from container_runner.config.tiers import effective
 
     given = {} if flags.engine is None else {"engine": flags.engine}
     return effective(agent=agent, workspace=Path(os.devnull), flags=given, file=flags.config, profile=flags.profile)
@@ -98,8 +98,8 @@ async def open_engine(flags: EngineFlags) -> Engine:
         ConfigError: see `configured`.
         EngineError: there is no engine, or it does not answer.
     """
-    from container_runner.engine import Engine
-    from container_runner.environment import host_environment
+    from container_runner.box.environment import host_environment
+    from container_runner.engine.engine import Engine
 
     return await Engine.probe(configured(flags).settings["engine"].value, host_environment())
 
@@ -112,22 +112,22 @@ async def open_manager(flags: ContainerFlags) -> ContainerManager:
         EngineError: there is no engine, or it does not answer.
     """
     from container_runner.cli.flags import _state_dir
-    from container_runner.manager import ContainerManager
+    from container_runner.engine.manager import ContainerManager
 
     return ContainerManager(await open_engine(flags), (flags.state_dir or _state_dir()).expanduser().absolute())
 
 
 async def rows(manager: ContainerManager, *, everywhere: bool = False) -> list[Row]:
     """Our containers, oldest first: of the manager's state folder, or *everywhere* on its engine."""
-    from container_runner.manager import STATE_LABEL, state_digest
+    from container_runner.engine.manager import STATE_LABEL, state_digest
 
     labels = None if everywhere else {STATE_LABEL: state_digest(manager.state_dir)}
     return [_row(manager, info) for info in await manager.containers(labels)]
 
 
 def _row(manager: ContainerManager, info: ContainerInfo) -> Row:
-    from container_runner.manager import AGENT_LABEL, KIND_LABEL, STATE_LABEL, state_digest
-    from container_runner.owner import Owner
+    from container_runner.engine.manager import AGENT_LABEL, KIND_LABEL, STATE_LABEL, state_digest
+    from container_runner.engine.owner import Owner
 
     owner = Owner.from_labels(info.labels)
     here = info.labels.get(STATE_LABEL) == state_digest(manager.state_dir)

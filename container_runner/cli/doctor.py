@@ -17,7 +17,7 @@ from container_runner.cli.text import clean
 from container_runner.errors import ConfigError
 
 if TYPE_CHECKING:
-    from container_runner.doctor import Check
+    from container_runner.doctor.doctor import Check
     from container_runner.options import ExecuteOptions
     from container_runner.runner import ContainerRunner
 
@@ -30,7 +30,7 @@ def doctor(*, flags: RunFlags | None = None, more: ExecuteFlags | None = None, b
 
 
 async def _doctor(flags: RunFlags, more: ExecuteFlags, box: ConfigFlags | None) -> int:
-    from container_runner.doctor import examine
+    from container_runner.doctor.doctor import examine
 
     def run_in_question() -> tuple[ContainerRunner, ExecuteOptions]:
         runner, options = prepare("doctor", flags, box)

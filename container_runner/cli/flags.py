@@ -17,12 +17,12 @@ import attr
 import attrs
 from cyclopts import Group, Parameter
 
-from container_runner.config import ContainerConfig
+from container_runner.agents import ClaudeRuntime, CommandRuntime
+from container_runner.config.container import ContainerConfig
+from container_runner.config.tiers import Effective, effective
 from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions, PermissionMode
-from container_runner.policy import Effective, effective
 from container_runner.runner import ContainerRunner
-from container_runner.runtimes import ClaudeRuntime, CommandRuntime
 
 _AGENT = Group("Agent", sort_key=1)
 _RUN = Group("Run", sort_key=2)

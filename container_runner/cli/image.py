@@ -16,7 +16,7 @@ from container_runner.cli.logs import print_json
 from container_runner.errors import EngineError
 
 if TYPE_CHECKING:
-    from container_runner.image import Built, Recipe
+    from container_runner.engine.image import Built, Recipe
 
 image = App(name="image", help="Build an image with an agent in it.")
 
@@ -60,7 +60,7 @@ def build(
     json
         Print a JSON object on the image instead of text for people.
     """
-    from container_runner.image import AGENTS, Recipe
+    from container_runner.engine.image import AGENTS, Recipe
 
     recipe = Recipe(
         agent=AGENTS[agent],
@@ -98,7 +98,7 @@ def containerfile(*, json: JsonFlag = False) -> None:
     json
         Print a JSON object with the text in it.
     """
-    from container_runner.image import CONTAINERFILE
+    from container_runner.engine.image import CONTAINERFILE
 
     text = CONTAINERFILE.read_text("utf-8")
     if json:
@@ -109,7 +109,7 @@ def containerfile(*, json: JsonFlag = False) -> None:
 
 async def _build(flags: EngineFlags, recipe: Recipe, from_scratch: bool) -> Built:
     from container_runner.cli.text import clean
-    from container_runner.image import build, build_from_scratch
+    from container_runner.engine.image import build, build_from_scratch
 
     said: deque[str] = deque(maxlen=100)
 

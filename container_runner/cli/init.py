@@ -15,9 +15,9 @@ from cyclopts import Parameter
 
 from container_runner.cli.config import as_toml, explanations, quoted
 from container_runner.cli.text import clean
+from container_runner.config.protected import WORKSPACE_FILE
+from container_runner.config.tiers import FIELDS, TIGHTENING, default_file, defaults, parse
 from container_runner.errors import ConfigError, StateError
-from container_runner.policy import FIELDS, TIGHTENING, default_file, defaults, parse
-from container_runner.protect import WORKSPACE_FILE
 
 EXAMPLES: dict[str, str] = {
     "image": '"my/claude"',

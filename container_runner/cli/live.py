@@ -20,11 +20,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from container_runner.batch import Job, JobResult
 from container_runner.cli.text import clean, duration, job_facts, render, taken, tool_call, tool_result
 from container_runner.cli.text import line as one_line
 from container_runner.cli.view import View
-from container_runner.messages import (
+from container_runner.fleet.batch import Job, JobResult
+from container_runner.records.tally import Tally
+from container_runner.stream.messages import (
     AssistantMessage,
     ErrorMessage,
     Message,
@@ -38,7 +39,6 @@ from container_runner.messages import (
     ToolUseBlock,
     UserMessage,
 )
-from container_runner.tally import Tally
 
 FRAME: Final = 0.1
 """Seconds between two pictures."""

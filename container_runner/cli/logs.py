@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from container_runner.errors import ConfigError
 
 if TYPE_CHECKING:
-    from container_runner.records import Records, RunRecord, RunSummary
+    from container_runner.records.records import Records, RunRecord, RunSummary
 
 POLL: Final = 0.1
 """Seconds between two looks at a transcript that is followed."""
@@ -43,7 +43,7 @@ class AgentFlags:
 def agent_of(flags: AgentFlags) -> str | None:
     """The name of the agent that is meant; None for all."""
     from container_runner.cli.flags import _agent_name
-    from container_runner.sessions import AGENT_NAME
+    from container_runner.records.sessions import AGENT_NAME
 
     if flags.agent is not None and not AGENT_NAME.fullmatch(flags.agent):
         raise ConfigError("--agent", flags.agent, "the name of an agent; `container-runner logs --list --all` has them")
@@ -80,7 +80,7 @@ def logs(
     json
         Print the transcript as it is, a line of JSON a message; with --list, a JSON list of summaries.
     """
-    from container_runner.records import Records
+    from container_runner.records.records import Records
 
     flags = flags or AgentFlags()
     agent = agent_of(flags)
@@ -150,7 +150,7 @@ def print_json(value: Any) -> None:
 
 def follow_lines(records: Records, record: RunRecord) -> Iterator[bytes]:
     """The lines of a transcript, and those that are written while we read, until its run has ended."""
-    from container_runner.transcript import CHUNK
+    from container_runner.records.transcript import CHUNK
 
     rest = b""
     with records.open(record) as fd:
@@ -165,7 +165,7 @@ def follow_lines(records: Records, record: RunRecord) -> Iterator[bytes]:
 
 
 def _lines(records: Records, record: RunRecord) -> Iterator[bytes]:
-    from container_runner.transcript import read_lines
+    from container_runner.records.transcript import read_lines
 
     with records.open(record) as fd:
         yield from read_lines(fd)
@@ -197,8 +197,8 @@ def _head(summary: RunSummary) -> str:
 def _entry(line: bytes) -> str | None:
     """A line of a transcript for people."""
     from container_runner.cli import text
-    from container_runner.messages import AgentMessage
-    from container_runner.transcript import parse_record
+    from container_runner.records.transcript import parse_record
+    from container_runner.stream.messages import AgentMessage
 
     entry = parse_record(line)
     if entry is None:
@@ -221,7 +221,7 @@ def _entry(line: bytes) -> str | None:
 def _tail(summary: RunSummary) -> str:
     """How the run ended, or that it has not."""
     from container_runner.cli import text
-    from container_runner.sessions import SESSION_ID
+    from container_runner.records.sessions import SESSION_ID
 
     if summary.outcome == "running":
         return "· it still runs; --follow waits for more"

@@ -11,9 +11,9 @@ import attrs
 import orjson
 from cyclopts import Group, Parameter
 
+from container_runner.config.tiers import flag, from_text, parse
 from container_runner.errors import ConfigError
 from container_runner.options import ExecuteOptions
-from container_runner.policy import flag, from_text, parse
 
 _AGENT = Group("Agent", sort_key=1)
 _RUN = Group("Run", sort_key=2)

@@ -12,7 +12,7 @@ from container_runner.cli.containers import ContainerFlags, JsonFlag, open_manag
 from container_runner.errors import CleanupError, EngineError
 
 if TYPE_CHECKING:
-    from container_runner.engine import ContainerInfo
+    from container_runner.engine.engine import ContainerInfo
 
 
 def prune(
@@ -34,7 +34,7 @@ def prune(
     if json:
         import orjson
 
-        from container_runner.manager import AGENT_LABEL
+        from container_runner.engine.manager import AGENT_LABEL
 
         answer = [
             {
@@ -75,8 +75,8 @@ async def _prune(flags: ContainerFlags, dry_run: bool) -> tuple[list[ContainerIn
 
 def reason(info: ContainerInfo) -> str:
     """Why a container is not needed."""
-    from container_runner.manager import KIND_LABEL
-    from container_runner.owner import Owner
+    from container_runner.engine.manager import KIND_LABEL
+    from container_runner.engine.owner import Owner
 
     owner = Owner.from_labels(info.labels)
     if info.labels.get(KIND_LABEL) == "persistent":

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from container_runner import protect
+from container_runner.box import protect
 from container_runner.cli.changes import Changes, Snapshot, snapshot
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags, read_prompt, spelled, to_shell
 from container_runner.cli.text import clean, render, summary
 from container_runner.cli.view import View, left_by, put, take_any_script, wants_live, watched
 from container_runner.errors import cli_exit_code
-from container_runner.messages import Message
 from container_runner.options import ExecuteOptions
+from container_runner.records.tally import Tally
 from container_runner.runner import ContainerRunner
-from container_runner.tally import Tally
+from container_runner.stream.messages import Message
 
 if TYPE_CHECKING:
     from container_runner.cli.live import RunView

@@ -13,7 +13,7 @@ from container_runner.cli.logs import AgentFlags, agent_of, columns, local_time,
 from container_runner.errors import ConfigError
 
 if TYPE_CHECKING:
-    from container_runner.sessions import Session, Sessions
+    from container_runner.records.sessions import Session, Sessions
 
 app = App(name="sessions", help="List, show and export the sessions of agents.")
 
@@ -79,7 +79,7 @@ def show(
     sessions, found = _find(session, flags)
     parts = sessions.parts(found)
     if html is not None:
-        from container_runner.page import render_page
+        from container_runner.records.page import render_page
 
         _write(html, render_page(parts, agent=found.agent, session_id=found.id).encode("utf-8", "replace"))
     elif json:
@@ -129,7 +129,7 @@ def export(
 
 
 def _sessions(flags: AgentFlags | None) -> tuple[Sessions, str | None]:
-    from container_runner.sessions import Sessions
+    from container_runner.records.sessions import Sessions
 
     flags = flags or AgentFlags()
     return Sessions(state_of(flags)), agent_of(flags)

@@ -65,17 +65,17 @@ def shell(
 async def _prepare(
     agent: str, command: tuple[str, ...], who: ShellFlags, flags: ContainerFlags
 ) -> tuple[list[str], dict[str, str]]:
-    from container_runner import argv
+    from container_runner.agents import ClaudeRuntime
+    from container_runner.box import argv
+    from container_runner.box.environment import build_container_env, host_environment
+    from container_runner.box.mounts import sessions_folder
+    from container_runner.box.user import User
     from container_runner.cli.flags import _pair
-    from container_runner.config import ContainerConfig
-    from container_runner.environment import build_container_env, host_environment
+    from container_runner.config.container import ContainerConfig
+    from container_runner.engine.locks import LockFile
+    from container_runner.engine.manager import AGENT_LABEL, KIND_LABEL, STATE_LABEL, state_digest
     from container_runner.errors import ContainerGoneError
-    from container_runner.locks import LockFile
-    from container_runner.manager import AGENT_LABEL, KIND_LABEL, STATE_LABEL, state_digest
-    from container_runner.mounts import sessions_folder
     from container_runner.options import Agent, ExecuteOptions
-    from container_runner.runtimes import ClaudeRuntime
-    from container_runner.user import User
 
     options = ExecuteOptions(prompt="shell", agent=Agent(name=agent))  # it checks the name
     known = configured(flags, agent=agent).settings

@@ -12,7 +12,7 @@ import attrs
 
 from container_runner.cli.logs import local_time
 from container_runner.cli.text import clean, duration, line, taken
-from container_runner.transcript import (
+from container_runner.records.transcript import (
     Change,
     Done,
     Failure,

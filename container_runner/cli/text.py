@@ -7,9 +7,10 @@ import reprlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from container_runner import guest
-from container_runner.lines import OversizedLine
-from container_runner.messages import (
+from container_runner.config import paths
+from container_runner.records.tally import Tally
+from container_runner.stream.lines import OversizedLine
+from container_runner.stream.messages import (
     AssistantMessage,
     ErrorMessage,
     Message,
@@ -20,10 +21,9 @@ from container_runner.messages import (
     ToolUseBlock,
     UserMessage,
 )
-from container_runner.tally import Tally
 
 if TYPE_CHECKING:
-    from container_runner.batch import JobResult
+    from container_runner.fleet.batch import JobResult
 
 WIDTH = 160
 """Characters of a tool call or its result that are shown."""
@@ -105,7 +105,7 @@ def tool_call(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
     told = next((arguments[key] for key in _TELLING if isinstance(arguments.get(key), str)), None)
     if told is None:
         told = ", ".join(f"{key}={_repr.repr(value)}" for key, value in list(arguments.items())[:16])
-    return line(name), line(told.removeprefix(f"{guest.WORKSPACE}/"))
+    return line(name), line(told.removeprefix(f"{paths.WORKSPACE}/"))
 
 
 def tool_result(block: ToolResultBlock) -> str:

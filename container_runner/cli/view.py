@@ -13,8 +13,8 @@ from contextlib import suppress
 import anyio
 import anyio.abc
 
+from container_runner.engine.owner import Owner
 from container_runner.errors import ContainerRunnerError
-from container_runner.owner import Owner
 from container_runner.runner import ContainerRunner
 
 NOTHING_LEFT = "Stopped. No container is left."

@@ -24,7 +24,7 @@ from container_runner import (
     ExecuteOptions,
     Message,
 )
-from container_runner.batch import Job, run_batch
+from container_runner.fleet.batch import Job, run_batch
 
 
 async def stream(path: str) -> dict[str, float]:

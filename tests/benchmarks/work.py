@@ -15,7 +15,7 @@ import anyio
 import orjson
 
 from container_runner import AssistantMessage, ContainerRunner
-from container_runner.messages import parse_line
+from container_runner.stream.messages import parse_line
 from tests.benchmarks import others
 from tests.benchmarks.bench import STREAM, Bench, consume, read_content
 from tests.benchmarks.measure import Row, Timed, compare, timed

@@ -19,9 +19,9 @@ from typing import Any
 import attrs
 
 from container_runner import Agent, ClaudeRuntime, ContainerConfig, ContainerRunner, ErrorMessage, ExecuteOptions
-from container_runner.guest import MARK
-from container_runner.messages import Message
-from container_runner.runtimes import CommandLineRuntime
+from container_runner.agents import CommandLineRuntime
+from container_runner.config.paths import MARK
+from container_runner.stream.messages import Message
 from tests.integration.engines import RealEngine, processes_of
 
 PATIENCE = 15.0

@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 import attrs
 
-from container_runner.messages import ErrorMessage, Message
+from container_runner.stream.messages import ErrorMessage, Message
 from tests.faults.scene import PATIENCE, Scene, Table, last, resources
 from tests.integration.fixtures import new_engines
 from tests.integration.images import Unavailable

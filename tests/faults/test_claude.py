@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from container_runner import ClaudeRuntime, ToolUseBlock
-from container_runner.messages import AssistantMessage, Message
+from container_runner.stream.messages import AssistantMessage, Message
 from tests.faults.scene import Scene, last
 
 pytestmark = [pytest.mark.faults, pytest.mark.claude, pytest.mark.timeout(600)]

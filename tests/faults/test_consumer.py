@@ -15,7 +15,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from container_runner.messages import Message
+from container_runner.stream.messages import Message
 from tests.faults.scene import Scene, last
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]

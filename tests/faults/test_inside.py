@@ -13,8 +13,8 @@ import anyio
 import pytest
 
 from container_runner import CommandRuntime
-from container_runner.messages import Message
-from container_runner.runtimes import CommandLineRuntime
+from container_runner.agents import CommandLineRuntime
+from container_runner.stream.messages import Message
 from tests.faults.scene import Scene, last
 from tests.integration.engines import NAMES
 from tests.integration.fixtures import on

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from container_runner import Agent, ExecuteOptions
-from container_runner.messages import Message
+from container_runner.stream.messages import Message
 from tests.faults.scene import Scene, last, resources
 from tests.faults.test_consumer import tasks
 from tests.integration.runs import said

@@ -13,11 +13,11 @@ import anyio
 import pytest
 
 from container_runner import Engine
-from container_runner import manager as manager_module
-from container_runner import process as process_module
 from container_runner import run as run_module
-from container_runner import stream as stream_module
-from container_runner.messages import Message
+from container_runner.engine import manager as manager_module
+from container_runner.stream import process as process_module
+from container_runner.stream import stream as stream_module
+from container_runner.stream.messages import Message
 from tests.faults.scene import TABLE, Scene, last
 from tests.integration.engines import NAMES, RealEngine
 from tests.integration.fixtures import on

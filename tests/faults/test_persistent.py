@@ -14,11 +14,11 @@ import attrs
 import pytest
 
 from container_runner import CommandRuntime, ContainerManager, Engine
-from container_runner.argv import LABEL, hold_argv
-from container_runner.environment import host_environment
-from container_runner.messages import Message
-from container_runner.owner import Owner
-from container_runner.process import Process
+from container_runner.box.argv import LABEL, hold_argv
+from container_runner.box.environment import host_environment
+from container_runner.engine.owner import Owner
+from container_runner.stream.messages import Message
+from container_runner.stream.process import Process
 from tests.faults.scene import Scene, all_processes, last
 from tests.faults.test_inside import run_for
 from tests.integration.engines import wait_until

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from container_runner import ContainerManager, Engine
-from container_runner.environment import host_environment
+from container_runner.box.environment import host_environment
 from tests.faults.scene import Scene
 from tests.integration.engines import write_program
 

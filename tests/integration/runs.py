@@ -29,7 +29,7 @@ from container_runner import (
     ToolResultBlock,
     UserMessage,
 )
-from container_runner.manager import STATE_LABEL, state_digest
+from container_runner.engine.manager import STATE_LABEL, state_digest
 from tests.integration.engines import RealEngine
 
 COMMAND = str(Path(sys.executable).with_name("container-runner"))

@@ -12,9 +12,9 @@ import orjson
 import pytest
 
 from container_runner import ClaudeRuntime, CommandRuntime, ErrorMessage, Runtime
-from container_runner import stream as stream_module
 from container_runner.errors import EngineNotFoundError, MountError, NameTakenError
-from container_runner.process import CHUNK
+from container_runner.stream import stream as stream_module
+from container_runner.stream.process import CHUNK
 from tests.integration.engines import write_program
 from tests.integration.runs import (
     ON_DOCKER,

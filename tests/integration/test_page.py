@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from container_runner.page import render_page
-from container_runner.transcript import Part, converse, parse_record
+from container_runner.records.page import render_page
+from container_runner.records.transcript import Part, converse, parse_record
 from tests.hostile import PAYLOADS, PWN, everywhere
 
 OFFLINE = (

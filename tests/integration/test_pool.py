@@ -9,8 +9,8 @@ import anyio
 import pytest
 
 from container_runner import Agent, ConfigError, ContainerRunner
-from container_runner.messages import Message
-from container_runner.pool import Pool
+from container_runner.engine.pool import Pool
+from container_runner.stream.messages import Message
 from tests.integration.runs import ON_DOCKER, ON_ROOTFUL, Box, error_of, messages_of, result_of, tool_output
 
 

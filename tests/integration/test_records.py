@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from container_runner import ClaudeRuntime, ErrorMessage
-from container_runner.records import Records
+from container_runner.records.records import Records
 from tests.integration.engines import wait_until
 from tests.integration.runs import COMMAND, Box, error_of
 

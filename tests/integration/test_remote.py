@@ -12,8 +12,8 @@ import anyio
 import pytest
 
 from container_runner import ContainerManager, ContainerRunner, Engine, ErrorMessage, ResultMessage
-from container_runner.conmon import YOUNGEST
-from container_runner.environment import host_environment
+from container_runner.box.environment import host_environment
+from container_runner.engine.conmon import YOUNGEST
 from tests.integration.engines import wait_until, write_program
 from tests.integration.runs import Box, on
 

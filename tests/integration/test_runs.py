@@ -11,8 +11,9 @@ import anyio
 import anyio.abc
 import pytest
 
-from container_runner import CommandRuntime, Engine, Plan, Runtime, process
-from container_runner.environment import host_environment
+from container_runner import CommandRuntime, Engine, Plan, Runtime
+from container_runner.box.environment import host_environment
+from container_runner.stream import process
 from tests.integration.runs import ON_DOCKER, ON_ROOTFUL, Box, collect, error_of, lines_of, result_of, said
 
 

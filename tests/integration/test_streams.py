@@ -9,15 +9,8 @@ import anyio
 import psutil
 import pytest
 
-from container_runner import (
-    AssistantMessage,
-    CommandRuntime,
-    ErrorMessage,
-    OutputLine,
-    OversizedLine,
-    ResultMessage,
-)
-from container_runner import stream as stream_module
+from container_runner import AssistantMessage, CommandRuntime, ErrorMessage, OutputLine, OversizedLine, ResultMessage
+from container_runner.stream import stream as stream_module
 from tests.integration.runs import ON_DOCKER, ON_ROOTFUL, Box, error_of, lines_of, messages_of, said
 
 MIB = 1024**2

@@ -1,0 +1,107 @@
+"""Claude Code, the `claude` command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from container_runner.agents.runtime import Command, CommandLineRuntime, Credentials
+from container_runner.config import paths
+from container_runner.errors import (
+    AgentFailedError,
+    ContainerRunnerError,
+    IncompleteOutputError,
+    PromptRefusedError,
+)
+from container_runner.options import ExecuteOptions, check_argument
+from container_runner.stream.messages import ResultMessage
+
+
+class ClaudeRuntime(CommandLineRuntime):
+    """Runs `claude -p` with the prompt on stdin and stream-json on stdout.
+
+    Args:
+        program: the name or path of the command.
+    """
+
+    def __init__(self, program: str = "claude") -> None:
+        self.program = check_argument("program", program)
+
+    def command(self, options: ExecuteOptions, *, contained: bool) -> Command:
+        """The claude command line. Every value is joined to its flag by '=', so none can be taken for a flag."""
+        agent = options.agent
+        argv = [
+            self.program,
+            "-p",
+            "--output-format=stream-json",
+            "--verbose",  # without it, claude refuses stream-json
+            *_permissions(options, contained=contained),
+            *_flag("--model", agent.model),
+            *_flag("--system-prompt", agent.system_prompt),
+            *_flag("--append-system-prompt", options.append_system_prompt),
+            *_flag("--allowedTools", ",".join(agent.allowed_tools)),
+            *_flag("--disallowedTools", ",".join(agent.disallowed_tools)),
+            *_flag("--tools", ",".join(agent.tools)),
+            *_flag("--setting-sources", ",".join(agent.setting_sources)),
+            *(f"--plugin-dir={path}" for path in agent.plugin_dirs),
+            *_flag("--mcp-config", _mcp_config(agent.mcp_servers)),
+            *_flag("--max-turns", agent.max_turns),
+            *(["--include-partial-messages"] if options.include_partial_messages else []),
+            *_flag("--resume", options.resume),
+            *(["--fork-session"] if options.fork else []),
+            *_flag("--session-id", options.session_id),
+            *agent.args,
+        ]
+        return Command(
+            argv=tuple(argv),
+            stdin=options.prompt.encode(),
+            env=_CONTAINED_ENV if contained else {},
+            credentials=Credentials(
+                names=("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"),
+                file="~/.claude/.credentials.json",
+                target=f"{paths.SESSIONS}/.credentials.json",
+            ),
+        )
+
+    def outcome(self, result: ResultMessage | None, exit_code: int, stderr: str) -> ContainerRunnerError | None:
+        """Success needs a result, one that is no error, and exit code 0."""
+        if result is None:
+            if exit_code == 0:
+                return IncompleteOutputError("claude ended without a result.", exit_code=0, stderr=stderr)
+            return super().outcome(result, exit_code, stderr)
+        if not result.is_error and exit_code == 0:
+            return None
+        said = "; ".join(result.errors) or result.result or result.subtype or "it gave no reason"
+        said = said if len(said) <= 500 else f"{said[:500]}…"
+        kind = PromptRefusedError if result.terminal_reason == "prompt_too_long" else AgentFailedError
+        step = _LOG_IN if "/login" in said or "Invalid API key" in said else None
+        return kind(f"claude failed: {said}", next_step=step, exit_code=exit_code, stderr=stderr)
+
+
+_LOG_IN = (
+    "Set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN to one that is valid; `container-runner doctor` tells "
+    "which of them the agent gets."
+)
+
+
+_CONTAINED_ENV = {
+    "CLAUDE_CONFIG_DIR": paths.SESSIONS,  # with it, all of claude's state lies in that one folder
+    "DISABLE_AUTOUPDATER": "1",  # the root is read-only
+    "IS_SANDBOX": "1",  # which claude wants to hear before it skips permissions as uid 0
+}
+
+
+def _permissions(options: ExecuteOptions, *, contained: bool) -> list[str]:
+    if options.agent.permission_mode is not None:
+        return [f"--permission-mode={options.agent.permission_mode}"]
+    return ["--dangerously-skip-permissions"] if contained else []
+
+
+def _flag(name: str, value: str | int | None) -> list[str]:
+    return [] if value is None or value == "" else [check_argument(name, f"{name}={value}")]
+
+
+def _mcp_config(servers: Mapping[str, Any]) -> str | None:
+    # The flat form, without "mcpServers", makes claude hang.
+    return json.dumps({"mcpServers": dict(servers)}, sort_keys=True) if servers else None

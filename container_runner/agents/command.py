@@ -1,0 +1,33 @@
+"""Any command as an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from container_runner.agents.runtime import Command, CommandLineRuntime
+from container_runner.errors import ConfigError
+from container_runner.options import ExecuteOptions, check_argument
+
+
+class CommandRuntime(CommandLineRuntime):
+    """Runs a command of yours. Lines of its stdout that are JSON objects become messages, others `OutputLine`.
+
+    Args:
+        argv: the program and its arguments. The prompt is not among them: it comes on stdin.
+
+    Raises:
+        ConfigError: an empty argv, or an argument that no process can be given.
+    """
+
+    def __init__(self, argv: Iterable[str]) -> None:
+        words = (argv,) if isinstance(argv, str) else tuple(argv)
+        if not words:
+            raise ConfigError("argv", words, "a program and its arguments")
+        self.argv = tuple(check_argument(f"argv[{index}]", word) if word else word for index, word in enumerate(words))
+        if not self.argv[0] or self.argv[0].startswith("-"):
+            raise ConfigError("argv[0]", self.argv[0], "the name or path of a program")
+
+    def command(self, options: ExecuteOptions, *, contained: bool) -> Command:
+        """The command as it was given, with the prompt on its stdin."""
+        del contained
+        return Command(argv=(*self.argv, *options.agent.args), stdin=options.prompt.encode())

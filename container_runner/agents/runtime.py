@@ -1,0 +1,158 @@
+"""What a runtime is: options in, messages out."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import os
+import signal
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import anyio
+import attrs
+
+from container_runner.errors import (
+    AgentError,
+    AgentFailedError,
+    CommandNotExecutableError,
+    CommandNotFoundError,
+    ContainerRunnerError,
+)
+from container_runner.options import ExecuteOptions
+from container_runner.stream.messages import ErrorMessage, Message, ResultMessage, parse_line
+from container_runner.stream.process import KILL_PATIENCE, Process, settle
+from container_runner.stream.stream import MessageStream, killed
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """Anything that runs an agent. `ContainerRunner` is one too, so it can stand wherever a runtime can."""
+
+    def execute(self, options: ExecuteOptions) -> AsyncIterator[Message]:
+        """Run the agent and yield its messages; failures come as one last `ErrorMessage`."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class Credentials:
+    """Where an agent's credentials are found on the host."""
+
+    names: tuple[str, ...] = ()
+    """Variables, the first ones preferred."""
+
+    file: str | None = None
+    """The one file that serves instead, such as "~/.claude/.credentials.json"."""
+
+    target: str | None = None
+    """Where that file is mounted in the container, read-only."""
+
+
+@attrs.frozen(kw_only=True)
+class Command:
+    """A runtime's description of the process to start."""
+
+    argv: tuple[str, ...]
+    """The program and its arguments."""
+
+    stdin: bytes = attrs.field(default=b"", repr=False)
+    """What it gets on stdin, which then ends."""
+
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    """Variables that it needs. No secrets."""
+
+    credentials: Credentials = Credentials()
+
+
+class CommandLineRuntime(abc.ABC):
+    """A runtime whose agent is a command: it can run on the host by itself, or in a container."""
+
+    @abc.abstractmethod
+    def command(self, options: ExecuteOptions, *, contained: bool) -> Command:
+        """The process for *options*; *contained* tells whether a container stands around it."""
+
+    def parse_line(self, line: bytes) -> Message | None:
+        """One line of its stdout as a message; None for a blank one. Never raises."""
+        return parse_line(line)
+
+    @property
+    def reads_plain(self) -> bool:
+        """Whether each line is read by `messages.parse_line`, and so may be decoded later, or recorded as it is."""
+        return type(self).parse_line is CommandLineRuntime.parse_line
+
+    def read(self, process: Process, options: ExecuteOptions, **more: Any) -> MessageStream:
+        """The messages of its *process*. The rest goes to `MessageStream`."""
+        return MessageStream(process, options, None if self.reads_plain else self.parse_line, **more)
+
+    def outcome(self, result: ResultMessage | None, exit_code: int, stderr: str) -> ContainerRunnerError | None:
+        """What went wrong, judged at the end from the last result and the exit code; None for success."""
+        del result
+        if exit_code == 0:
+            return None
+        return AgentFailedError(f"The agent exited with code {exit_code}.", exit_code=exit_code, stderr=stderr)
+
+    def execute(self, options: ExecuteOptions) -> AsyncGenerator[Message, None]:
+        """Run the agent on this machine, with no container around it."""
+        return run_on_host(self, self.command(options, contained=False), options)
+
+
+async def run_on_host(
+    runtime: CommandLineRuntime, command: Command, options: ExecuteOptions
+) -> AsyncGenerator[Message, None]:
+    """Run *command* on this machine, with no container around it, and yield its messages."""
+    error: ContainerRunnerError | None = None
+    process: Process | None = None
+    stream: MessageStream | None = None
+    said: list[Message] = []
+    try:
+        process = await Process.start(
+            command.argv,
+            env={**os.environ, **command.env},
+            cwd=options.agent.workspace,
+            stdin=command.stdin,
+            line_limit=options.line_limit,
+        )
+        stream = runtime.read(process, options)
+        while messages := await stream.read():
+            for message in messages:
+                yield message
+        exit_code = await stream.wait()
+        stderr = process.stderr.decode("utf-8", "replace")
+        failure = runtime.outcome(stream.result, exit_code, stderr)
+        error = failure and (killed(exit_code, stderr) or failure)
+    except FileNotFoundError:
+        error = CommandNotFoundError(f"There is no program {command.argv[0]!r} on this machine.")
+    except PermissionError:
+        error = CommandNotExecutableError(f"The program {command.argv[0]!r} can not be run.")
+    except AgentError as failed:
+        error = failed
+    except OSError as failed:  # an argument is too long, say
+        error = CommandNotExecutableError(f"The program {command.argv[0]!r} can not be run: {failed.strerror}.")
+    finally:
+        if process is not None:
+            said = await settle(partial(_stop_on_host, process, stream, options.grace))
+            process.close()
+    for message in said:
+        yield message
+    if error is not None:
+        yield ErrorMessage.from_error(error)
+
+
+async def _stop_on_host(process: Process, stream: MessageStream | None, grace: float) -> list[Message]:
+    """TERM to the process's group, *grace* seconds for its leader, KILL to what is left of the group.
+
+    Returns:
+        What it still said.
+    """
+    said: list[Message] = []
+    process.close_stdin()
+    for number, wait in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_PATIENCE)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with anyio.move_on_after(wait):
+            if stream is not None:
+                await stream.drain(said)
+            await process.wait()
+    await process.terminate()
+    return said

@@ -1,0 +1,1 @@
+"""What a run's container is, as values: nothing here starts anything."""

@@ -1,0 +1,320 @@
+"""The engine's command lines: one pure function a verb, each a list that reads like the command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal
+
+import attrs
+
+from container_runner.box import guest
+from container_runner.box.environment import ContainerEnv
+from container_runner.box.mounts import ContainerMounts
+from container_runner.box.user import User
+from container_runner.config import paths
+from container_runner.config.container import ContainerConfig
+from container_runner.config.values import Mount, PortBinding, Tmpfs
+
+LABEL: Final = "container-runner."
+"""How the keys of all our labels begin."""
+
+TMP_SIZE: Final = 512 * 1024 * 1024
+"""The size of /tmp and of HOME, each. It counts towards the memory limit only when it is used."""
+
+
+@attrs.frozen(kw_only=True)
+class Dialect:
+    """What differs between the engines, and the only place where it is written down."""
+
+    name: Literal["docker", "podman"]
+
+    run: tuple[str, ...] = ()
+    """More flags for `run`."""
+
+    run_in: str | None = None
+    """The folder that `run` is called in; None for the current one."""
+
+    tmpfs: tuple[str, ...] = ()
+    """More options for every tmpfs."""
+
+    remove: tuple[str, ...] = ()
+    """More flags for `rm`."""
+
+    keep_id: bool = False
+    """Whether the caller's uid must be mapped to itself: without it, a rootless podman's agent can not write."""
+
+
+DOCKER: Final = Dialect(name="docker")
+
+PODMAN: Final = Dialect(
+    name="podman",
+    # It would pass the host's proxies, passwords included, and add writable folders of its own to a read-only root.
+    run=("--http-proxy=false", "--read-only-tmpfs=false"),
+    # Its monitor makes an empty file `oom` in the folder that it was started in when the container's memory runs out;
+    # here nobody can make files.
+    run_in="/proc",
+    # It would copy what lies below into the tmpfs, so that a mask would show what it is there to hide.
+    tmpfs=("notmpcopyup",),
+    # It would wait for the stop timeout first.
+    remove=("--time=0",),
+)
+
+PODMAN_ROOTLESS: Final = attrs.evolve(PODMAN, keep_id=True)
+
+
+def run_argv(
+    binary: str,
+    dialect: Dialect,
+    config: ContainerConfig,
+    *,
+    name: str,
+    user: User,
+    mounts: ContainerMounts,
+    labels: Mapping[str, str],
+    workspace_is_mounted: bool,
+) -> list[str]:
+    """`docker run`: start the container, with our PID 1 in it and no agent yet. It prints the container's id."""
+    return [
+        binary,
+        "run",
+        "--detach",
+        *(["--rm"] if config.ephemeral else []),
+        f"--name={name}",
+        *(f"--label={key}={value}" for key, value in {**config.labels, **labels}.items()),
+        f"--pull={config.pull}",
+        "--entrypoint=sh",
+        f"--user={user.for_pid1}",
+        *(["--userns=keep-id"] if dialect.keep_id else []),
+        "--workdir=/",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        "--ipc=private",
+        *(["--read-only"] if config.read_only else []),
+        "--log-driver=none",
+        "--no-healthcheck",
+        f"--network={config.network}",
+        f"--memory={config.memory}",
+        f"--memory-swap={config.memory}",
+        f"--cpu-shares={config.cpu_shares}",
+        *([f"--cpus={config.cpus:g}"] if config.cpus is not None else []),
+        *([f"--cpu-period={config.cpu_period}"] if config.cpu_period is not None else []),
+        *([f"--cpu-quota={config.cpu_quota}"] if config.cpu_quota is not None else []),
+        f"--pids-limit={config.pids_limit}",
+        *(f"--ulimit={limit}" for limit in config.ulimits),
+        *([f"--shm-size={config.shm_size}"] if config.shm_size is not None else []),
+        *([f"--gpus={_csv(config.gpus)}"] if config.gpus is not None else []),
+        *(f"--device={device}" for device in config.devices),
+        *(f"--add-host={entry}" for entry in config.add_host),
+        *(f"--publish={_port(port)}" for port in config.ports),
+        *(f"--tmpfs={_tmpfs(tmpfs, dialect)}" for tmpfs in _own_tmpfs(workspace_is_mounted=workspace_is_mounted)),
+        *(f"--tmpfs={_tmpfs(tmpfs, dialect)}" for tmpfs in config.tmpfs),
+        *(f"--mount={_bind(mount)}" for mount in mounts.mounts),
+        *(f"--mount={_mask(path, dialect)}" for path in mounts.masks),
+        *dialect.run,
+        *config.extra_args,
+        "--",
+        config.image,
+        "-c",
+        guest.PID1,
+        "sh",
+        "lease" if config.ephemeral else "keep",
+        str(config.time_limit),
+    ]
+
+
+def exec_argv(
+    binary: str,
+    *,
+    name: str,
+    user: User,
+    env: ContainerEnv,
+    run_id: str,
+    ephemeral: bool,
+    stdin_size: int,
+    grace: int,
+    command: Iterable[str],
+) -> list[str]:
+    """`docker exec`: run the agent's command in our wrapper, with its prompt and its lease on stdin."""
+    return [
+        binary,
+        "exec",
+        "--interactive",
+        f"--user={user}",
+        f"--workdir={paths.WORKSPACE}",
+        *(f"--env={variable}" for variable in env.spelled),
+        *(f"--env={variable}" for variable in env.named),
+        "--",
+        name,
+        "sh",
+        "-c",
+        guest.EXEC,
+        "sh",
+        run_id,
+        "lease" if ephemeral else "keep",
+        str(stdin_size),
+        str(grace),
+        *command,
+    ]
+
+
+def hold_argv(binary: str, *, name: str, user: User, run_id: str) -> list[str]:
+    """`docker exec`: hold the lease of a container that waits for its run."""
+    return [binary, "exec", "--interactive", f"--user={user}", "--", name, "sh", "-c", guest.HOLD, "sh", run_id]
+
+
+def kill_argv(binary: str, *, name: str, user: User, run_id: str, group: int) -> list[str]:
+    """`docker exec`: KILL what a run has left in a container, as the agent's own user."""
+    return [binary, "exec", f"--user={user}", "--", name, "sh", "-c", guest.KILL, "sh", run_id, str(group)]
+
+
+def sweep_argv(binary: str, *, name: str, user: User) -> list[str]:
+    """`docker exec`: KILL what runs have left in a container that none uses any more, as the agent's own user."""
+    return [binary, "exec", f"--user={user}", "--", name, "sh", "-c", guest.SWEEP]
+
+
+def probe_argv(binary: str, *, name: str, user: User, group: int) -> list[str]:
+    """`docker exec`: whether a run's process group is alive in a container; exit code `guest.EXIT_GONE` if not."""
+    return [binary, "exec", f"--user={user}", "--", name, "sh", "-c", guest.PROBE, "sh", str(group)]
+
+
+def remove_argv(binary: str, dialect: Dialect, *, name: str) -> list[str]:
+    """`docker rm`: end and remove a container, with its anonymous volumes.
+
+    One name a call: podman before 5.1 reports success for several and leaves some running.
+    """
+    return [binary, "rm", "--force", "--volumes", *dialect.remove, "--", name]
+
+
+def list_argv(binary: str, labels: Mapping[str, str]) -> list[str]:
+    """`docker ps`: the ids of all containers, running or not, that carry every one of *labels*.
+
+    The value "" stands for any. Only ids are asked for: the engines' formats differ, and sizes are slow.
+    """
+    filters = (f"--filter=label={key}={value}" if value else f"--filter=label={key}" for key, value in labels.items())
+    return [binary, "ps", "--all", "--quiet", "--no-trunc", *filters]
+
+
+def inspect_argv(binary: str, names: Iterable[str]) -> list[str]:
+    """`docker inspect`: a JSON list with what the engine knows of the containers that still exist."""
+    return [binary, "inspect", "--type=container", "--", *names]
+
+
+def shell_argv(
+    binary: str, *, name: str, user: User, env: ContainerEnv, terminal: bool, command: Iterable[str]
+) -> list[str]:
+    """`docker exec`: a command of a person's in a container, at their terminal if there is one."""
+    return [
+        binary,
+        "exec",
+        "--interactive",
+        # The default keys for leaving, ctrl-p ctrl-q, would swallow a shell's ctrl-p.
+        *(["--tty", "--detach-keys=ctrl-@,ctrl-_"] if terminal else []),
+        f"--user={user}",
+        f"--workdir={paths.WORKSPACE}",
+        *(f"--env={variable}" for variable in env.spelled),
+        *(f"--env={variable}" for variable in env.named),
+        "--",
+        name,
+        *command,
+    ]
+
+
+def info_argv(binary: str) -> list[str]:
+    """`docker info`: a JSON object with what the engine knows of itself and of its machine."""
+    return [binary, "info", "--format={{json .}}"]
+
+
+def version_argv(binary: str) -> list[str]:
+    """`docker version`: a JSON object with the versions of the client, the daemon, and the daemon's parts."""
+    return [binary, "version", "--format={{json .}}"]
+
+
+def image_argv(binary: str, image: str) -> list[str]:
+    """`docker image inspect`: the image's id, or a failure if it is not on this machine."""
+    return [binary, "image", "inspect", "--format={{.Id}}", "--", image]
+
+
+def build_argv(
+    binary: str, *, tag: str, arguments: Mapping[str, str], inherited: Iterable[str], pull: bool, cache: bool
+) -> list[str]:
+    """`docker build`: build an image from the Containerfile on stdin, which needs no other file.
+
+    Args:
+        arguments: the build arguments.
+        inherited: the names of build arguments whose values are in the client's environment, such as https_proxy.
+    """
+    return [
+        binary,
+        "build",
+        f"--tag={tag}",
+        *(["--pull"] if pull else []),
+        *([] if cache else ["--no-cache"]),
+        *(f"--build-arg={name}={value}" for name, value in arguments.items()),
+        *(f"--build-arg={name}" for name in inherited),
+        "-",
+    ]
+
+
+def import_argv(binary: str, *, tag: str, changes: Iterable[str]) -> list[str]:
+    """`docker import`: make an image of the tar archive on stdin, which holds a whole file system."""
+    return [binary, "import", *(f"--change={change}" for change in changes), "-", tag]
+
+
+def try_argv(binary: str, *, image: str, program: str, arguments: Iterable[str]) -> list[str]:
+    """`docker run`: one call of an image's program, with nothing of the host in the container."""
+    return [
+        binary,
+        "run",
+        "--rm",
+        "--pull=never",
+        f"--entrypoint={program}",
+        "--user=65534:65534",
+        "--env=HOME=/tmp",
+        "--workdir=/",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        "--read-only",
+        f"--tmpfs={_tmpfs(Tmpfs('/tmp', size=TMP_SIZE, executable=True))}",  # noqa: S108  a path in the container
+        "--network=none",
+        "--log-driver=none",
+        "--",
+        image,
+        *arguments,
+    ]
+
+
+def _bind(mount: Mount) -> str:
+    readonly = ["readonly"] if mount.read_only else []
+    return _csv("type=bind", f"src={mount.source}", f"dst={mount.target}", *readonly)
+
+
+def _csv(*fields: str) -> str:
+    """Fields as --mount reads them: CSV, in which ',' and '"' and newlines must be quoted."""
+    return ",".join('"' + field.replace('"', '""') + '"' if set(field) & set(',"\n\r') else field for field in fields)
+
+
+def _port(port: PortBinding) -> str:
+    address = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
+    return f"{address}:{port.host_port}:{port.container_port}/{port.protocol}"
+
+
+def _own_tmpfs(*, workspace_is_mounted: bool) -> list[Tmpfs]:
+    """The writable folders that every agent needs. They are executable because the workspace is, too."""
+    return [
+        Tmpfs("/tmp", size=TMP_SIZE, executable=True),  # noqa: S108  a path in the container
+        Tmpfs(paths.HOME, size=TMP_SIZE, executable=True),
+        Tmpfs(paths.RUN_DIR, size=guest.PROMPT_LIMIT + 1024 * 1024),
+        *([] if workspace_is_mounted else [Tmpfs(paths.WORKSPACE, size=TMP_SIZE, executable=True)]),
+    ]
+
+
+def _tmpfs(tmpfs: Tmpfs, dialect: Dialect = DOCKER) -> str:
+    # docker mounts noexec unless told otherwise, podman exec: both are always said.
+    execute = "exec" if tmpfs.executable else "noexec"
+    options = ("rw", "nosuid", "nodev", execute, f"size={tmpfs.size}", f"mode={tmpfs.mode:o}", *dialect.tmpfs)
+    return f"{tmpfs.target}:{','.join(options)}"
+
+
+def _mask(path: str, dialect: Dialect) -> str:
+    # 'ro', because podman does not know 'readonly' here.
+    return _csv("type=tmpfs", f"dst={path}", "tmpfs-size=4096", "ro", *dialect.tmpfs)

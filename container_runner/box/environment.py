@@ -1,0 +1,82 @@
+"""Variables: for the agent, and for the engine's client."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import attrs
+
+from container_runner.agents.runtime import Command
+from container_runner.config import paths
+from container_runner.config.container import ContainerConfig
+
+ENGINE_VARIABLE: Final = "CONTAINER_RUNNER_ENGINE"
+"""Names the engine when the configuration says "auto"."""
+
+_CLIENT_VARIABLE: Final = re.compile(
+    r"PATH|HOME|USER|LOGNAME|TMPDIR|SSH_AUTH_SOCK|SSL_CERT_FILE|SSL_CERT_DIR|REGISTRY_AUTH_FILE|GODEBUG"
+    r"|LANG|LC_[A-Z]+|XDG_[A-Z_]+|DBUS_SESSION_BUS_ADDRESS|(DOCKER|CONTAINER|CONTAINERS|PODMAN|STORAGE|BUILDAH)_\w+"
+    r"|_CONTAINERS_\w+|LD_\w+|DYLD_\w+|[A-Za-z]+_(proxy|PROXY)"
+)
+"""What the engine's client itself reads. Its environment holds these, what the agent is given by name, and no
+more: a secret of yours that nobody asked for is not in it."""
+
+
+def host_environment() -> Mapping[str, str]:
+    """This process's environment, as it is now."""
+    return os.environ
+
+
+@attrs.frozen(kw_only=True)
+class ContainerEnv:
+    """The agent's variables, in the two forms that an exec takes."""
+
+    spelled: tuple[str, ...]
+    """NAME=VALUE, for values that may be seen: ours, and those whose name would change the client itself."""
+
+    named: tuple[str, ...]
+    """Names alone; the engine's client takes their values from its environment."""
+
+    values: Mapping[str, str] = attrs.field(repr=False)
+    """The values of `named`."""
+
+
+def build_container_env(
+    config: ContainerConfig, command: Command, environ: Mapping[str, str], *, credentials: bool
+) -> ContainerEnv:
+    """The agent's variables: TERM and HOME, the runtime's, the configured ones, the secrets, the credentials.
+
+    Args:
+        command: what the runtime runs; its credentials' names are passed if *credentials* is set.
+        environ: where the values of secrets come from. A name that is not set there is left out: an engine would
+            pass it bare, and podman would take a pattern for a list of names.
+
+    Later ones win: a configured variable replaces the runtime's, and a secret replaces both.
+    """
+    spelled = {"HOME": paths.HOME, "TERM": "xterm-256color", **command.env}
+    values: dict[str, str] = {}
+    for name, value in config.env.items():
+        spelled.pop(name, None)
+        if _CLIENT_VARIABLE.fullmatch(name):
+            spelled[name] = value
+        else:
+            values[name] = value
+    logins = [name for name in command.credentials.names if environ.get(name)] if credentials else []
+    for name in (*logins, *config.secrets):
+        if name in environ:
+            spelled.pop(name, None)
+            values[name] = environ[name]
+    return ContainerEnv(
+        spelled=tuple(f"{name}={value}" for name, value in spelled.items()),
+        named=tuple(values),
+        values=values,
+    )
+
+
+def client_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the engine's client: what it needs of *environ*, and English messages."""
+    kept = {name: value for name, value in environ.items() if _CLIENT_VARIABLE.fullmatch(name)}
+    return {**kept, "LC_ALL": "C"}

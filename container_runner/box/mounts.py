@@ -1,0 +1,270 @@
+"""What of the host is in the container, and where.
+
+Every source is resolved to the path that it really is, because the engines follow symlinks, and is then held against
+the places that are never mounted: a source may neither lie inside one of them nor contain one.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from container_runner.agents.runtime import Credentials
+from container_runner.box import protect
+from container_runner.box.user import User, check_workspace_access
+from container_runner.config import paths
+from container_runner.config.container import ContainerConfig
+from container_runner.config.laws import is_line
+from container_runner.config.values import ENGINE_SOCKETS, Mount
+from container_runner.errors import ConfigError, StateError
+from container_runner.options import Agent
+
+SYSTEM: Final = (
+    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/run",
+    "/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/Library", "/System",
+)  # fmt: skip
+"""Folders of the system. Nothing inside them is mounted, nor anything that contains them."""
+
+PRIVATE: Final = (
+    ".aws",
+    ".azure",
+    ".config",
+    ".docker",
+    ".gnupg",
+    ".kube",
+    ".local/share/containers",
+    ".netrc",
+    ".ssh",
+)
+"""Files and folders of a home that hold keys, or the engine's own state."""
+
+AGENT_STATE: Final = (".claude", ".claude.json", ".codex", ".gemini")
+"""Folders and files of a home that hold an agent's credentials, and its memory of all your projects."""
+
+
+@attrs.frozen(kw_only=True)
+class ContainerMounts:
+    """The mounts of one container, with their sources resolved."""
+
+    mounts: tuple[Mount, ...]
+    """The binds, in their order: workspace, what is protected in it, sessions, credentials, custom volumes."""
+
+    masks: tuple[str, ...]
+    """Paths in the container that an empty read-only tmpfs hides."""
+
+    credentials_by_name: bool
+    """Whether the agent gets its credentials as variables."""
+
+    identity: str = ""
+    """What the workspace and all that is protected in it are, beside their names. When a file is replaced on the host,
+    as git does with its configuration, the kernel lifts the bind of the old one, and what was protected is no more:
+    a kept container must then not be used again."""
+
+
+def build_container_mounts(
+    agent: Agent,
+    config: ContainerConfig,
+    state_dir: Path,
+    *,
+    user: User,
+    credentials: Credentials,
+    environ: Iterable[str] = (),
+) -> ContainerMounts:
+    """The mounts for *agent*: its workspace, its sessions folder, its credentials file, the configured volumes.
+
+    In a writable workspace what the host acts on later is read-only (see `container_runner.box.protect`), and a git
+    worktree comes with its repository.
+
+    Nothing is created: see `prepare_sessions`.
+
+    Args:
+        state_dir: where the sessions folders are, one for each agent and never shared.
+        user: who the agent is in the container.
+        credentials: what the runtime can use; `config.credentials` says which of it is given.
+        environ: the names of the variables that are set on the host, and not to nothing.
+
+    Raises:
+        ConfigError: a source is missing, or is one of the places that are never mounted.
+    """
+    mounts: list[Mount] = []
+    masks: list[str] = []
+    state = state_dir.resolve()
+    if not is_line(str(state)):
+        raise ConfigError("state_dir", str(state_dir), "a path without control characters")
+    if agent.workspace is not None:
+        workspace = resolve_workspace(agent)
+        check_workspace_access(user, workspace, config)
+        if _contains(state, workspace):
+            allowed = f"a folder that is not inside our state folder {state}"
+            raise ConfigError("agent.workspace", str(agent.workspace), allowed)
+        mounts.append(Mount(str(workspace), paths.WORKSPACE, config.workspace_mode == "ro"))
+        try:
+            if config.workspace_mode == "rw":
+                mounts += protect.protect(workspace, config.unprotected)
+            mounts += _worktree(workspace, config, state)
+        except OSError as error:
+            allowed = f"a workspace in which we may look at {error.filename} ({error.strerror}); chmod u+rwx gives that"
+            raise ConfigError("agent.workspace", str(workspace), allowed) from None
+        if _contains(workspace, state):
+            # Other agents' sessions and our locks are none of its business.
+            masks.append(f"{paths.WORKSPACE}/{state.relative_to(workspace)}")
+            if config.workspace_mode == "rw":
+                mounts += protect.way_to(state, workspace, beside=mounts)
+    identity = " ".join(map(_inode, mounts))
+    mounts.append(Mount(str(sessions_folder(state, agent.name)), paths.SESSIONS))
+    by_name = config.credentials in ("auto", "env") and any(name in environ for name in credentials.names)
+    if not by_name:
+        mounts.extend(_credentials_file(config, credentials, user))
+    for index, volume in enumerate(config.volumes):
+        source = resolve_source(volume.source, f"volumes[{index}]")
+        if _contains(state, source) or _contains(source, state):
+            raise ConfigError(f"volumes[{index}]", volume.source, f"a path apart from our state folder {state}")
+        mounts.append(attrs.evolve(volume, source=str(source)))
+    return ContainerMounts(mounts=tuple(mounts), masks=tuple(masks), credentials_by_name=by_name, identity=identity)
+
+
+def resolve_workspace(agent: Agent) -> Path:
+    """The workspace's real path.
+
+    Raises:
+        ConfigError: it is no folder, or is one of the places that are never mounted.
+    """
+    path = resolve_source(agent.workspace or "", "agent.workspace")
+    if not path.is_dir():
+        raise ConfigError("agent.workspace", str(agent.workspace), "a folder")
+    return path
+
+
+def resolve_source(source: str | Path, field: str) -> Path:
+    """The real path of a bind source.
+
+    Raises:
+        ConfigError: it is missing, is a socket of an engine, or is one of the places that are never mounted.
+    """
+    try:
+        path = Path(source).expanduser().resolve(strict=True)
+    except (OSError, RuntimeError, ValueError):
+        raise ConfigError(field, str(source), "a path that exists on this machine") from None
+    if not is_line(str(path)):
+        raise ConfigError(field, str(source), "a path without control characters")
+    if path.name in ENGINE_SOCKETS:
+        allowed = "anything but an engine's socket: whoever holds it is root on this machine"
+        raise ConfigError(field, str(source), allowed)
+    home = Path.home().resolve()
+    if _contains(path, home):
+        raise ConfigError(field, str(source), f"a folder that is not, and does not contain, the home folder {home}")
+    for place in _never_mounted(home):
+        if _contains(place, path) or _contains(path, place):
+            allowed = f"a path apart from {place}, which holds what no agent should see or change"
+            raise ConfigError(field, str(source), allowed)
+    return path
+
+
+def sessions_folder(state: Path, agent: str) -> Path:
+    """Where *agent*'s sessions are kept on the host."""
+    return state / "sessions" / agent
+
+
+def prepare_sessions(state: Path, agent: str, user: User) -> bool:
+    """Make the agent's sessions folder, private to *user*, and tell whether it was not there.
+
+    Raises:
+        ConfigError: something that is no folder of ours stands in its place, such as a symlink elsewhere.
+        StateError: it can not be made.
+    """
+    folder, is_new = sessions_folder(state, agent), False
+    try:
+        state.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for path, mode in ((folder.parent, 0o755), (folder, 0o700)):
+            try:
+                path.mkdir(mode=mode)
+            except FileExistsError:
+                if not stat.S_ISDIR(path.lstat().st_mode):
+                    raise ConfigError("state_dir", str(path), "a folder; a symlink could lead anywhere") from None
+            else:
+                is_new = True
+            # Also of one that was there: a start may have been killed between the two calls.
+            if path == folder and os.getuid() == 0 and path.lstat().st_uid == 0:
+                os.chown(folder, user.uid, user.gid, follow_symlinks=False)
+    except OSError as error:
+        raise StateError(f"The sessions folder {folder} can not be made: {error.strerror}.") from None
+    return is_new
+
+
+def recheck(mounts: Iterable[Mount]) -> bool:
+    """Make sure, just before the run, that no source has become a symlink since it was resolved.
+
+    An empty `hooks` folder is made where a repository has none, so that there is something to protect.
+
+    Returns:
+        Whether one was made.
+
+    Raises:
+        ConfigError: one has; an agent that ran before may have swapped a folder for a link.
+        StateError: a `hooks` folder can not be made.
+    """
+    mounts = tuple(mounts)
+    for mount in mounts:
+        if os.path.realpath(mount.source) != mount.source:
+            raise ConfigError("mounts", mount.source, "a path that stays what it is; it has just become a symlink")
+    try:
+        return protect.make_hooks(mounts)
+    except OSError as error:
+        raise StateError(f"{error.filename} can not be made: {error.strerror}.") from None
+
+
+def _inode(mount: Mount) -> str:
+    try:
+        found = os.stat(mount.source)  # noqa: PTH116  a string
+    except OSError:  # a folder that is made before the run
+        return "none"
+    # The number of a file that was replaced is given to the next one, so its last change tells them apart. What the
+    # agent may write changes all the time, and is only there to keep its parts in their place.
+    return f"{found.st_dev}:{found.st_ino}:{found.st_ctime_ns if mount.read_only else ''}"
+
+
+def _worktree(workspace: Path, config: ContainerConfig, state: Path) -> list[Mount]:
+    """What git needs in a workspace that is a worktree, unless a configured volume provides it."""
+    worktree = protect.find_worktree(workspace)
+    if worktree is None or worktree.target in {volume.target for volume in config.volumes}:
+        return []
+    for index, tmpfs in enumerate(config.tmpfs):
+        if f"{tmpfs.target}/".startswith(f"{worktree.target}/"):  # its mount point would be made in the repository
+            allowed = f"a path that is not in the worktree's repository, {worktree.target}"
+            raise ConfigError(f"tmpfs[{index}]", tmpfs.target, allowed)
+    common = resolve_source(worktree.common, "agent.workspace")
+    if _contains(state, common) or _contains(common, state):
+        allowed = f"a worktree whose repository {common} is apart from our state folder {state}"
+        raise ConfigError("agent.workspace", str(workspace), allowed)
+    return protect.worktree_mounts(worktree, workspace, config.unprotected, read_only=config.workspace_mode == "ro")
+
+
+def _credentials_file(config: ContainerConfig, credentials: Credentials, user: User) -> list[Mount]:
+    if config.credentials not in ("auto", "file") or credentials.file is None or credentials.target is None:
+        return []
+    path = Path(credentials.file).expanduser()
+    if path.is_file() and user.can_read(path):
+        return [Mount(str(path.resolve()), credentials.target, read_only=True)]
+    if config.credentials == "auto":
+        return []
+    names = " or ".join(credentials.names)
+    allowed = f'"env" with {names} set, because {path} is not there or user {user} can not read it'
+    raise ConfigError("credentials", "file", allowed)
+
+
+@functools.cache  # a hundred system calls; these places do not move while we live
+def _never_mounted(home: Path) -> list[Path]:
+    places = [Path(place) for place in SYSTEM] + [home / name for name in (*PRIVATE, *AGENT_STATE)]
+    # Both as they are spelled and as what they are: /etc is /private/etc on macOS.
+    return sorted({*places, *(place.resolve() for place in places)} - {Path("/")})
+
+
+def _contains(folder: Path, path: Path) -> bool:
+    # As text, because a plan asks this a hundred times: both are absolute, without "..".
+    return path == folder or str(path).startswith(str(folder).rstrip("/") + "/")

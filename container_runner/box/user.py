@@ -1,0 +1,86 @@
+"""Who the agent is in the container."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from container_runner.config.container import ContainerConfig
+from container_runner.errors import ConfigError
+
+FALLBACK: Final = (1000, 1000)
+"""Who the agent is when the caller is root and the workspace is root's too."""
+
+
+@attrs.frozen
+class User:
+    """A uid and a gid in the container. On rootless podman `--userns=keep-id` makes them the caller's own."""
+
+    uid: int
+    gid: int
+
+    def __str__(self) -> str:
+        return f"{self.uid}:{self.gid}"
+
+    @property
+    def for_pid1(self) -> User:
+        """Another uid than the agent's, so that the agent can neither signal PID 1 nor write to its output."""
+        return User(65533, 65533) if self.uid == 65534 else User(65534, 65534)
+
+    @classmethod
+    def of(cls, config: ContainerConfig, workspace: Path | None) -> User:
+        """The configured user; else the caller; if that is root, the workspace's owner; if that is root, 1000:1000."""
+        if config.uid_gid is not None:
+            return cls(*config.uid_gid)
+        if os.getuid() != 0:
+            return cls(os.getuid(), os.getgid())
+        if workspace is not None:
+            owner = workspace.stat()
+            if owner.st_uid != 0:
+                return cls(owner.st_uid, owner.st_gid)
+        return cls(*FALLBACK)
+
+    def can_write(self, folder: Path) -> bool:
+        """Whether the folder's permission bits let this user write, as far as the host can tell."""
+        if self.uid in (0, os.getuid()):
+            return self.uid == 0 or os.access(folder, os.W_OK | os.X_OK)
+        found = folder.stat()
+        bits = stat.S_IWUSR | stat.S_IXUSR if found.st_uid == self.uid else 0
+        if not bits:
+            bits = stat.S_IWGRP | stat.S_IXGRP if found.st_gid == self.gid else stat.S_IWOTH | stat.S_IXOTH
+        return found.st_mode & bits == bits
+
+    def can_read(self, file: Path) -> bool:
+        """Whether the file's permission bits let this user read it."""
+        found = file.stat()
+        if self.uid == 0:
+            return True
+        if found.st_uid == self.uid:
+            return bool(found.st_mode & stat.S_IRUSR)
+        return bool(found.st_mode & (stat.S_IRGRP if found.st_gid == self.gid else stat.S_IROTH))
+
+
+def check_workspace_access(user: User, workspace: Path, config: ContainerConfig) -> None:
+    """Refuse a workspace that the agent could not write, before anything is started.
+
+    Raises:
+        ConfigError: whose text says what to type.
+    """
+    if config.workspace_mode == "ro" or user.can_write(workspace):
+        return
+    allowed = (
+        f"a folder that the agent's user {user} can write. "
+        f"Type: chown -R {user} {_quoted(workspace)}, or let it only read with --workspace-mode=ro, "
+        "or choose another user with --user"
+    )
+    raise ConfigError("agent.workspace", str(workspace), allowed)
+
+
+def _quoted(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(str(path))

@@ -1,0 +1,562 @@
+"""What a box is made of: `ContainerConfig`, with the values of `container_runner.config.values` in it.
+
+It is frozen, checked when it is made, and pure: only `ContainerConfig.load` reads a file. What needs the
+machine (does a folder exist, is an image there) is checked by those who use it. A value that is refused
+raises `ConfigError`, and nothing else, whatever the value was.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, Self, TypeVar
+
+import attrs
+
+from container_runner.config import paths
+from container_runner.config.laws import (
+    NOT_SHOWN,
+    boolean,
+    each,
+    instead,
+    is_address,
+    is_line,
+    is_name,
+    is_text,
+    is_variable,
+    law,
+    one_of,
+    optional,
+    pattern,
+    refuse,
+    whole,
+)
+from container_runner.config.protected import PROTECTED
+from container_runner.config.values import (
+    DAY,
+    GIB,
+    MIB,
+    OWN_TARGETS,
+    Mount,
+    PortBinding,
+    Tmpfs,
+    parse_duration,
+    parse_size,
+)
+from container_runner.errors import ConfigError
+
+__all__ = [
+    "LABEL_PREFIX",
+    "ContainerConfig",
+    "Mount",
+    "PortBinding",
+    "RecordLimits",
+    "Tmpfs",
+    "parse_duration",
+    "parse_size",
+]
+
+LABEL_PREFIX = "container-runner."
+"""The labels that belong to us: they say which containers are ours, and whose."""
+
+
+_C = TypeVar("_C", bound=attrs.AttrsInstance)
+_V = TypeVar("_V", Mount, PortBinding, Tmpfs)
+
+
+def _as_given(value: Any, _: object) -> Any:
+    return value
+
+
+def _structured(kind: type[_C], table: Mapping[Any, Any]) -> _C:
+    """A *kind* with the fields of *table*. The fields' own converters and validators check the values."""
+    import cattrs  # slow to import, and only tables need it
+
+    # Without detailed validation the first refusal arrives as it is, a ConfigError that names its field.
+    converter = cattrs.Converter(forbid_extra_keys=True, prefer_attrib_converters=True, detailed_validation=False)
+    # cattrs would make "5" of 5 and True of "no"; here each field takes only what it says it takes.
+    for primitive in (bool, float, int, str):
+        converter.register_structure_hook(primitive, _as_given)
+    converter.register_structure_hook_func(lambda hint: not attrs.has(hint), _as_given)
+    fields = attrs.fields_dict(kind)
+    try:
+        return converter.structure(table, kind)
+    except cattrs.ForbiddenExtraKeysError as error:
+        key = next((key for key in table if key in error.extra_fields), None)
+        name = key if isinstance(key, str) and key.isidentifier() else "a key"
+        refuse(name, NOT_SHOWN, instead(name, fields))  # it may well be `api_key`
+    except KeyError:
+        name = next(name for name in fields if fields[name].default is attrs.NOTHING and name not in table)
+        refuse(name, None, "a value; this key is required")
+
+
+def _value(kind: type[_V], where: str, given: object) -> _V:
+    """The Mount, PortBinding or Tmpfs that *given* is, spells, or has the fields of."""
+    if isinstance(given, kind):
+        return given
+    if not isinstance(given, str | Mapping):
+        refuse(where, given, kind.FORMS)
+    try:
+        value = kind.parse(given) if isinstance(given, str) else _structured(kind, given)
+    except ConfigError as error:
+        if isinstance(given, str):
+            refuse(where, given, error.allowed)
+        refuse(f"{where}.{error.field}", error.value, error.allowed)
+    return value
+
+
+def _values(kind: type[_V], field: str, given: Sequence[_V | str | Mapping[str, Any]]) -> tuple[_V, ...]:
+    if not isinstance(given, list | tuple):
+        refuse(field, given, f"a list, each item {kind.FORMS}")
+    return tuple(_value(kind, f"{field}[{index}]", item) for index, item in enumerate(given))
+
+
+def _strings(value: Sequence[str]) -> tuple[str, ...]:
+    return tuple(value) if isinstance(value, list) else value  # type: ignore[return-value]  # `each` refuses it
+
+
+def _frozen(value: Mapping[str, str]) -> Mapping[str, str]:
+    if not isinstance(value, Mapping):
+        return value  # the validator refuses it
+    return MappingProxyType(dict(value))
+
+
+def _memory(value: int | str) -> int:
+    return parse_size(value, "memory", least=6 * MIB)
+
+
+def _shm_size(value: int | str) -> int:
+    return parse_size(value, "shm_size")
+
+
+def _time_limit(value: float | str) -> int:
+    return int(parse_duration(value, "time_limit", least=60, most=30 * DAY))
+
+
+def _volumes(value: Sequence[Mount | str | Mapping[str, Any]]) -> tuple[Mount, ...]:
+    return _values(Mount, "volumes", value)
+
+
+def _ports(value: Sequence[PortBinding | str | Mapping[str, Any]]) -> tuple[PortBinding, ...]:
+    return _values(PortBinding, "ports", value)
+
+
+def _tmpfs(value: Sequence[Tmpfs | str | Mapping[str, Any]]) -> tuple[Tmpfs, ...]:
+    return _values(Tmpfs, "tmpfs", value)
+
+
+def _valid_env(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, Mapping):
+        refuse(attribute.name, NOT_SHOWN, 'a table of NAME = "value"')
+    for name, text in value.items():
+        if not is_variable(name):
+            shown = name.partition("=")[0] if isinstance(name, str) else name
+            refuse(attribute.name, shown, "names of letters, digits and _ that do not start with a digit")
+        if not is_text(text):
+            refuse(f"{attribute.name}.{name}", NOT_SHOWN, "a string of Unicode text without NUL")
+
+
+_is_label_key = pattern(r"[A-Za-z0-9_.-]+", longest=255)
+_is_label_value = pattern(r"[A-Za-z0-9_.-]*")
+
+
+def _valid_labels(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, Mapping):
+        refuse(attribute.name, value, 'a table of key = "value"')
+    for key, text in value.items():
+        if not _is_label_key(key) or key.startswith(LABEL_PREFIX):
+            refuse(
+                attribute.name,
+                key,
+                f"keys of letters, digits, _ . and -; those that start with {LABEL_PREFIX} are ours",
+            )
+        if not _is_label_value(text):
+            refuse(f"{attribute.name}.{key}", text, "a string of letters, digits, _ . and -")
+
+
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_is_image = pattern(
+    r"(?:(?:[A-Za-z0-9]+(?:[.-]+[A-Za-z0-9]+)*|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?/)?"  # registry
+    rf"{_PART}(?:/{_PART})*"  # name
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"  # tag
+    r"(?:@[A-Za-z][A-Za-z0-9]*(?:[+._-][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,128})?",  # digest
+    longest=512,
+)
+
+
+def _is_engine(value: Any) -> bool:
+    return bool(is_line(value)) and not value.startswith("-") and value == value.strip()
+
+
+_is_gpus = pattern(r"all|[1-9][0-9]{0,2}|device=[A-Za-z0-9_./:-]+(?:,[A-Za-z0-9_./:-]+)*")
+
+
+def _is_cpus(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.01 <= value <= 10_000
+
+
+_looks_like_user = pattern(r"[1-9][0-9]{0,9}(?::(?:0|[1-9][0-9]{0,9}))?")
+_LARGEST_ID = 2**31 - 1  # the engines refuse more
+
+
+def _is_user(value: Any) -> bool:
+    if not _looks_like_user(value):
+        return bool(value == "root")
+    return all(int(number) <= _LARGEST_ID for number in value.split(":"))
+
+
+_looks_like_ulimit = pattern(
+    r"(?:cpu|data|fsize|locks|memlock|msgqueue|nice|nofile|nproc|rss|rtprio|rttime|sigpending|stack)"
+    r"=(?:-1|[0-9]{1,18})(?::(?:-1|[0-9]{1,18}))?"
+)
+
+
+def _is_ulimit(value: Any) -> bool:
+    if not _looks_like_ulimit(value):
+        return False
+    soft, _, hard = value.partition("=")[2].partition(":")
+    return hard in {"", "-1"} or (soft != "-1" and int(soft) <= int(hard))
+
+
+def _is_host_entry(value: Any) -> bool:
+    name, _, address = value.partition(":") if isinstance(value, str) else ("", "", "")
+    return bool(is_name(name)) and (address == "host-gateway" or is_address(address))
+
+
+_looks_like_device = pattern(r"/dev/[A-Za-z0-9_.+/-]+(?::/dev/[A-Za-z0-9_.+/-]+(?::[rwm]{1,3})?)?")
+
+
+def _is_device(value: Any) -> bool:
+    return bool(_looks_like_device(value)) and ".." not in value
+
+
+_taken_flag = re.compile(
+    r"--(?:attach|cidfile|detach|entrypoint|help|interactive|name|replace|rm|tty|user)(?:=|\Z)"
+    r"|-[Pq]*[aditu]"  # the engines take -Pit as well as -it
+)
+
+_relative_path = re.compile(r"(?:[=,:]|\A-[A-Za-z])\.{1,2}/")
+"""The engine is called in a folder of its own (`Dialect.run_in`), so a path would not be where it seems to be."""
+
+
+def _is_extra_arg(value: Any) -> bool:
+    if not is_text(value) or not value.startswith("-") or not value.strip("-"):
+        return False
+    return not _taken_flag.match(value) and not _relative_path.search(value)
+
+
+def _flag_only(value: object) -> object:
+    """What may be shown of an argument: what follows `--env=NAME=` or stands alone may be a secret."""
+    return value.partition("=")[0] if isinstance(value, str) and value.startswith("-") else NOT_SHOWN
+
+
+def _plain(labels: Mapping[str, str]) -> str:
+    return repr(dict(labels))
+
+
+def _names_only(env: Mapping[str, str]) -> str:
+    return f"{{{', '.join(env)}}}"
+
+
+@attrs.frozen(kw_only=True)
+class ContainerConfig:
+    """The box that an agent runs in. Only `image` is required; by default an agent gets little more than that.
+
+    Lists may be given as lists or tuples, sizes and times as strings, and what is in `volumes`, `ports` and
+    `tmpfs` as values, strings or tables. `attrs.evolve` makes a changed copy, checked again.
+
+    Raises:
+        ConfigError: for a value that is refused.
+    """
+
+    image: str = attrs.field(validator=law("an image's name such as python:3.12-slim", _is_image))
+    """The image, as in `docker run`: `name`, `name:tag`, `registry/name@sha256:...`. It needs a shell and
+    the agent; it is not pulled unless `pull` says so."""
+
+    engine: str = attrs.field(
+        default="auto", validator=law("auto, docker, podman, or a program's name or path", _is_engine)
+    )
+    """`auto` takes what the variable CONTAINER_RUNNER_ENGINE names; else docker, if it is there and so is its
+    daemon's socket (or DOCKER_HOST, or DOCKER_CONTEXT); else podman. `docker`, `podman`, or the name or path of
+    a program that understands the same arguments."""
+
+    ephemeral: bool = attrs.field(default=True, validator=boolean)
+    """Whether each run has a container of its own, removed at its end. `false` keeps one for the next run,
+    which is faster and lets one run see what another left."""
+
+    network: str = attrs.field(
+        default="bridge",
+        validator=law(
+            "none, bridge, host or a network's name (container:NAME would share another container's network)",
+            is_name,
+        ),
+    )
+    """`bridge` lets the agent reach the internet, which it needs to reach its model. `none` cuts it off, and
+    the name of a network that you made decides for itself. `host` removes the wall between the agent and
+    every service on this machine."""
+
+    memory: int = attrs.field(default=2 * GIB, converter=_memory)
+    """The memory limit, as a size of at least "6m" ("512m", "2g", or bytes). Swap is off, so it is the limit
+    of both. An agent that needs more is killed."""
+
+    cpu_shares: int = attrs.field(default=512, validator=whole(2, 262_144))
+    """The weight against other containers when the processors are busy, 2 to 262144. An engine's own default
+    is 1024, so that an agent gives way to the rest of the machine."""
+
+    cpus: float | None = attrs.field(
+        default=None, validator=optional(law("a number of processors from 0.01 to 10000", _is_cpus))
+    )
+    """The most processors that it may use, such as `1.5`. None: all of them."""
+
+    cpu_period: int | None = attrs.field(default=None, validator=optional(whole(1_000, 1_000_000)))
+    """The scheduler's period in microseconds, 1000 to 1000000, for `cpu_quota`. `cpus` says the same in one
+    number, so the two are not given together."""
+
+    cpu_quota: int | None = attrs.field(default=None, validator=optional(whole(1_000, 10_000_000_000)))
+    """The microseconds of processor time in each `cpu_period`, at least 1000."""
+
+    pids_limit: int = attrs.field(default=512, validator=whole(16, 4_194_304))
+    """The most processes and threads at a time, at least 16, so that a fork bomb stays in the box. To the
+    engines 0 and -1 mean unlimited, so both are refused."""
+
+    user: str | None = attrs.field(
+        default=None,
+        validator=optional(law('"UID" or "UID:GID" with a UID over 0, or "root" if you mean it', _is_user)),
+    )
+    """Who the agent is in the container: "UID:GID" in numbers; "UID" alone stands for the group of the same
+    number. None: you, or the workspace's owner if you are root. The uid 0 is refused, because what root
+    writes to the workspace is root's, unless it is spelled `root`, which stands for 0:0."""
+
+    max_containers: int = attrs.field(default=5, validator=whole(1, 10_000))
+    """The most kept containers of one agent, from 1. Beyond it, those that nobody uses are removed, oldest
+    first."""
+
+    pool: int = attrs.field(default=0, validator=whole(0, 100))
+    """How many unused containers `ContainerRunner.warm` keeps ready, so that an ephemeral run starts faster. Each is
+    used once."""
+
+    volumes: tuple[Mount, ...] = attrs.field(default=(), converter=_volumes)
+    """More folders of the host: "host:container", with ":ro" to only read them, or tables with the fields of
+    `Mount`. Folders that hold keys or the system are refused when the container is made."""
+
+    workspace_mode: Literal["rw", "ro"] = attrs.field(default="rw", validator=one_of("rw", "ro"))
+    """`rw` lets the agent change the workspace, `ro` only read it."""
+
+    unprotected: tuple[str, ...] = attrs.field(
+        default=(),
+        converter=_strings,
+        validator=each(f"one of {', '.join(PROTECTED)}", lambda value: value in PROTECTED),
+    )
+    """Paths in a writable workspace that the agent may write although the host acts on them later: `.git/hooks`,
+    `.git/config`, `.claude`, `.envrc` and the like are read-only if they exist. `.git` stands for all below it.
+    docs/how-to/configuration.md has the list."""
+
+    credentials: Literal["auto", "env", "file", "none"] = attrs.field(
+        default="auto", validator=one_of("auto", "env", "file", "none")
+    )
+    """How the agent gets its login. `env` passes the token variables of this process, `file` mounts
+    the login file and nothing beside it, `auto` takes the first that there is, and `none` gives nothing."""
+
+    env: Mapping[str, str] = attrs.field(
+        factory=dict, converter=_frozen, validator=_valid_env, hash=False, repr=_names_only
+    )
+    """Variables for the agent, as NAME = "value". The values are on no command line, and `repr` leaves them
+    out; for a secret prefer `secrets`, which keeps it out of the configuration as well."""
+
+    secrets: tuple[str, ...] = attrs.field(
+        default=(),
+        converter=_strings,
+        validator=each("the name of a variable, without its value", is_variable, lambda _: NOT_SHOWN),
+    )
+    """Names of variables of this process to pass on to the agent. Only names: a value here is refused, and
+    not repeated in the error."""
+
+    ports: tuple[PortBinding, ...] = attrs.field(default=(), converter=_ports)
+    """Ports of the container to open on the host: "8080:80" (host:container), "80" for both, with an address
+    before it or "/udp" after it. Without an address only this machine can connect. They need a network of
+    their own, so not `none` or `host`."""
+
+    tmpfs: tuple[Tmpfs, ...] = attrs.field(default=(), converter=_tmpfs)
+    """More folders in memory, writable though `read_only` is set: "/path" or "/path:size=64m,exec,mode=700".
+    /tmp is there already."""
+
+    labels: Mapping[str, str] = attrs.field(
+        factory=dict,
+        converter=_frozen,
+        validator=_valid_labels,
+        hash=False,
+        repr=_plain,
+    )
+    """Labels for the container, keys and values of letters, digits and `_.-`, which every engine can filter
+    by. Keys below `container-runner.` are ours."""
+
+    read_only: bool = attrs.field(default=True, validator=boolean)
+    """Whether the image's own files are read-only in the container, so that nothing outside of the workspace,
+    the volumes and the tmpfs folders can be changed."""
+
+    pull: Literal["never", "missing", "always"] = attrs.field(
+        default="never", validator=one_of("never", "missing", "always")
+    )
+    """When to fetch the image. `never` runs what you built or fetched and nothing else, `missing` fetches it
+    if it is not here, `always` asks for a newer one each time."""
+
+    ulimits: tuple[str, ...] = attrs.field(
+        default=(),
+        converter=_strings,
+        validator=each('"name=soft" or "name=soft:hard", such as nofile=1024:2048', _is_ulimit),
+    )
+    """Limits of each process, as "name=soft" or "name=soft:hard"; -1 is unlimited. Core dumps, which would hold
+    the agent's memory, are off whatever stands here."""
+
+    gpus: str | None = attrs.field(default=None, validator=optional(law('"all", "2" or "device=0,1"', _is_gpus)))
+    """Graphics processors: `all`, how many ("2"), or which ("device=0,1"). None: none."""
+
+    shm_size: int | None = attrs.field(default=None, converter=attrs.converters.optional(_shm_size))
+    """The size of /dev/shm, as a size. None: the engine's default, 64m. Browsers want more."""
+
+    add_host: tuple[str, ...] = attrs.field(
+        default=(),
+        converter=_strings,
+        validator=each('"name:address" or "name:host-gateway"', _is_host_entry),
+    )
+    """Names for the container's hosts file, as "name:address"; the address `host-gateway` is this machine."""
+
+    devices: tuple[str, ...] = attrs.field(
+        default=(),
+        converter=_strings,
+        validator=each(
+            '"/dev/x", "/dev/x:/dev/y" or "/dev/x:/dev/y:rwm", without \'..\'',
+            _is_device,
+        ),
+    )
+    """Devices of the host, as "/dev/x", "/dev/x:/dev/y" or "/dev/x:/dev/y:rwm". Each is a hole in the box."""
+
+    extra_args: tuple[str, ...] = attrs.field(
+        default=(),
+        converter=_strings,
+        validator=each(
+            "one flag in one word, such as --runtime=runsc, with absolute paths, and none of those that every run sets"
+            " itself: --entrypoint, --name, --rm, --user, -d, -i, -t and their like",
+            _is_extra_arg,
+            _flag_only,
+        ),
+    )
+    """More flags for the engine's `run`, such as "--runtime=runsc", each with its value in one word. They
+    come last and win, and are not otherwise checked: `--privileged`, `--cap-add` or `--security-opt` here
+    undo what the rest of this page does. Paths must be absolute. Everybody on the machine can see them, so no
+    secrets."""
+
+    time_limit: int = attrs.field(default=DAY, converter=_time_limit)
+    """The time after which a container ends by itself, whatever happened to us: "60s" to "30d", or seconds.
+    The default is "1d"."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.cpus is not None and (self.cpu_period is not None or self.cpu_quota is not None):
+            refuse("cpus", self.cpus, "either cpus, or cpu_period and cpu_quota")
+        if self.ports and self.network in {"none", "host"}:
+            ports = [port.host_port for port in self.ports]
+            refuse("ports", ports, f"none with network = {self.network}, where there are no ports to open")
+        targets = set(OWN_TARGETS)
+        for field in ("volumes", "tmpfs"):
+            for index, value in enumerate(getattr(self, field)):
+                if f"{value.target}/".startswith(f"{paths.ROOT}/"):
+                    refuse(f"{field}[{index}]", value.target, f"a path that is not below {paths.ROOT}, which is ours")
+                if value.target in targets:
+                    refuse(f"{field}[{index}]", value.target, f"one mount for a path; {value.target} has one")
+                targets.add(value.target)
+        for index, name in enumerate(self.secrets):
+            if name in self.env:
+                refuse(f"secrets[{index}]", name, "a variable that env does not set as well")
+        listening = set()
+        for index, port in enumerate(self.ports):
+            end = (port.host_ip, port.host_port, port.protocol)
+            if end in listening:
+                refuse(f"ports[{index}]", port.host_port, "one binding for an address and port of the host")
+            listening.add(end)
+
+    @property
+    def uid_gid(self) -> tuple[int, int] | None:
+        """`user` in numbers, or None if it is to be chosen."""
+        if self.user is None or self.user == "root":
+            return None if self.user is None else (0, 0)
+        uid, _, gid = self.user.partition(":")
+        return int(uid), int(gid or uid)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], *, source: str | None = None) -> Self:
+        """The configuration with the keys of *mapping*, as TOML or JSON has them.
+
+        Args:
+            mapping: the fields by name, with strings, numbers, lists and tables for their values.
+            source: the file or flag that it came from, for the errors.
+
+        Raises:
+            ConfigError: for an unknown key or a value that is refused; `field` may be "volumes[0].target".
+        """
+        try:
+            if not isinstance(mapping, Mapping):
+                refuse("configuration", NOT_SHOWN, "a table")
+            return _structured(cls, mapping)
+        except ConfigError as error:
+            raise (error.with_source(source) if source else error) from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The configuration in a TOML file, whose top level has the fields.
+
+        Raises:
+            ConfigError: if the file can not be read, is not TOML, or has a value that is refused.
+        """
+        import tomllib
+
+        source = os.fspath(path)
+        try:
+            mapping = tomllib.loads(Path(path).read_text("utf-8"))
+        except OSError as error:
+            refuse("file", error.strerror, "a file that can be read", source=source)
+        except (ValueError, RecursionError) as error:  # also a number or a nesting that Python does not take
+            refuse("syntax", str(error), "TOML, see https://toml.io", source=source)
+        return cls.from_mapping(mapping, source=source)
+
+
+def _limit(field: str, value: object, parse: Callable[[str, str], float]) -> float:
+    if isinstance(value, str):
+        return parse(value, field)
+    if isinstance(value, bool) or not (isinstance(value, int | float) and value > 0):
+        kind = "a time such as 12h or 30d" if parse is parse_duration else "a size such as 256m or 1g"
+        refuse(field, value, f"{kind}, or a number over 0")
+    return value
+
+
+def _max_age(value: float | str) -> float:
+    return _limit("records_max_age", value, parse_duration)
+
+
+def _max_total(value: float | str) -> float:
+    return _limit("records_max_total", value, parse_size)
+
+
+def _max_run(value: float | str) -> float:
+    return _limit("records_max_run", value, parse_size)
+
+
+@attrs.frozen(kw_only=True)
+class RecordLimits:
+    """How much is kept of what runs leave to read. It is looked after when a process starts its first run.
+
+    Raises:
+        ConfigError: a value that is no number over 0, or no text that stands for one.
+    """
+
+    max_age: float = attrs.field(default=30.0 * DAY, converter=_max_age)
+    """The time after which a run's records are removed: "30d", or seconds; `inf` keeps them."""
+
+    max_total: float = attrs.field(default=GIB, converter=_max_total)
+    """How much the records of a state folder may take in all: "1g", or bytes. The oldest runs go first."""
+
+    max_run: float = attrs.field(default=256 * MIB, converter=_max_run)
+    """The size at which a transcript ends: "256m", or bytes. The run goes on, and its summary says that the transcript
+    is incomplete."""

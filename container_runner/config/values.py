@@ -1,0 +1,232 @@
+"""Values in a configuration, and how the text of a person becomes one: sizes, times, mounts, ports, tmpfs."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any, ClassVar, Literal, Self
+
+import attrs
+
+from container_runner.config import paths
+from container_runner.config.laws import boolean, is_address, is_line, law, one_of, pattern, refuse, whole
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+DAY = 86_400
+
+RESERVED_TARGETS = ("/proc", "/sys", "/dev")
+"""Paths in the container that nothing is mounted on or below: they are the kernel's."""
+
+OWN_TARGETS = (paths.WORKSPACE, "/tmp")  # noqa: S108  a path in the container
+"""Paths in the container that we mount ourselves, so that nothing else is mounted exactly there."""
+
+ENGINE_SOCKETS = frozenset({"docker.sock", "podman.sock", "containerd.sock", "crio.sock", "buildkitd.sock"})
+"""Sockets whose holder controls the engine, and so the whole machine; a read-only mount does not help."""
+
+
+_QUANTITY = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)([A-Za-z]*)")
+_SIZE_UNITS = {"": 1, "b": 1} | {
+    letter + ending: KIB**power for power, letter in enumerate("kmgt", 1) for ending in ("", "b", "ib")
+}
+_DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": DAY}
+_LARGEST_SIZE = 2**63 - 1  # what the engines count in
+_LONGEST_DURATION = 10_000 * DAY
+
+
+def _quantity(value: object, units: Mapping[str, int]) -> int | float | None:
+    """The number that *value* stands for, or None if it stands for none."""
+    if isinstance(value, str) and (match := _QUANTITY.fullmatch(value)):
+        number, unit = match.groups()
+        if unit.lower() in units:
+            return (float(number) if "." in number else int(number)) * units[unit.lower()]
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def parse_size(value: int | str, field: str = "size", *, least: int = 1) -> int:
+    """Bytes from "2g", "512m", "1.5GiB", "1024k" or "2048", in powers of 1024; an int is bytes already.
+
+    Raises:
+        ConfigError: naming *field*, if it is not a size, or fewer than *least* bytes.
+    """
+    size = _quantity(value, _SIZE_UNITS)
+    if isinstance(value, float):
+        size = None  # a file may say 0.5, and there is no half byte
+    if size is None or not least <= size <= _LARGEST_SIZE:
+        floor = f"of at least {least // MIB}m" if least >= MIB else "of more than 0"
+        refuse(field, value, f"a size {floor}, such as 512m or 2g")
+    return int(size)
+
+
+def parse_duration(
+    value: float | str, field: str = "duration", *, least: float = 0, most: float = _LONGEST_DURATION
+) -> float:
+    """Seconds from "90s", "30m", "4h", "1.5d" or "30"; a number is seconds already.
+
+    Raises:
+        ConfigError: naming *field*, if it is not a duration, is 0, or is not within *least* and *most*.
+    """
+    seconds = _quantity(value, _DURATION_UNITS)
+    if seconds is None or not (seconds > 0 and least <= seconds <= most):
+        bounds = f"of {least:g} seconds to {most / DAY:g} days" if least else "of more than 0"
+        refuse(field, value, f"a time {bounds}, such as 90s, 30m, 4h or 1d")
+    return float(seconds)
+
+
+def _is_source(value: Any) -> bool:
+    return bool(is_line(value)) and value[0] in "/~" and PurePosixPath(value).name not in ENGINE_SOCKETS
+
+
+def _is_absolute(value: Any) -> bool:
+    return bool(is_line(value)) and value.startswith("/") and ".." not in value.split("/")
+
+
+def _normalised(path: str) -> str:
+    if not _is_absolute(path):
+        return path  # the validator refuses it
+    return "/" + posixpath.normpath(path).lstrip("/")  # normpath keeps two leading slashes
+
+
+def _is_target(value: Any) -> bool:
+    if not _is_absolute(value) or value == "/":
+        return False
+    return not any(f"{value}/".startswith(f"{reserved}/") for reserved in RESERVED_TARGETS)
+
+
+_TARGET = f"an absolute path in the container without '..', not / and not below {', '.join(RESERVED_TARGETS)}"
+
+
+@attrs.frozen
+class Mount:
+    """A folder or file of the host that is in the container too: `Mount("/data", "/d", read_only=True)`."""
+
+    FORMS: ClassVar[str] = (
+        '"host:container", "host:container:ro" or "host:container:rw";'
+        " or, if a path has a ':' or outer spaces, a table with source, target and read_only"
+    )
+
+    source: str = attrs.field(
+        validator=law(
+            "a path that starts with / or ~ (an engine takes a relative one for the name of a volume),"
+            " and not an engine's socket, which gives away the machine",
+            _is_source,
+        )
+    )
+    """The path on the host, absolute or starting with `~`. It is kept as given until the mount is made."""
+
+    target: str = attrs.field(converter=_normalised, validator=law(_TARGET, _is_target))
+    """The path in the container: absolute, without `..`, and not one that the kernel or we need."""
+
+    read_only: bool = attrs.field(default=False, validator=boolean)
+    """Whether the container may only read. File systems mounted below the source may stay writable."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The mount that "host:container[:ro|rw]" stands for.
+
+        Raises:
+            ConfigError: if it stands for none, or could stand for two because a path has a ':'.
+        """
+        if not isinstance(text, str):
+            refuse("mount", text, cls.FORMS)
+        pair, mode = (text[:-3], text[-2:]) if text.endswith((":ro", ":rw")) else (text, "rw")
+        source, _, target = pair.rpartition(":")
+        if not source or not target.startswith("/") or ":/" in source or text != text.strip():
+            refuse("mount", text, cls.FORMS)
+        return cls(source, target, mode == "ro")
+
+
+@attrs.frozen
+class PortBinding:
+    """A port of the container that the host listens on: `PortBinding(80, 8080)`."""
+
+    FORMS: ClassVar[str] = (
+        '"8080:80" (host:container), "80", "0.0.0.0:8080:80" or "[::1]:8080:80", and /udp after it for UDP'
+    )
+
+    container_port: int = attrs.field(validator=whole(1, 65_535))
+    """The port in the container, 1 to 65535."""
+
+    host_port: int = attrs.field(validator=whole(1, 65_535))
+    """The port on the host, 1 to 65535."""
+
+    host_ip: str = attrs.field(default="127.0.0.1", validator=law("an IPv4 or IPv6 address", is_address))
+    """The address of the host to listen on. The default lets nobody in but this machine."""
+
+    protocol: Literal["tcp", "udp"] = attrs.field(default="tcp", validator=one_of("tcp", "udp"))
+    """`tcp` or `udp`."""
+
+    _TEXT: ClassVar[re.Pattern[str]] = re.compile(
+        r"(?:(?:(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<v4>[0-9.]+)):)?(?P<host>[0-9]{1,5}):)?"
+        r"(?P<port>[0-9]{1,5})(?:/(?P<kind>tcp|udp))?"
+    )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The binding that "[[address:]host:]container[/tcp|/udp]" stands for; one port alone is both.
+
+        Raises:
+            ConfigError: if it stands for none.
+        """
+        match = cls._TEXT.fullmatch(text) if type(text) is str else None
+        if match is None:
+            refuse("port", text, cls.FORMS)
+        port, host, kind = match["port"], match["host"], match["kind"]
+        address = match["v6"] or match["v4"] or "127.0.0.1"
+        return cls(int(port), int(host or port), address, "udp" if kind == "udp" else "tcp")
+
+
+def _tmpfs_size(value: int | str) -> int:
+    return parse_size(value, "size")
+
+
+_is_octal = pattern("[0-7]{3,4}")
+
+
+def _tmpfs_mode(value: int | str) -> int:
+    return int(value, 8) if isinstance(value, str) and _is_octal(value) else value  # type: ignore[return-value]  # `law` refuses it
+
+
+@attrs.frozen
+class Tmpfs:
+    """A folder in the container's memory: `Tmpfs("/cache", size="256m")`. It is always nosuid and nodev."""
+
+    FORMS: ClassVar[str] = '"/path" or "/path:size=64m,exec,mode=700", with any of the three options'
+
+    target: str = attrs.field(
+        converter=_normalised,
+        validator=law(f"{_TARGET}, and without ':'", lambda value: _is_target(value) and ":" not in value),
+    )
+    """The path in the container, as `Mount.target`, and without `:`."""
+
+    size: int = attrs.field(default=64 * MIB, converter=_tmpfs_size)
+    """The most that it holds, as a size ("64m"); it counts towards the memory limit."""
+
+    executable: bool = attrs.field(default=False, validator=boolean)
+    """Whether programs in it may be run."""
+
+    mode: int = attrs.field(
+        default=0o1777,
+        converter=_tmpfs_mode,
+        validator=law("octal digits such as 700 or 1777", lambda mode: type(mode) is int and 0 <= mode <= 0o7777),
+    )
+    """The folder's permissions, an int or octal digits in a string; everybody's and sticky by default."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The tmpfs that "/path[:size=SIZE,exec,mode=OCTAL]" stands for.
+
+        Raises:
+            ConfigError: if it stands for none.
+        """
+        if not isinstance(text, str):
+            refuse("tmpfs", text, cls.FORMS)
+        target, colon, options = text.partition(":")
+        given: dict[str, Any] = {}
+        for option in options.split(",") if colon else ():
+            name, equals, value = option.partition("=")
+            if name in given or name not in {"size", "exec", "mode"} or bool(equals) is (name == "exec"):
+                refuse("tmpfs", text, cls.FORMS)
+            given[name] = value
+        return cls(target, executable="exec" in given, **{k: v for k, v in given.items() if k != "exec"})

@@ -1,0 +1,1 @@
+"""Whether this machine can run an agent, and what to do if not."""

@@ -1,0 +1,1 @@
+"""docker or podman, and the containers there."""

@@ -1,0 +1,452 @@
+"""What a transcript tells, as a conversation: prompts, texts, tool calls with their results, and how it ended.
+
+Everything in a transcript was written by the agent or passed through it, so nothing here trusts its shape: a value of
+an unexpected type is left out, and never raises.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Literal, TypeAlias
+
+import attrs
+import orjson
+
+from container_runner.records.records import RunSummary, parse_time
+from container_runner.stream.lines import LineSplitter, OversizedLine
+from container_runner.stream.messages import (
+    AgentMessage,
+    AssistantMessage,
+    Message,
+    OutputLine,
+    ResultMessage,
+    SystemMessage,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    UserMessage,
+    parse_line,
+    parse_message,
+)
+
+CHUNK: Final = 256 * 1024
+LINE_LIMIT: Final = 64 * 1024**2
+"""The longest line that is read, in bytes."""
+
+DIFF_LIMIT: Final = 500
+"""Lines of text on either side that are compared; more are shown as removed and added."""
+
+Mark: TypeAlias = Literal["+", "-", " "]
+"""What happened to a line: added, removed, or nothing."""
+
+DEEPEST: Final = 4
+"""How deep tool calls of subagents are nested; what is deeper stands beside them."""
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """One line of a transcript."""
+
+    time: dt.datetime | None
+    """When we read it of the agent, or wrote it."""
+
+    source: Literal["agent", "runner"]
+    """Who said it."""
+
+    message: Message
+    """What was said. For "runner" its `raw` is ours."""
+
+
+@attrs.frozen(kw_only=True)
+class _Said:
+    time: dt.datetime | None
+    """When it was read or written; None if that is not known."""
+
+    text: str
+
+
+class Prompt(_Said):
+    """What the agent was asked."""
+
+
+class Text(_Said):
+    """What the agent said."""
+
+
+class Thinking(_Said):
+    """What it thought."""
+
+
+class Output(_Said):
+    """Lines of the agent's that are no messages."""
+
+
+class Notice(_Said):
+    """Something that a reader should know beside the conversation."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ToolCall:
+    """A call of a tool, with what came of it."""
+
+    time: dt.datetime | None
+    name: str
+    input: dict[str, Any]
+
+    ended: dt.datetime | None = None
+    """When its result came; None if none did."""
+
+    result: str | None = None
+    """Its text; None if it has not ended."""
+
+    is_error: bool = False
+    details: Any = None
+    """The result as the tool itself describes it."""
+
+    items: tuple[Item, ...] = ()
+    """What a subagent did for it."""
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took; None if that is not known."""
+        if self.time is None or self.ended is None:
+            return None
+        return max(0.0, (self.ended - self.time).total_seconds())
+
+    @property
+    def title(self) -> str:
+        """The one value of its input that says most, or "" if there is none."""
+        for key in ("command", "file_path", "notebook_path", "pattern", "url", "query", "description", "path"):
+            value = self.input.get(key)
+            if isinstance(value, str) and value:
+                return value
+        return ""
+
+    @property
+    def changes(self) -> list[Change]:
+        """The lines that it changed in a file, if it is a tool that edits."""
+        return _changes(self)
+
+
+@attrs.frozen(kw_only=True)
+class Change:
+    """Lines of a file that changed together."""
+
+    start: int | None
+    """The number of the first line before the change, from 1; None if it is not known."""
+
+    lines: tuple[tuple[Mark, str], ...]
+    """Each line, with what happened to it."""
+
+
+@attrs.frozen(kw_only=True)
+class Failure:
+    """Why the run failed."""
+
+    time: dt.datetime | None
+    kind: str
+    message: str
+    next_step: str
+    stderr: str
+
+
+@attrs.frozen(kw_only=True)
+class Done:
+    """The agent's own end of its work."""
+
+    time: dt.datetime | None
+    result: ResultMessage
+
+
+Item: TypeAlias = Prompt | Text | Thinking | ToolCall | Output | Notice | Failure | Done
+
+
+@attrs.frozen(kw_only=True)
+class Conversation:
+    """A transcript, read."""
+
+    items: tuple[Item, ...]
+    """In their order."""
+
+    tools: tuple[ToolCall, ...]
+    """All tool calls, those of subagents too."""
+
+    model: str
+    """The model's name, or ""."""
+
+    @property
+    def result(self) -> ResultMessage | None:
+        """The last result of the agent's."""
+        return next((item.result for item in reversed(self.items) if isinstance(item, Done)), None)
+
+
+@attrs.frozen(kw_only=True)
+class Part:
+    """One run of a session, or all that is known of it."""
+
+    conversation: Conversation
+    summary: RunSummary | None = None
+    """The run's summary; None if the conversation is claude's own file."""
+
+
+def read_lines(fd: int, limit: int | None = None) -> Iterator[bytes]:
+    """The complete lines of a file; what follows its last newline is torn, or not yet written to its end.
+
+    Args:
+        limit: how many bytes are read. None: all.
+    """
+    splitter = LineSplitter(LINE_LIMIT)
+    read = 0
+    while (limit is None or read < limit) and (chunk := os.read(fd, CHUNK)):
+        read += len(chunk)
+        for line in splitter.push(chunk):
+            yield line.head if isinstance(line, OversizedLine) else line
+
+
+def parse_record(line: bytes) -> Entry | None:
+    """The entry that a line of our transcript holds; None if it holds none."""
+    envelope = _load(line)
+    said = envelope.get("message")
+    if not isinstance(said, dict):
+        return None
+    source: Literal["agent", "runner"] = "runner" if envelope.get("from") == "runner" else "agent"
+    message: Message = parse_message(said)
+    if source == "agent" and said.get("type") == OutputLine.type:
+        message = OutputLine(_text(said.get("text")).encode("utf-8", "replace"))
+    elif source == "agent" and said.get("type") == OversizedLine.type:
+        size = said.get("size")
+        head = _text(said.get("head")).encode("utf-8", "replace")
+        message = OversizedLine(size if isinstance(size, int) else 0, head)
+    return Entry(time=_time(envelope.get("time")), source=source, message=message)
+
+
+def parse_session_line(line: bytes) -> Entry | None:
+    """The entry that a line of claude's own session file holds; None if it is no part of the conversation."""
+    raw = _load(line)
+    if raw.get("isMeta") is True or raw.get("isSidechain") is True:
+        return None
+    time = _time(raw.get("timestamp"))
+    if raw.get("type") == "user":
+        content = raw["message"].get("content") if isinstance(raw.get("message"), dict) else None
+        texts = [content] if isinstance(content, str) else [_text(block.get("text")) for block in _dicts(content)]
+        if any(texts):
+            start = {"type": "start", "prompt": "\n".join(filter(None, texts))}
+            return Entry(time=time, source="runner", message=parse_message(start))
+        return Entry(
+            time=time, source="agent", message=UserMessage({**raw, "tool_use_result": raw.get("toolUseResult")})
+        )
+    if raw.get("type") == "assistant":
+        return Entry(time=time, source="agent", message=AssistantMessage(raw))
+    if raw.get("type") == "cost-state":
+        result = {"type": "result", "subtype": "success", "is_error": False, "total_cost_usd": raw.get("totalCostUSD")}
+        return Entry(time=time, source="agent", message=ResultMessage({**result, "modelUsage": raw.get("modelUsage")}))
+    return None
+
+
+def converse(entries: Iterable[Entry | None]) -> Conversation:
+    """The conversation that entries make. An entry that is None is skipped."""
+    reader = _Reader()
+    for entry in entries:
+        if entry is not None:
+            reader.take(entry)
+    return Conversation(
+        items=tuple(map(_finished, reader.items)),
+        tools=tuple(call.finish() for call in reader.calls),
+        model=reader.model,
+    )
+
+
+class _Call:
+    """A tool call whose result has not come yet."""
+
+    def __init__(self, block: ToolUseBlock, time: dt.datetime | None, depth: int) -> None:
+        self.depth = depth
+        self.items: list[Item | _Call] = []
+        self._facts: dict[str, Any] = {"time": time, "name": block.name, "input": block.input}
+        self._finished: ToolCall | None = None
+
+    def end(self, **facts: Any) -> None:
+        """Its result came; one that comes again is nobody's."""
+        if "result" not in self._facts:
+            self._facts |= facts
+
+    def finish(self) -> ToolCall:
+        """The call, the same each time."""
+        if self._finished is None:
+            self._finished = ToolCall(**self._facts, items=tuple(map(_finished, self.items)))
+        return self._finished
+
+
+def _finished(item: Item | _Call) -> Item:
+    return item.finish() if isinstance(item, _Call) else item
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.items: list[Item | _Call] = []
+        self.calls: list[_Call] = []
+        self.model = ""
+        self._by_id: dict[str, _Call] = {}
+
+    def take(self, entry: Entry) -> None:
+        message, time = entry.message, entry.time
+        if entry.source == "runner":
+            self._take_ours(message, time)
+            return
+        match message:
+            case AssistantMessage():
+                self.model = message.model or self.model
+                parent = self._parent(message.parent_tool_use_id)
+                for block in message.content:
+                    self._take_block(block, time, parent)
+            case UserMessage():
+                for block in message.content:
+                    if isinstance(block, ToolResultBlock):
+                        self._end(block, message.tool_use_result, time)
+            case SystemMessage():
+                if message.is_init:
+                    self.model = message.model or self.model
+                elif message.subtype == "api_retry":
+                    self._add(Notice(time=time, text="The API was asked again after an error."))
+                elif message.subtype == "compact_boundary":
+                    self._add(Notice(time=time, text="The conversation was compacted."))
+            case ResultMessage():
+                self._add(Done(time=time, result=message))
+            case OutputLine():
+                last = self.items[-1] if self.items else None
+                if isinstance(last, Output) and len(last.text) < CHUNK:
+                    self.items[-1] = attrs.evolve(last, text=f"{last.text}\n{message.text}")
+                else:
+                    self._add(Output(time=time, text=message.text))
+            case OversizedLine():
+                self._add(Notice(time=time, text=f"A line of {message.size} bytes was left out."))
+            case _:
+                pass
+
+    def _take_ours(self, message: Message, time: dt.datetime | None) -> None:
+        raw = message.raw if isinstance(message, AgentMessage) else {}
+        match raw.get("type"):
+            case "start":
+                self._add(Prompt(time=time, text=_text(raw.get("prompt"))))
+            case "restart":
+                self._add(Notice(time=time, text=f"The start was tried again. {_text(raw.get('message'))}"))
+            case "error":
+                facts = {name: _text(raw.get(name)) for name in ("kind", "message", "next_step", "stderr")}
+                self._add(Failure(time=time, **facts))
+            case _:
+                pass
+
+    def _take_block(self, block: Any, time: dt.datetime | None, parent: _Call | None) -> None:
+        match block:
+            case TextBlock(text=text) if text.strip():
+                self._add(Text(time=time, text=text), parent)
+            case ThinkingBlock(thinking=text) if text.strip():
+                self._add(Thinking(time=time, text=text), parent)
+            case ToolUseBlock():
+                call = _Call(block, time, 0 if parent is None else parent.depth + 1)
+                self._by_id[block.id] = call
+                self.calls.append(call)
+                self._add(call, parent)
+            case _:
+                pass
+
+    def _parent(self, tool_use_id: str | None) -> _Call | None:
+        call = None if tool_use_id is None else self._by_id.get(tool_use_id)
+        return call if call is not None and call.depth < DEEPEST else None
+
+    def _end(self, block: ToolResultBlock, details: Any, time: dt.datetime | None) -> None:
+        if (call := self._by_id.get(block.tool_use_id)) is not None:
+            others = sum(1 for item in _dicts(block.content) if item.get("type") != "text")
+            result = block.text + (f"\n[{others} more, not text]" if others else "")
+            call.end(ended=time, is_error=block.is_error, details=details, result=result)
+
+    def _add(self, item: Item | _Call, parent: _Call | None = None) -> None:
+        (self.items if parent is None else parent.items).append(item)
+
+
+def _changes(call: ToolCall) -> list[Change]:
+    details = call.details if isinstance(call.details, dict) else {}
+    if patch := [change for hunk in _dicts(details.get("structuredPatch")) if (change := _hunk(hunk))]:
+        return patch
+    given = call.input
+    match call.name:
+        case "Write":
+            return _compare("", _text(given.get("content")))
+        case "Edit":
+            return _compare(_text(given.get("old_string")), _text(given.get("new_string")))
+        case "MultiEdit":
+            edits = _dicts(given.get("edits"))
+            pairs = [(_text(edit.get("old_string")), _text(edit.get("new_string"))) for edit in edits]
+            return [change for old, new in pairs for change in _compare(old, new)]
+        case "NotebookEdit":
+            return _compare("", _text(given.get("new_source")))
+        case _:
+            return []
+
+
+def _hunk(raw: dict[str, Any]) -> Change | None:
+    """A hunk as claude describes it."""
+    lines = raw.get("lines")
+    if not isinstance(lines, list):
+        return None
+    marked: list[tuple[Mark, str]] = []
+    for line in lines:
+        match line[:1] if isinstance(line, str) else "":
+            case "+" | "-" | " " as mark:
+                marked.append((mark, line[1:]))
+            case _:
+                pass
+    start = raw.get("oldStart")
+    return Change(start=start if isinstance(start, int) else None, lines=tuple(marked)) if marked else None
+
+
+def _compare(old: str, new: str) -> list[Change]:
+    before, after = old.splitlines(), new.splitlines()
+    if max(len(before), len(after)) > DIFF_LIMIT:  # the comparison takes more than linear time
+        removed: list[tuple[Mark, str]] = [("-", line) for line in before]
+        added: list[tuple[Mark, str]] = [("+", line) for line in after]
+        return [Change(start=None, lines=(*removed, *added))]
+    return [
+        Change(start=None, lines=tuple(_opcode_lines(group, before, after)))
+        for group in difflib.SequenceMatcher(None, before, after).get_grouped_opcodes()
+    ]
+
+
+def _opcode_lines(
+    opcodes: list[tuple[str, int, int, int, int]], before: list[str], after: list[str]
+) -> Iterator[tuple[Mark, str]]:
+    for tag, start, end, new_start, new_end in opcodes:
+        if tag == "equal":
+            yield from ((" ", line) for line in before[start:end])
+        else:
+            yield from (("-", line) for line in before[start:end])
+            yield from (("+", line) for line in after[new_start:new_end])
+
+
+def _load(line: bytes) -> dict[str, Any]:
+    """A line as an object; {} if it is none."""
+    try:
+        raw = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        message = parse_line(line)  # which takes halves of surrogate pairs, too
+        raw = message.raw if isinstance(message, AgentMessage) else {}
+    return raw if isinstance(raw, dict) else {}
+
+
+def _time(value: Any) -> dt.datetime | None:
+    try:
+        return parse_time(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

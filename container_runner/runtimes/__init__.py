@@ -1,7 +1,0 @@
-"""The agents that can be run: how each is started, and how its output is read."""
-
-from container_runner.runtimes.claude import ClaudeRuntime
-from container_runner.runtimes.command import CommandRuntime
-from container_runner.runtimes.runtime import Command, CommandLineRuntime, Credentials, Runtime
-
-__all__ = ["ClaudeRuntime", "Command", "CommandLineRuntime", "CommandRuntime", "Credentials", "Runtime"]

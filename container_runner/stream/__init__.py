@@ -1,0 +1,1 @@
+"""Bytes to messages: the child process, its lines, and what they mean."""

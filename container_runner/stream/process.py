@@ -1,0 +1,461 @@
+"""The only module that starts a process.
+
+A `Process` feeds its child's stdin, hands out its stdout by lines, and keeps the end of its stderr. One selector
+watches the three pipes, and waiting for the selector is the only await: no task, no task group and no cancel scope
+is open between two reads, so an async generator may hold a `Process` across its yields, a cancelled read loses
+nothing, and asyncio and trio behave alike. While nobody reads, nothing is read: the pipes fill, and the child waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import selectors
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import attrs
+from anyio import open_process
+
+from container_runner.errors import EngineTimeoutError
+from container_runner.stream.lines import LineSplitter, OversizedLine
+
+T = TypeVar("T")
+
+CHUNK: Final = 256 * 1024
+EARLY_LIMIT: Final = 16 * 1024**2
+"""How many bytes of stdout are taken before the gate opens. They must be taken: an engine carries stdout and stderr
+each on its own, so an agent's flood can overtake the line that opens the gate, and fill every pipe in front of it."""
+
+OUTPUT_LIMIT: Final = 64 * 1024**2
+"""How many bytes of a command's stdout are kept by `run`. Thousands of containers fit; a `sh` of a hostile image that
+never stops talking does not."""
+
+STDERR_TAIL: Final = 64 * 1024
+"""How many bytes of stderr are kept, the newest."""
+
+EXIT_GRACE: Final = 2.0
+"""Seconds that the pipes of a process that has ended may stay open, held by a grandchild."""
+
+EXIT_POLL: Final = 0.5
+"""Seconds between two looks at whether it has ended, where the system does not tell."""
+
+KILL_PATIENCE: Final = 2.0
+"""Seconds that a process may take to end after KILL. One in the middle of a system call may never do."""
+
+TERM_GRACE: Final = 10.0
+"""Seconds between TERM and KILL for a client. `podman run` that is killed at once leaks (reliability 6.4)."""
+
+
+class Process:
+    """A running child process. Make one with `Process.start`."""
+
+    def __init__(
+        self,
+        process: anyio.abc.Process,
+        selector: selectors.DefaultSelector,
+        *,
+        stdin: bytes,
+        hold_stdin: bool,
+        line_limit: int | None,
+    ) -> None:
+        self._process = process
+        self._selector = selector
+        self._fds: dict[str, int] = {}
+        self._unsent = memoryview(stdin)
+        self._hold_stdin = hold_stdin
+        self._splitter = LineSplitter(line_limit)
+        self._gate: bytes | None = None
+        self._end: bytes | None = None
+        self._early = bytearray()
+        self._exited_at: float | None = None
+        self.stderr = bytearray()
+        """The end of its stderr, `STDERR_TAIL` bytes at the least if there were as many."""
+        self.gate_line: bytes | None = None
+        """The line of stderr that opened the gate."""
+        self.has_said_all = False
+        """Whether the line that ends stdout has come."""
+
+    @classmethod
+    async def start(
+        cls,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path | None = None,
+        stdin: bytes = b"",
+        hold_stdin: bool = False,
+        gate: bytes | None = None,
+        end: bytes | None = None,
+        line_limit: int | None = None,
+    ) -> Process:
+        """Start *argv* in a session of its own, so that a terminal's Ctrl-C reaches us first.
+
+        Args:
+            stdin: what it gets on stdin, which then ends.
+            hold_stdin: keep stdin open behind it, until `close_stdin`.
+            gate: how the line of stderr begins that `wait_for_gate` waits for.
+            end: how the last line of stdout begins, after which the process waits for its stdin to end. It is not
+                among the lines that are read.
+            line_limit: see `LineSplitter`.
+
+        Raises:
+            OSError: the program is not there, can not be run, or an argument is too long.
+        """
+        pipes: list[int] = []
+        selector = selectors.DefaultSelector()  # before there is a child that would be left if it can not be had
+        try:
+            for _ in range(3):
+                pipes += os.pipe()
+            their_in, our_in, our_out, their_out, our_err, their_err = pipes
+            for fd in (our_in, our_out, our_err):
+                os.set_blocking(fd, False)
+            # A child that may write a whole chunk ahead need not be waited for so often.
+            with contextlib.suppress(AttributeError, OSError):  # not Linux, or the user's pipes hold too much already
+                fcntl.fcntl(our_out, fcntl.F_SETPIPE_SZ, CHUNK)
+            # Cancelling a start would kill the child with SIGKILL at a moment when nobody cleans up after it.
+            with anyio.CancelScope(shield=True):
+                process = await open_process(
+                    list(argv),
+                    stdin=their_in,
+                    stdout=their_out,
+                    stderr=their_err,
+                    env=env,
+                    cwd=cwd,
+                    start_new_session=True,
+                )
+        except BaseException:
+            for fd in pipes:
+                os.close(fd)
+            selector.close()
+            raise
+        for fd in (their_in, their_out, their_err):
+            os.close(fd)
+        self = cls(process, selector, stdin=stdin, hold_stdin=hold_stdin, line_limit=line_limit)
+        self._gate = gate
+        self._end = end
+        self._fds = {"stdin": our_in, "stdout": our_out, "stderr": our_err}
+        try:
+            self._watch()
+        except BaseException:  # the kernel has no memory left for it, say
+            self.close()
+            await settle(self.terminate)
+            raise
+        return self
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, -N if signal N ended it, None while it runs."""
+        return self._process.returncode
+
+    @property
+    def stdin_is_open(self) -> bool:
+        return "stdin" in self._fds
+
+    async def wait_for_gate(self, timeout: float) -> bool:
+        """Wait for the gate's line of stderr, and tell whether it came: False if stderr ended first.
+
+        What comes on stdout meanwhile is for `read`, as if it had come afterwards.
+
+        Raises:
+            TimeoutError: neither happened within *timeout* seconds.
+        """
+        deadline = anyio.current_time() + timeout
+        while self._gate is not None:
+            self._pump()
+            if self._gate is not None:
+                await self._wait_until(deadline)
+        return self.gate_line is not None
+
+    async def read(self, timeout: float | None = None) -> list[bytes | OversizedLine]:
+        """The next lines of stdout, at least one; none at its end.
+
+        Raises:
+            TimeoutError: *timeout* seconds went by without a line. Nothing is lost; read again.
+        """
+        await anyio.lowlevel.checkpoint()  # before anything is taken from a pipe, so that cancelling loses nothing
+        deadline = None if timeout is None else anyio.current_time() + timeout
+        while self._early:
+            chunk = bytes(self._early[:CHUNK])
+            del self._early[:CHUNK]
+            if lines := self._split(chunk):
+                return lines
+        while True:
+            lines = self._pump()
+            if self._exited_at is not None and anyio.current_time() >= self._exited_at + EXIT_GRACE:
+                self._give_up_pipes()  # all that it wrote has been taken; what comes now is a grandchild's
+            if lines:
+                return lines
+            if self.has_said_all:  # and the reader, who asks for more, has got it all
+                self.close_stdin()
+            if "stdout" not in self._fds and "stderr" not in self._fds:
+                return self._splitter.flush()
+            await self._wait_until(deadline)
+
+    async def read_all(self, limit: int) -> bytes:
+        """The rest of stdout. Lines that do not fit into *limit* bytes any more are read and dropped."""
+        kept = bytearray()
+        while lines := await self.read():
+            for line in lines:
+                if isinstance(line, bytes) and len(kept) + len(line) < limit:
+                    kept += line
+                    kept += b"\n"
+        return bytes(kept[:-1])
+
+    async def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end, and return its exit code.
+
+        Raises:
+            TimeoutError: it still runs after *timeout* seconds.
+        """
+        with anyio.fail_after(timeout):
+            return await self._process.wait()
+
+    def limit_lines(self, limit: int) -> None:
+        """Keep no line from now on that is longer than *limit* bytes."""
+        self._splitter.limit = min(self._splitter.limit, limit)
+
+    def close_stdin(self) -> None:
+        """End its stdin. For a leased process this is what stops it, and it takes no await."""
+        self._close("stdin")
+
+    async def terminate(self, grace: float | None = None) -> None:
+        """End the process itself: TERM, *grace* seconds (`TERM_GRACE`), KILL. Nothing happens if it has ended."""
+        grace = TERM_GRACE if grace is None else grace
+        for end in (self._process.terminate, self._process.kill):
+            if self.returncode is not None:
+                return
+            try:
+                end()
+            except ProcessLookupError:
+                return
+            with anyio.move_on_after(grace):
+                await self._process.wait()
+
+    async def abandon(self) -> None:
+        """Kill the process, let go of its pipes, and wait for its end for no longer than a kill takes.
+
+        Who is not waited for stays a zombie, and keeps a descriptor of ours.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self.close()
+        with anyio.move_on_after(KILL_PATIENCE):
+            await self._process.wait()
+
+    def close(self) -> None:
+        """Let go of the pipes. It does not end the process: one that still writes gets SIGPIPE."""
+        for name in list(self._fds):
+            self._close(name)
+        self._selector.close()
+
+    def _watch(self) -> None:
+        """Have the selector tell of the pipes, and of the process's end."""
+        self._selector.register(self._fds["stderr"], selectors.EVENT_READ, "stderr")
+        self._selector.register(self._fds["stdout"], selectors.EVENT_READ, "stdout")
+        if self._unsent:
+            self._selector.register(self._fds["stdin"], selectors.EVENT_WRITE, "stdin")
+        elif not self._hold_stdin:
+            self.close_stdin()
+        try:
+            self._fds["exit"] = os.pidfd_open(self.pid)
+            self._selector.register(self._fds["exit"], selectors.EVENT_READ, "exit")
+        except ProcessLookupError:  # it has ended, and has been waited for
+            self._exited_at = anyio.current_time()
+        except (AttributeError, OSError):  # a system without pidfds: `_wait_until` looks now and then
+            pass
+
+    async def _wait_until(self, deadline: float | None) -> None:
+        """Wait for something to do. A process that has ended is not waited for longer than `EXIT_GRACE`."""
+        now = anyio.current_time()
+        ends = [] if deadline is None else [deadline]
+        if self._exited_at is None and "exit" not in self._fds:
+            if self.returncode is not None:
+                self._exited_at = now
+            ends.append(now + EXIT_POLL)
+        if self._exited_at is not None:
+            if now >= self._exited_at + EXIT_GRACE:
+                self._give_up_pipes()
+                return
+            ends.append(self._exited_at + EXIT_GRACE)
+        if deadline is not None and now >= deadline:
+            raise TimeoutError
+        with anyio.move_on_at(min(ends, default=math.inf)):
+            await anyio.wait_readable(self._selector.fileno())
+
+    def _give_up_pipes(self) -> None:
+        self._close("stdout")
+        self._close("stderr")
+        self._gate = None
+
+    def _close(self, name: str) -> None:
+        fd = self._fds.pop(name, None)
+        if fd is None:
+            return
+        if fd in self._selector.get_map():
+            self._selector.unregister(fd)
+        os.close(fd)
+
+    def _pump(self) -> list[bytes | OversizedLine]:
+        """Move what can be moved without waiting."""
+        lines: list[bytes | OversizedLine] = []
+        is_early = self._gate is not None  # also if the gate opens in the middle: who waits for it takes no lines
+        for key, _ in self._selector.select(0):
+            if key.data == "stdout":
+                chunk = os.read(key.fd, CHUNK)
+                if not chunk:
+                    self._close("stdout")
+                elif is_early:
+                    self._hold_early(chunk)
+                else:
+                    lines += self._split(chunk)
+            elif key.data == "stderr":
+                self._take_stderr(os.read(key.fd, CHUNK))
+            elif key.data == "stdin":
+                self._feed(key.fd)
+            else:
+                self._exited_at = anyio.current_time()
+                self._close("exit")
+        return lines
+
+    def _feed(self, fd: int) -> None:
+        try:
+            sent = os.write(fd, self._unsent[:CHUNK])
+        except BlockingIOError:
+            return
+        except BrokenPipeError:  # it does not want the rest, which is its right
+            self._unsent = memoryview(b"")
+            self._close("stdin")
+            return
+        self._unsent = self._unsent[sent:]
+        if not self._unsent:
+            self._selector.unregister(fd)
+            if not self._hold_stdin:
+                self._close("stdin")
+
+    def _take_stderr(self, chunk: bytes) -> None:
+        if not chunk:
+            self._close("stderr")
+            self._open_gate()  # it will not come any more; what is on stdout is the engine's
+            return
+        self.stderr += chunk
+        if self._gate is not None:
+            start = self.stderr.find(self._gate)
+            end = self.stderr.find(b"\n", start)
+            if start >= 0 and end >= 0:
+                self.gate_line = bytes(self.stderr[start:end])
+                del self.stderr[: end + 1]
+                self._open_gate()
+        if len(self.stderr) > 2 * STDERR_TAIL:
+            del self.stderr[:-STDERR_TAIL]
+
+    def _split(self, chunk: bytes) -> list[bytes | OversizedLine]:
+        lines = self._splitter.push(chunk)
+        # Nothing comes behind the line that ends it all.
+        if lines and self._end is not None and isinstance(lines[-1], bytes) and lines[-1].startswith(self._end):
+            del lines[-1]
+            self.has_said_all = True
+        return lines
+
+    def _hold_early(self, chunk: bytes) -> None:
+        """Keep what came on stdout before the gate's line. If it is too much, the rest stays where it is for now."""
+        self._early += chunk
+        if self._gate is not None and len(self._early) >= EARLY_LIMIT:
+            self._selector.unregister(self._fds["stdout"])
+
+    def _open_gate(self) -> None:
+        self._gate = None
+        stdout = self._fds.get("stdout")
+        if stdout is not None and stdout not in self._selector.get_map():
+            self._selector.register(stdout, selectors.EVENT_READ, "stdout")
+
+
+@attrs.frozen(kw_only=True)
+class Completed:
+    """A process that has ended."""
+
+    returncode: int
+    """Its exit code, -N if signal N ended it."""
+
+    stdout: bytes
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        return self.stdout.decode("utf-8", "replace")
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | Path | None = None,
+    timeout: float,
+    stdin: bytes = b"",
+    patience: float | None = None,
+) -> Completed:
+    """Run *argv* to its end, and to an orderly end also when we are cancelled or it takes too long.
+
+    Args:
+        timeout: seconds until it gets TERM, and KILL `TERM_GRACE` seconds later.
+        patience: seconds that a cancelled caller waits for the command to end by itself; only then it gets TERM, and
+            KILL after as long again. Default: `TERM_GRACE`, because a container engine's client must not be cut off
+            in the middle of a start.
+
+    Raises:
+        EngineTimeoutError: it took longer than *timeout* seconds.
+        OSError: see `Process.start`.
+    """
+    process = await Process.start(argv, env=env, cwd=cwd, stdin=stdin, line_limit=OUTPUT_LIMIT)
+    patience = grace = TERM_GRACE if patience is None else patience
+    try:
+        with anyio.fail_after(timeout):  # around all of it: one that talks all the time never lets a read time out
+            stdout = await process.read_all(OUTPUT_LIMIT)
+            returncode = await process.wait()
+    except TimeoutError:
+        patience, grace = 0.0, TERM_GRACE
+        msg = f"`{' '.join([Path(argv[0]).name, *argv[1:2]])}` took longer than {timeout:g} seconds."
+        raise EngineTimeoutError(msg, stderr=process.stderr.decode("utf-8", "replace")) from None
+    finally:
+        try:
+            await settle(lambda: _end(process, patience, grace))
+        finally:
+            process.close()
+    return Completed(returncode=returncode, stdout=stdout, stderr=process.stderr.decode("utf-8", "replace"))
+
+
+async def settle(clean_up: Callable[[], Awaitable[T]]) -> T:
+    """Run *clean_up* to its end, whatever is cancelled meanwhile, and then let the cancellation go on.
+
+    A shield keeps anyio's own cancellation out. asyncio's `Task.cancel()` reaches into it, once for each call; so
+    *clean_up* is begun again, and must be made for that.
+    """
+    cancelled: BaseException | None = None
+    while True:
+        try:
+            with anyio.CancelScope(shield=True):
+                result = await clean_up()
+        except anyio.get_cancelled_exc_class() as error:
+            cancelled = error
+        else:
+            if cancelled is not None:
+                raise cancelled
+            return result
+
+
+async def _end(process: Process, patience: float, grace: float) -> None:
+    with anyio.move_on_after(patience):
+        while await process.read():
+            pass
+        await process.wait()
+    await process.terminate(grace)

@@ -1,0 +1,258 @@
+"""One agent process, read as messages under three clocks."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+
+from container_runner.errors import (
+    AgentError,
+    AgentKilledError,
+    ContainerRunnerError,
+    ExecLostError,
+    IdleTimeoutError,
+    ResultTimeoutError,
+    TotalTimeoutError,
+)
+from container_runner.options import ExecuteOptions
+from container_runner.stream.lines import OversizedLine
+from container_runner.stream.messages import AgentMessage, Message, ResultMessage, parse_line
+from container_runner.stream.process import Process
+
+T = TypeVar("T")
+
+CHECK_INTERVAL = 30.0
+"""Seconds of silence after which it is checked that somebody is still there."""
+
+LAST_WAIT = 5.0
+"""Seconds that the engine's client still has when the check finds its agent gone. An agent that ends just while it is
+checked has said its last words, and they are on their way."""
+
+CHECK_PATIENCE = 5.0
+"""Seconds after which a check that has no answer is given up until the next silence."""
+
+END_PATIENCE = 10.0
+"""Seconds beyond the grace period that the client may take to end when the agent has ended."""
+
+LAST_WORDS = 32 * 1024**2
+"""How many bytes of memory may go to what the agent says while it is being stopped, about. Nobody reads meanwhile, and
+one that floods until KILL comes would fill all there is."""
+
+MESSAGE_COST = 256
+"""Bytes of memory that a message costs beside its text, about."""
+
+MOMENT = 0.2
+"""The least time in seconds that a read has, also if a clock ran out before it was called."""
+
+PORTION = 32
+"""How many lines are made into messages at a time. The messages of a whole chunk, alive together, would wake the
+garbage collector each time, for nothing: reading a stream cost up to twice as much."""
+
+
+class MessageStream:
+    """Reads a process's lines as messages, and minds the clocks of the options.
+
+    Args:
+        parse: makes a message of a line, and None of a blank one; it never raises. None: `parse_line`.
+        started_at: when the total clock began, on the event loop's clock. None: now.
+        check: called after each `CHECK_INTERVAL` seconds of silence; it raises if nothing can come any more.
+        record: called with lines and the messages that they are, one for each, before anybody else sees them.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        options: ExecuteOptions,
+        parse: Callable[[bytes], Message | None] | None = None,
+        started_at: float | None = None,
+        check: Callable[[], Awaitable[None]] | None = None,
+        record: Callable[[list[bytes | OversizedLine], list[Message]], None] | None = None,
+    ) -> None:
+        self._check = check
+        self._record = record
+        self._process = process
+        self._parse_line = parse
+        self._options = options
+        now = anyio.current_time()
+        began = now if started_at is None else started_at
+        self._total_at = None if options.timeout is None else began + options.timeout
+        self._heard_at = now
+        self._result_at: float | None = None
+        self._left_at = now
+        self._late: ContainerRunnerError | None = None
+        """The clock that had run out when the last lines came."""
+        self._ended_at: float | None = None
+        """When the agent had said all, for its client's own clock."""
+        self._unparsed: list[bytes | OversizedLine] = []
+        self._probe: Message | None = None
+        """The last message of the portion before, which was decoded only if its reader asked for more than its type."""
+        self._last_words = 0
+        self.is_cut = False
+        """Whether `drain` has dropped something."""
+        self.result: ResultMessage | None = None
+        """The last result so far. An agent may give several; their cost and usage are cumulative."""
+
+    async def read(self) -> list[Message]:
+        """The next messages, at least one; none at the end of the stream.
+
+        Raises:
+            TotalTimeoutError, IdleTimeoutError, ResultTimeoutError: a clock ran out. The process still runs.
+            ExecLostError: the agent has said that it ended, and its client did not end.
+            ContainerRunnerError: what the check has found.
+        """
+        self._forgive(anyio.current_time() - self._left_at)
+        try:
+            return await self._read()
+        finally:
+            self._left_at = anyio.current_time()
+
+    async def _read(self) -> list[Message]:
+        while True:
+            if self._unparsed:
+                portion, self._unparsed = self._unparsed[:PORTION], self._unparsed[PORTION:]
+                if messages := self._parse(portion):
+                    return messages
+                continue
+            if self._late is not None and not self._process.has_said_all:
+                raise self._late
+            lines = await self._under_clocks(self._process.read)
+            self._heard_at = anyio.current_time()
+            ends_at, error = self._next_end()  # a talkative agent never lets a read time out
+            self._late = error if self._heard_at >= ends_at else None
+            if not lines:
+                return []
+            self._unparsed = lines
+
+    def _forgive(self, seconds: float) -> None:
+        """Do not take for silence of the agent what its reader needed for the last messages."""
+        self._heard_at += seconds
+        if self._result_at is not None:
+            self._result_at += seconds
+        if self._ended_at is not None:
+            self._ended_at += seconds
+
+    async def wait(self) -> int:
+        """The process's exit code, once its output has ended.
+
+        Raises:
+            TotalTimeoutError, IdleTimeoutError, ResultTimeoutError: a clock ran out. The process still runs.
+            ExecLostError: the agent has said that it ended, and its client did not end.
+            ContainerRunnerError: what the check has found.
+        """
+        return await self._under_clocks(self._process.wait)
+
+    async def drain(self, said: list[Message]) -> None:
+        """Read to the end, and add what becomes messages to *said*, as far as `LAST_WORDS` go.
+
+        One line alone may not be longer than that either.
+        """
+        self._process.limit_lines(LAST_WORDS)
+        while lines := await self._process.read():
+            if self._last_words >= LAST_WORDS:
+                self.is_cut = True
+                continue
+            said += self.parse(lines)
+            self._last_words += sum(MESSAGE_COST + len(line) for line in lines if isinstance(line, bytes))
+
+    def parse(self, lines: list[bytes | OversizedLine]) -> list[Message]:
+        """What was read and not asked for yet, and then these lines, as messages; blank ones are none."""
+        unparsed, self._unparsed = self._unparsed, []
+        return self._parse(unparsed + lines)
+
+    def _parse(self, lines: list[bytes | OversizedLine]) -> list[Message]:
+        messages: list[Message] = []
+        said: list[bytes | OversizedLine] = []
+        # Who looked into that message will look into the next ones, and then to decode them at once costs less.
+        is_read = isinstance(self._probe, AgentMessage) and not self._probe.undecoded
+        last = len(lines) - 1
+        for number, line in enumerate(lines):
+            message: Message | None
+            if isinstance(line, OversizedLine):
+                message = line
+            elif self._parse_line is None:
+                message = parse_line(line, defer=not is_read or number == last)
+            else:
+                message = self._parse_line(line)
+            if message is None:
+                continue
+            if isinstance(message, ResultMessage):
+                self.result = message
+                self._result_at = anyio.current_time()
+            said.append(line)
+            messages.append(message)
+        if messages:
+            self._probe = messages[-1]
+            if self._record is not None:
+                self._record(said, messages)
+        return messages
+
+    async def _under_clocks(self, step: Callable[[float], Awaitable[T]]) -> T:
+        """Wait for *step*, which takes a timeout in seconds, until the first clock runs out."""
+        gone: ContainerRunnerError | None = None
+        while True:
+            ends_at, error = self._next_end()
+            left = ends_at - anyio.current_time()
+            try:
+                # What has come before the time was up counts, if only now somebody asks for it.
+                return await step(max(MOMENT, min(left, LAST_WAIT if gone else CHECK_INTERVAL)))
+            except TimeoutError:
+                if gone:
+                    raise gone from None
+                if left <= CHECK_INTERVAL:
+                    raise error from None
+            if self._check is not None:
+                try:
+                    # The engine may be slow to answer, and nothing is read meanwhile.
+                    with anyio.move_on_at(min(ends_at, anyio.current_time() + CHECK_PATIENCE)):
+                        await self._check()
+                except ContainerRunnerError as found:
+                    gone = found
+
+    def _next_end(self) -> tuple[float, ContainerRunnerError]:
+        """The clock that runs out first, and what to say then."""
+        options = self._options
+        if self._process.has_said_all:  # the agent has ended, whatever its clocks say now
+            if self._ended_at is None:
+                self._ended_at = anyio.current_time()
+            lost = ExecLostError("The agent has ended, and the engine's client did not.")
+            return self._ended_at + options.grace + END_PATIENCE, lost
+        ends: list[tuple[float, ContainerRunnerError]] = []
+        if self._total_at is not None:
+            ends.append((self._total_at, total_timeout(options)))
+        if options.idle_timeout is not None:
+            message = f"The agent was silent for {options.idle_timeout:g} seconds."
+            ends.append((self._heard_at + options.idle_timeout, IdleTimeoutError(message)))
+        if options.result_timeout is not None and self._result_at is not None:
+            message = f"The agent was still there {options.result_timeout:g} seconds after its result."
+            ends.append((self._result_at + options.result_timeout, ResultTimeoutError(message)))
+        return min(ends, key=lambda end: end[0], default=(math.inf, AgentError("")))
+
+
+def total_timeout(options: ExecuteOptions) -> TotalTimeoutError:
+    """The error for a run that its total clock ended."""
+    return TotalTimeoutError(f"The agent took longer than {options.timeout:g} seconds.")
+
+
+def killed(exit_code: int, stderr: str) -> AgentKilledError | None:
+    """The error for an exit code that means a signal: -N from the system, 128 + N from a shell or an engine."""
+    number = -exit_code if exit_code < 0 else exit_code - 128
+    if number not in (
+        signal.SIGHUP,
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGILL,
+        signal.SIGABRT,
+        signal.SIGBUS,
+        signal.SIGFPE,
+        signal.SIGKILL,
+        signal.SIGSEGV,
+        signal.SIGPIPE,
+        signal.SIGTERM,
+    ):
+        return None
+    name = signal.Signals(number).name
+    return AgentKilledError(f"The agent was killed by {name}.", signal=number, exit_code=exit_code, stderr=stderr)

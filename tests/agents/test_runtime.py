@@ -1,0 +1,226 @@
+"""How each agent is started, and how its end is judged."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from container_runner.agents import ClaudeRuntime, CommandRuntime, Runtime
+from container_runner.config.container import ContainerConfig
+from container_runner.errors import (
+    AgentFailedError,
+    ConfigError,
+    ContainerRunnerError,
+    IncompleteOutputError,
+    PromptRefusedError,
+    UnsupportedRuntimeError,
+)
+from container_runner.options import Agent, ExecuteOptions
+from container_runner.runner import ContainerRunner
+from container_runner.stream.messages import OutputLine, ResultMessage
+
+HEAD = ("claude", "-p", "--output-format=stream-json", "--verbose")
+
+
+def options(prompt: str = "Hello", agent: dict[str, Any] | None = None, **others: Any) -> ExecuteOptions:
+    return ExecuteOptions(prompt=prompt, agent=Agent(**{"name": "bot", **(agent or {})}), **others)
+
+
+def flags(*, contained: bool = True, agent: dict[str, Any] | None = None, **others: Any) -> list[str]:
+    """What follows the words that every claude command begins with."""
+    argv = ClaudeRuntime().command(options(agent=agent, **others), contained=contained).argv
+    assert argv[:4] == HEAD
+    return list(argv[4:])
+
+
+# claude
+
+
+def test_in_a_container_claude_does_not_ask_and_on_the_host_it_does() -> None:
+    assert flags() == ["--dangerously-skip-permissions"]
+    assert flags(contained=False) == []
+    assert flags(agent={"permission_mode": "plan"}) == ["--permission-mode=plan"]
+    assert flags(contained=False, agent={"permission_mode": "plan"}) == ["--permission-mode=plan"]
+
+
+@pytest.mark.parametrize(
+    ("agent", "others", "flag"),
+    [
+        ({"model": "opus"}, {}, "--model=opus"),
+        ({"system_prompt": "-x"}, {}, "--system-prompt=-x"),
+        ({}, {"append_system_prompt": "Be brief."}, "--append-system-prompt=Be brief."),
+        ({"allowed_tools": ["Read", "Bash(git log:*)"]}, {}, "--allowedTools=Read,Bash(git log:*)"),
+        ({"disallowed_tools": "Write"}, {}, "--disallowedTools=Write"),
+        ({"tools": ["Read", "Edit"]}, {}, "--tools=Read,Edit"),
+        ({"setting_sources": ["user", "project"]}, {}, "--setting-sources=user,project"),
+        ({"max_turns": 3}, {}, "--max-turns=3"),
+        ({}, {"include_partial_messages": True}, "--include-partial-messages"),
+        ({}, {"resume": "abc"}, "--resume=abc"),
+        ({}, {"session_id": "abc"}, "--session-id=abc"),
+        ({"args": ["--betas=x"]}, {}, "--betas=x"),
+    ],
+)
+def test_each_option_is_one_word(agent: dict[str, Any], others: dict[str, Any], flag: str) -> None:
+    assert flags(agent=agent, **others) == ["--dangerously-skip-permissions", flag]
+
+
+def test_the_other_options() -> None:
+    assert flags(agent={"plugin_dirs": ["/a", "/b"]})[1:] == ["--plugin-dir=/a", "--plugin-dir=/b"]
+    assert flags(resume="abc", fork=True)[1:] == ["--resume=abc", "--fork-session"]
+
+
+def test_mcp_servers_stand_below_their_key() -> None:
+    (flag,) = flags(agent={"mcp_servers": {"db": {"command": "x", "env": {"TOKEN": "${TOKEN}"}}}})[1:]
+
+    name, _, value = flag.partition("=")
+    assert name == "--mcp-config"
+    assert json.loads(value) == {"mcpServers": {"db": {"command": "x", "env": {"TOKEN": "${TOKEN}"}}}}
+
+
+def test_too_many_tools_for_one_argument_are_refused() -> None:
+    with pytest.raises(ConfigError):
+        flags(agent={"allowed_tools": ["x" * 100_000, "y" * 100_000]})
+
+
+def test_all_of_claudes_state_is_in_the_sessions_folder_and_only_in_a_container() -> None:
+    contained = ClaudeRuntime().command(options(), contained=True)
+
+    assert contained.env["CLAUDE_CONFIG_DIR"] == "/container-runner/sessions"
+    assert contained.credentials.names == ("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN")
+    assert contained.credentials.target == "/container-runner/sessions/.credentials.json"
+    assert ClaudeRuntime().command(options(), contained=False).env == {}
+
+
+def test_another_program_in_claudes_place() -> None:
+    assert ClaudeRuntime("/opt/claude").command(options(), contained=True).argv[0] == "/opt/claude"
+    with pytest.raises(ConfigError):
+        ClaudeRuntime("")
+
+
+@given(st.text(st.characters(blacklist_categories=["Cs"])))
+def test_the_prompt_is_on_stdin_and_only_there(prompt: str) -> None:
+    for runtime in (ClaudeRuntime(), CommandRuntime(["agent"])):
+        command = runtime.command(options(prompt), contained=True)
+
+        assert command.stdin == prompt.encode()
+        assert len(command.argv) <= 5
+        assert command.argv == runtime.command(options(""), contained=True).argv
+
+
+ARGUMENT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1)
+KNOWN = {
+    *("-p", "--output-format=stream-json", "--verbose", "--dangerously-skip-permissions"),
+    *("--include-partial-messages", "--fork-session"),
+}
+VALUED = {
+    *("--model", "--system-prompt", "--append-system-prompt", "--allowedTools", "--disallowedTools", "--tools"),
+    *("--setting-sources", "--plugin-dir", "--mcp-config"),
+}
+
+
+@given(text=ARGUMENT, words=st.lists(ARGUMENT, max_size=3), servers=st.dictionaries(ARGUMENT, ARGUMENT, max_size=2))
+def test_no_value_can_become_a_flag(text: str, words: list[str], servers: dict[str, str]) -> None:
+    agent = {
+        "model": text,
+        "system_prompt": text,
+        "allowed_tools": words,
+        "disallowed_tools": words,
+        "tools": words,
+        "setting_sources": words,
+        "plugin_dirs": words,
+        "mcp_servers": servers,
+    }
+    for flag in flags(agent=agent, append_system_prompt=text):
+        assert flag in KNOWN or flag.partition("=")[0] in VALUED
+
+
+def result(**fields: Any) -> ResultMessage:
+    return ResultMessage({"type": "result", "subtype": "success", "is_error": False, "result": "ok", **fields})
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "kind"),
+    [
+        (result(), 0, None),
+        (None, 0, IncompleteOutputError),
+        (None, 1, AgentFailedError),
+        (result(), 1, AgentFailedError),
+        (result(is_error=True), 0, AgentFailedError),
+        (result(is_error=True, subtype="error_max_turns"), 1, AgentFailedError),
+        (result(is_error=True, terminal_reason="prompt_too_long"), 1, PromptRefusedError),
+    ],
+)
+def test_success_needs_a_result_that_is_no_error_and_exit_code_0(
+    message: ResultMessage | None, code: int, kind: type[ContainerRunnerError] | None
+) -> None:
+    error = ClaudeRuntime().outcome(message, code, "stderr")
+
+    assert (error and type(error)) is kind
+    assert error is None or (error.exit_code, error.stderr) == (code, "stderr")
+
+
+@pytest.mark.parametrize("said", ["Invalid API key · Fix external API key", "Not logged in · Please run /login"])
+def test_what_claude_says_of_its_login_is_answered_for_one_in_a_container(said: str) -> None:
+    error = ClaudeRuntime().outcome(result(is_error=True, result=said), 1, "")
+
+    assert error is not None
+    assert "ANTHROPIC_API_KEY" in error.next_step
+
+
+def test_what_claude_said_is_in_the_error_and_not_without_end() -> None:
+    error = ClaudeRuntime().outcome(result(is_error=True, result="x" * 10_000), 1, "")
+
+    assert error is not None
+    assert len(error.message) < 600
+
+
+# Any command
+
+
+def test_a_command_runs_as_it_was_given_with_the_agents_arguments_after_it() -> None:
+    runtime = CommandRuntime(["agent", "--fast", ""])
+
+    command = runtime.command(options(agent={"args": ["-x"]}), contained=True)
+
+    assert command.argv == ("agent", "--fast", "", "-x")
+    assert (command.env, command.credentials.names) == ({}, ())
+
+
+@pytest.mark.parametrize("argv", [[], [""], ["-c", "x"], ["a", "b\0"], ["a", "x" * 200_000], ["a", 1], ["\ud800"]])
+def test_a_command_that_is_refused(argv: list[Any]) -> None:
+    with pytest.raises(ConfigError):
+        CommandRuntime(argv)
+
+
+@pytest.mark.parametrize(("code", "fails"), [(0, False), (1, True), (137, True), (-9, True)])
+def test_a_command_succeeds_with_exit_code_0(code: int, fails: bool) -> None:
+    assert (CommandRuntime("agent").outcome(None, code, "") is not None) is fails
+
+
+def test_a_commands_lines_need_not_be_json() -> None:
+    line = CommandRuntime("agent").parse_line(b"plain text")
+
+    assert isinstance(line, OutputLine)
+    assert CommandRuntime("agent").parse_line(b"  ") is None
+
+
+# Runtimes among each other
+
+
+def test_every_runtime_and_the_runner_itself_is_one() -> None:
+    runner = ContainerRunner(ClaudeRuntime(), ContainerConfig(image="i"))
+
+    for runtime in (ClaudeRuntime(), CommandRuntime("agent"), runner):
+        assert isinstance(runtime, Runtime)
+
+
+def test_a_runtime_that_can_not_describe_its_command_is_refused() -> None:
+    class Custom:
+        def execute(self, options: ExecuteOptions) -> Any: ...
+
+    with pytest.raises(UnsupportedRuntimeError, match="Custom"):
+        ContainerRunner(Custom(), ContainerConfig(image="i"))

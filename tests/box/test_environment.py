@@ -1,0 +1,144 @@
+"""Which variable travels how: spelled on the command line, by name, or not at all."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from container_runner.agents.runtime import Command, Credentials
+from container_runner.box.environment import build_container_env, client_environment
+from container_runner.config.container import ContainerConfig
+
+COMMAND = Command(
+    argv=("agent",), env={"RUNTIME": "r"}, credentials=Credentials(names=("API_KEY", "OAUTH_TOKEN"), file="~/x")
+)
+
+
+def config(**fields: object) -> ContainerConfig:
+    return ContainerConfig(image="i", **fields)  # type: ignore[arg-type]  # the fields vary
+
+
+def test_ours_and_the_runtimes_variables_are_spelled() -> None:
+    env = build_container_env(config(), COMMAND, {}, credentials=False)
+
+    assert env.spelled == ("HOME=/container-runner/home", "TERM=xterm-256color", "RUNTIME=r")
+    assert env.named == ()
+
+
+def test_a_configured_variable_travels_by_name() -> None:
+    env = build_container_env(config(env={"TOKEN": "s3cr3t"}), COMMAND, {}, credentials=False)
+
+    assert env.named == ("TOKEN",)
+    assert dict(env.values) == {"TOKEN": "s3cr3t"}
+    assert "s3cr3t" not in " ".join((*env.spelled, *env.named))
+
+
+CLIENT_VARIABLES = [
+    "PATH",
+    "HOME",
+    "DOCKER_HOST",
+    "DOCKER_CONFIG",
+    "CONTAINER_HOST",
+    "CONTAINERS_CONF",
+    "STORAGE_DRIVER",
+    "XDG_RUNTIME_DIR",
+    "LD_PRELOAD",
+    "DYLD_INSERT_LIBRARIES",
+    "HTTP_PROXY",
+    "https_proxy",
+    "LC_ALL",
+    "SSH_AUTH_SOCK",
+    "GODEBUG",
+    "_CONTAINERS_USERNS_CONFIGURED",
+]
+
+
+@pytest.mark.parametrize("name", CLIENT_VARIABLES)
+def test_a_variable_that_would_change_the_client_is_spelled(name: str) -> None:
+    env = build_container_env(config(env={name: "value"}), COMMAND, {}, credentials=False)
+
+    assert f"{name}=value" in env.spelled
+    assert name not in env.named
+    assert name not in env.values
+
+
+@pytest.mark.parametrize("name", ["MY_PATH", "PATHS", "MYHOME", "TOKEN", "LC_", "PROXY", "OPENAI_API_KEY"])
+def test_a_variable_that_only_looks_like_the_clients_travels_by_name(name: str) -> None:
+    env = build_container_env(config(env={name: "value"}), COMMAND, {}, credentials=False)
+
+    assert env.named == (name,)
+
+
+def test_secrets_take_their_values_from_this_process_and_unset_ones_are_dropped() -> None:
+    given_ = config(secrets=("THERE", "EMPTY", "NOT_THERE"))
+
+    env = build_container_env(given_, COMMAND, {"THERE": "t", "EMPTY": "", "OTHER": "o"}, credentials=False)
+
+    assert env.named == ("THERE", "EMPTY")
+    assert dict(env.values) == {"THERE": "t", "EMPTY": ""}
+
+
+@pytest.mark.parametrize(
+    ("credentials", "environ", "named"),
+    [
+        (True, {"API_KEY": "k", "OAUTH_TOKEN": "t"}, ("API_KEY", "OAUTH_TOKEN")),
+        (True, {"OAUTH_TOKEN": "t"}, ("OAUTH_TOKEN",)),
+        (True, {}, ()),
+        (False, {"API_KEY": "k"}, ()),
+    ],
+)
+def test_credentials_are_passed_by_name_if_they_are_wanted_and_set(
+    credentials: bool, environ: dict[str, str], named: tuple[str, ...]
+) -> None:
+    env = build_container_env(config(), COMMAND, environ, credentials=credentials)
+
+    assert env.named == named
+
+
+def test_a_configured_variable_replaces_ours_and_a_secret_replaces_the_runtimes() -> None:
+    given_ = config(env={"TERM": "dumb", "HOME": "/elsewhere"}, secrets=("RUNTIME",))
+
+    env = build_container_env(given_, COMMAND, {"RUNTIME": "from here"}, credentials=False)
+
+    assert env.spelled == ("HOME=/elsewhere",)
+    assert dict(env.values) == {"TERM": "dumb", "RUNTIME": "from here"}
+
+
+def test_the_client_gets_what_it_needs_and_no_secret() -> None:
+    environ = {"PATH": "/bin", "DOCKER_HOST": "unix:///x", "ANTHROPIC_API_KEY": "k", "LC_ALL": "de_DE", "RANDOM": "1"}
+
+    assert client_environment(environ) == {"PATH": "/bin", "DOCKER_HOST": "unix:///x", "LC_ALL": "C"}
+
+
+def test_values_are_in_no_repr() -> None:
+    env = build_container_env(config(env={"TOKEN": "s3cr3t"}), COMMAND, {}, credentials=False)
+
+    assert "s3cr3t" not in repr(env)
+
+
+NAMES = st.text(string.ascii_letters + "_", min_size=1, max_size=12)
+TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"))
+
+
+@given(
+    configured=st.dictionaries(NAMES, TEXT, max_size=5), secrets=st.lists(NAMES, max_size=5, unique=True), there=TEXT
+)
+def test_every_variable_travels_exactly_once_with_its_value(
+    configured: dict[str, str], secrets: list[str], there: str
+) -> None:
+    secrets = [name for name in secrets if name not in configured]
+    environ = dict.fromkeys(secrets[1:], there)
+
+    env = build_container_env(config(env=configured, secrets=tuple(secrets)), COMMAND, environ, credentials=False)
+
+    spelled = dict(word.split("=", 1) for word in env.spelled)
+    assert not set(spelled) & set(env.named)
+    assert set(env.named) == set(env.values)
+    assert len(set(env.named)) == len(env.named)
+    arrives = {**spelled, **env.values}
+    assert {name: arrives[name] for name in configured} == configured
+    assert {name: arrives[name] for name in environ} == environ
+    assert not any("=" in name for name in env.named)

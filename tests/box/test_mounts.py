@@ -1,0 +1,315 @@
+"""What of the host is mounted, and what never is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from container_runner.agents.runtime import Credentials
+from container_runner.box.mounts import (
+    ContainerMounts,
+    build_container_mounts,
+    prepare_sessions,
+    recheck,
+    resolve_source,
+    resolve_workspace,
+)
+from container_runner.box.user import User
+from container_runner.config.container import ContainerConfig
+from container_runner.config.values import Mount
+from container_runner.errors import ConfigError, StateError
+from container_runner.options import Agent
+
+ME = User(os.getuid(), os.getgid())
+CREDENTIALS = Credentials(names=("API_KEY",), file="~/.agent/login.json", target="/container-runner/sessions/login")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of our own, so that no test depends on what the real one holds."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    return folder
+
+
+def build(
+    tmp_path: Path,
+    workspace: Path | None = None,
+    environ: tuple[str, ...] = (),
+    state: Path | None = None,
+    **config: Any,
+) -> ContainerMounts:
+    return build_container_mounts(
+        Agent(name="bot", workspace=workspace),
+        ContainerConfig(image="i", **config),
+        state or tmp_path / "state",
+        user=ME,
+        credentials=CREDENTIALS,
+        environ=environ,
+    )
+
+
+def refused(field: str, call: Any, *arguments: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        call(*arguments)
+    assert caught.value.field == field
+    return caught.value
+
+
+# What is mounted
+
+
+def test_workspace_sessions_and_volumes_in_this_order(tmp_path: Path, workspace: Path) -> None:
+    (tmp_path / "data").mkdir()
+
+    found = build(tmp_path, workspace, volumes=[f"{tmp_path}/data:/data:ro"])
+
+    assert found.mounts == (
+        Mount(str(workspace), "/workspace"),
+        Mount(str(tmp_path / "state/sessions/bot"), "/container-runner/sessions"),
+        Mount(str(tmp_path / "data"), "/data", read_only=True),
+    )
+    assert found.masks == ()
+
+
+def test_nothing_is_created(tmp_path: Path, workspace: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+
+    build(tmp_path, workspace)
+
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_read_only_workspace(tmp_path: Path, workspace: Path) -> None:
+    assert build(tmp_path, workspace, workspace_mode="ro").mounts[0] == Mount(str(workspace), "/workspace", True)
+
+
+def test_sources_are_resolved(tmp_path: Path, workspace: Path) -> None:
+    (tmp_path / "link").symlink_to(workspace)
+
+    assert build(tmp_path, tmp_path / "link").mounts[0].source == str(workspace)
+    assert build(tmp_path, tmp_path / "home/../workspace").mounts[0].source == str(workspace)
+
+
+def test_the_state_folder_inside_the_workspace_is_hidden(tmp_path: Path, workspace: Path) -> None:
+    found = build(tmp_path, workspace, state=workspace / ".state/here")
+
+    assert found.masks == ("/workspace/.state/here",)
+
+
+# What never is
+
+SYSTEM = ["/", "/etc", "/etc/ssl", "/usr", "/usr/lib", "/dev", "/proc", "/sys", "/bin", "/var", "/boot", "/run"]
+
+
+@pytest.mark.parametrize("path", [path for path in SYSTEM if Path(path).exists()])
+def test_places_of_the_system_and_what_holds_them_are_refused(path: str) -> None:
+    refused("volumes[0]", resolve_source, path, "volumes[0]")
+
+
+PRIVATE = [
+    ".ssh",
+    ".ssh/id_ed25519",
+    ".aws",
+    ".gnupg",
+    ".kube",
+    ".docker",
+    ".config",
+    ".config/gh",
+    ".azure",
+    ".netrc",
+    ".claude",
+    ".claude.json",
+    ".codex",
+    ".gemini",
+    ".local/share/containers",
+    ".local/share",
+    ".local",
+    "",
+    "..",
+]
+
+
+@pytest.mark.parametrize("path", PRIVATE)
+def test_private_places_of_the_home_and_what_holds_them_are_refused(home: Path, path: str) -> None:
+    for name in (".ssh", ".local/share/containers"):
+        (home / name).mkdir(parents=True)
+    place = home / path
+    if not place.exists():
+        place.mkdir(parents=True)
+
+    refused("volumes[0]", resolve_source, place, "volumes[0]")
+    refused("volumes[0]", resolve_source, f"~/{path}", "volumes[0]")
+
+
+@pytest.mark.parametrize("path", ["project", ".sshd", ".configs", ".local/share/mine", ".local/bin", ".cache"])
+def test_other_places_of_the_home_are_not(home: Path, path: str) -> None:
+    (home / path).mkdir(parents=True)
+
+    assert resolve_source(f"~/{path}", "x") == home / path
+
+
+@pytest.mark.parametrize("target", ["/etc", "/", "/proc/self"])
+def test_a_link_to_a_refused_place_is_refused(tmp_path: Path, target: str) -> None:
+    (tmp_path / "innocent").symlink_to(target)
+
+    refused("x", resolve_source, tmp_path / "innocent", "x")
+    refused("agent.workspace", resolve_workspace, Agent(name="a", workspace=tmp_path / "innocent"))
+
+
+@pytest.mark.parametrize("name", ["docker.sock", "podman.sock", "containerd.sock"])
+def test_an_engines_socket_is_refused_wherever_it_is_and_behind_a_link(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(name)
+        (tmp_path / "harmless").symlink_to(name)
+
+        assert "socket" in refused("x", resolve_source, tmp_path / name, "x").next_step
+        refused("x", resolve_source, tmp_path / "harmless", "x")
+
+
+@pytest.mark.parametrize("source", ["missing", "dangling", "loop", "file/below"])
+def test_a_source_that_is_not_there_is_refused(tmp_path: Path, source: str) -> None:
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+
+    refused("volumes[3]", resolve_source, tmp_path / source, "volumes[3]")
+
+
+def test_a_workspace_must_be_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    assert refused("agent.workspace", resolve_workspace, Agent(name="a", workspace=tmp_path / "file")).allowed == (
+        "a folder"
+    )
+
+
+@pytest.mark.parametrize("below", ["", "sessions", "sessions/other"])
+def test_the_state_folder_is_no_workspace_and_no_volume(tmp_path: Path, workspace: Path, below: str) -> None:
+    state = tmp_path / "state"
+    (state / below).mkdir(parents=True, exist_ok=True)
+
+    refused("agent.workspace", build, tmp_path, state / below)
+    with pytest.raises(ConfigError) as caught:
+        build(tmp_path, workspace, volumes=[f"{state / below}:/x"])
+    assert caught.value.field == "volumes[0]"
+
+
+def test_a_volume_that_holds_the_state_folder_is_refused(tmp_path: Path, workspace: Path) -> None:
+    (tmp_path / "holder").mkdir()
+    with pytest.raises(ConfigError):
+        build(tmp_path, workspace, state=tmp_path / "holder/state", volumes=[f"{tmp_path}/holder:/x"])
+
+
+# Just before the run
+
+
+def test_recheck_accepts_what_stayed(tmp_path: Path, workspace: Path) -> None:
+    recheck([Mount(str(workspace.resolve()), "/workspace")])
+
+
+@pytest.mark.parametrize("swapped", ["workspace", "parent"])
+def test_recheck_refuses_a_folder_that_became_a_link(tmp_path: Path, swapped: str) -> None:
+    folder = tmp_path / "parent/workspace"
+    folder.mkdir(parents=True)
+    mount = Mount(str(folder.resolve()), "/workspace")
+    if swapped == "workspace":
+        folder.rmdir()
+        folder.symlink_to("/etc")
+    else:
+        shutil.rmtree(tmp_path / "parent")
+        (tmp_path / "elsewhere/workspace").mkdir(parents=True)
+        (tmp_path / "parent").symlink_to("elsewhere")
+
+    refused("mounts", recheck, [mount])
+
+
+# Sessions
+
+
+def test_a_sessions_folder_is_private(tmp_path: Path) -> None:
+    assert prepare_sessions(tmp_path / "deep/state", "bot", ME)
+    assert not prepare_sessions(tmp_path / "deep/state", "bot", ME)
+
+    assert (tmp_path / "deep/state/sessions/bot").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root makes folders for another user")
+def test_a_sessions_folder_that_a_killed_start_has_left_still_gets_its_owner(tmp_path: Path) -> None:
+    folder = tmp_path / "state/sessions/bot"
+    folder.mkdir(parents=True, mode=0o700)
+
+    assert not prepare_sessions(tmp_path / "state", "bot", User(1234, 1235))
+
+    assert (folder.stat().st_uid, folder.stat().st_gid) == (1234, 1235)
+
+
+@pytest.mark.parametrize("name", ["sessions", "sessions/bot"])
+def test_a_link_in_the_place_of_sessions_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "state/sessions").mkdir(parents=True)
+    (tmp_path / "elsewhere/bot").mkdir(parents=True)
+    if name == "sessions":
+        (tmp_path / "state/sessions").rmdir()
+    (tmp_path / "state" / name).symlink_to(tmp_path / "elsewhere")
+
+    refused("state_dir", prepare_sessions, tmp_path / "state", "bot", ME)
+
+
+def test_a_state_folder_that_can_not_be_made_is_a_state_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(StateError):
+        prepare_sessions(tmp_path / "file/state", "bot", ME)
+
+
+# Credentials
+
+
+@pytest.mark.parametrize(
+    ("wanted", "variable", "file", "by_name", "mounted"),
+    [
+        ("auto", True, True, True, False),
+        ("auto", False, True, False, True),
+        ("auto", False, False, False, False),
+        ("env", True, True, True, False),
+        ("env", False, True, False, False),
+        ("file", True, True, False, True),
+        ("none", True, True, False, False),
+    ],
+)
+def test_how_the_agent_gets_its_login(
+    tmp_path: Path, home: Path, wanted: str, variable: bool, file: bool, by_name: bool, mounted: bool
+) -> None:
+    if file:
+        (home / ".agent").mkdir()
+        (home / ".agent/login.json").write_text("{}")
+
+    found = build(tmp_path, environ=("API_KEY",) if variable else (), credentials=wanted)
+
+    login = Mount(str(home / ".agent/login.json"), "/container-runner/sessions/login", read_only=True)
+    assert found.credentials_by_name is by_name
+    assert (login in found.mounts) is mounted
+
+
+def test_a_login_file_that_is_wanted_and_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(tmp_path, credentials="file")
+
+    assert caught.value.field == "credentials"
+    assert "API_KEY" in caught.value.allowed

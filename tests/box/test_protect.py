@@ -1,0 +1,459 @@
+"""What an agent can not write, though its workspace is writable."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from container_runner.agents.runtime import Credentials
+from container_runner.box.mounts import ContainerMounts, build_container_mounts, recheck
+from container_runner.box.protect import find_worktree, missing, protect
+from container_runner.box.user import User
+from container_runner.config.container import ContainerConfig
+from container_runner.config.protected import GIT, PROTECTED
+from container_runner.config.values import Mount
+from container_runner.errors import ConfigError
+from container_runner.options import Agent
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home of our own, so that no test depends on what the real one holds."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return folder
+
+
+def repository(folder: Path) -> Path:
+    """What git takes for a repository."""
+    for name in ("objects", "refs", "hooks"):
+        (folder / name).mkdir(parents=True)
+    (folder / "HEAD").write_text("ref: refs/heads/main\n")
+    (folder / "config").write_text("[core]\n")
+    return folder
+
+
+def worktree(main: Path, workspace: Path, name: str = "wt") -> Path:
+    """What `git worktree add` makes: the folder in the repository that stands for the worktree."""
+    own = main / "worktrees" / name
+    own.mkdir(parents=True)
+    (own / "commondir").write_text("../..\n")
+    (own / "gitdir").write_text(f"{workspace}/.git\n")
+    (workspace / ".git").write_text(f"gitdir: {own}\n")
+    return own
+
+
+def modes(mounts: list[Mount]) -> dict[str, str]:
+    """The targets below /workspace, each with "ro" or "rw"."""
+    return {mount.target.removeprefix("/workspace/"): "ro" if mount.read_only else "rw" for mount in mounts}
+
+
+def build(tmp_path: Path, workspace: Path, *, state: Path | None = None, **config: Any) -> list[Mount]:
+    mounts = container(tmp_path, workspace, state=state, **config).mounts
+    return [mount for mount in mounts if not mount.target.startswith("/container-runner")]
+
+
+def container(tmp_path: Path, workspace: Path, *, state: Path | None = None, **config: Any) -> ContainerMounts:
+    return build_container_mounts(
+        Agent(name="bot", workspace=workspace),
+        ContainerConfig(image="i", credentials="none", **config),
+        state or tmp_path / "state",
+        user=User(os.getuid(), os.getgid()),
+        credentials=Credentials(),
+    )
+
+
+# Files and folders
+
+
+def test_what_is_there_is_bound_over_itself_read_only(workspace: Path) -> None:
+    (workspace / ".envrc").touch()
+    (workspace / ".claude").mkdir()
+    (workspace / "src").mkdir()
+
+    assert protect(workspace, ()) == [
+        Mount(f"{workspace}/.claude", "/workspace/.claude", read_only=True),
+        Mount(f"{workspace}/.envrc", "/workspace/.envrc", read_only=True),
+    ]
+
+
+def test_what_is_not_there_is_not_mounted_and_is_told(workspace: Path) -> None:
+    assert protect(workspace, ()) == []
+    assert missing(workspace) == {*PROTECTED}
+
+    (workspace / ".envrc").touch()
+    (workspace / ".profile").symlink_to("nowhere")
+
+    assert {*PROTECTED} - missing(workspace) == {".envrc", ".profile"}
+
+
+@pytest.mark.parametrize("name", [name for name in PROTECTED if "/" not in name and name != ".git"])
+def test_each_is_writable_if_it_is_asked_for_by_name(workspace: Path, name: str) -> None:
+    (workspace / name).mkdir()
+
+    assert modes(protect(workspace, ())) == {name: "ro"}
+    assert protect(workspace, (name,)) == []
+
+
+@pytest.mark.parametrize("name", PROTECTED)
+def test_a_link_in_a_protected_place_is_refused_because_it_can_be_replaced(workspace: Path, name: str) -> None:
+    if name.startswith(".git/"):
+        repository(workspace / ".git")
+        shutil.rmtree(workspace / name, ignore_errors=True)
+        (workspace / name).unlink(missing_ok=True)
+    (workspace / "elsewhere").touch()
+    (workspace / name).symlink_to(workspace / "elsewhere")
+
+    with pytest.raises(ConfigError, match="link") as caught:
+        protect(workspace, ())
+    assert f'unprotected = ["{name}"]' in caught.value.next_step
+    assert name not in modes(protect(workspace, (name,)))
+
+
+def test_a_pipe_in_a_protected_place_is_refused(workspace: Path) -> None:
+    os.mkfifo(workspace / ".envrc")
+
+    with pytest.raises(ConfigError):
+        protect(workspace, ())
+
+
+def test_the_scripts_that_hooks_lead_to_are_protected_with_the_folders_that_hold_them(
+    workspace: Path, tmp_path: Path
+) -> None:
+    hooks = repository(workspace / ".git") / "hooks"
+    (workspace / "scripts/git").mkdir(parents=True)
+    (workspace / "scripts/git/check").touch()
+    (tmp_path / "outside").touch()
+    (hooks / "pre-commit").symlink_to("../../scripts/git/check")
+    (hooks / "pre-push").symlink_to(tmp_path / "outside")
+    (hooks / "post-merge").symlink_to("nowhere")
+    (hooks / "update").symlink_to("pre-commit")
+
+    found = modes(protect(workspace, ()))
+
+    assert found == {
+        ".git": "rw",
+        ".git/config": "ro",
+        ".git/hooks": "ro",
+        "scripts": "rw",
+        "scripts/git": "rw",
+        "scripts/git/check": "ro",
+    }
+
+
+def test_a_link_from_one_protected_folder_does_not_open_another(workspace: Path) -> None:
+    hooks = repository(workspace / ".git") / "hooks"
+    for name in (".claude", ".husky"):
+        (workspace / name / "deep").mkdir(parents=True)
+        (workspace / name / "deep/script").touch()
+        (hooks / f"to{name}").symlink_to(f"../../{name}/deep/script")
+
+    found = modes(protect(workspace, ()))
+
+    assert found[".claude"] == found[".husky"] == "ro"
+    assert not [name for name, mode in found.items() if mode == "rw" and name != ".git"]
+
+
+# Repositories
+
+
+def test_a_repository_is_writable_but_for_what_says_what_git_runs(workspace: Path) -> None:
+    git = repository(workspace / ".git")
+    (git / "modules").mkdir()
+    (git / "worktrees").mkdir()
+    (git / "config.worktree").touch()
+
+    assert modes(protect(workspace, ())) == {
+        ".git": "rw",
+        ".git/config": "ro",
+        ".git/config.worktree": "ro",
+        ".git/hooks": "ro",
+        ".git/modules": "ro",
+        ".git/worktrees": "ro",
+    }
+
+
+@pytest.mark.parametrize("name", ["hooks", "config"])
+def test_a_part_of_a_repository_is_writable_if_it_is_asked_for(workspace: Path, name: str) -> None:
+    repository(workspace / ".git")
+
+    assert modes(protect(workspace, (f".git/{name}",))).keys() == {".git", ".git/hooks", ".git/config"} - {
+        f".git/{name}"
+    }
+
+
+def test_git_stands_for_all_that_is_below_it(workspace: Path) -> None:
+    repository(workspace / ".git")
+
+    assert protect(workspace, (".git",)) == []
+
+
+def test_a_repository_without_hooks_gets_an_empty_folder_and_only_before_the_run(
+    tmp_path: Path, workspace: Path
+) -> None:
+    (repository(workspace / ".git") / "hooks").rmdir()
+
+    mounts = build(tmp_path, workspace)
+    assert not (workspace / ".git/hooks").exists()
+    recheck(mounts)
+
+    assert list((workspace / ".git/hooks").iterdir()) == []
+    assert (workspace / ".git/hooks").stat().st_uid == (workspace / ".git").stat().st_uid
+    recheck(mounts)
+
+
+def test_a_folder_git_that_is_no_repository_gets_no_hooks(tmp_path: Path, workspace: Path) -> None:
+    (workspace / ".git").mkdir()
+
+    recheck(build(tmp_path, workspace))
+
+    assert list((workspace / ".git").iterdir()) == []
+
+
+def test_a_repository_beside_its_file_in_the_workspace_is_protected_as_well(workspace: Path) -> None:
+    repository(workspace / ".bare")
+    (workspace / ".git").write_text("gitdir: ./.bare\n")
+
+    assert modes(protect(workspace, ())) == {
+        ".bare": "rw",
+        ".bare/config": "ro",
+        ".bare/hooks": "ro",
+        ".git": "ro",
+    }
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "x"), OSError(40, "Too many links", "x")])
+def test_what_we_can_not_look_at_does_not_count_as_absent(
+    tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    """An agent can do chmod 0 on what it owns; its walls must not fall by that."""
+    config = repository(workspace / ".git") / "config"
+    lstat = Path.lstat
+
+    def refuse(path: Path) -> os.stat_result:
+        if path == config:
+            raise error
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", refuse)
+    with pytest.raises(ConfigError, match=r"agent\.workspace"):
+        build(tmp_path, workspace)
+
+
+def test_a_state_folder_deep_in_the_workspace_can_not_be_moved_away(tmp_path: Path, workspace: Path) -> None:
+    """It is masked, and its parents are mount points, which nobody can rename."""
+    (workspace / ".claude").mkdir()
+
+    def mounts(state: str) -> dict[str, bool]:
+        found = build(tmp_path, workspace, state=workspace / state)
+        return {mount.target: mount.read_only for mount in found}
+
+    assert mounts("state") == {"/workspace": False, "/workspace/.claude": True}
+    assert mounts("a/b/state") == {
+        "/workspace": False, "/workspace/.claude": True, "/workspace/a": False, "/workspace/a/b": False,
+    }  # fmt: skip
+    assert mounts(".claude/b/state") == {"/workspace": False, "/workspace/.claude": True}
+
+
+# Where it all counts
+
+
+def test_a_read_only_workspace_needs_no_protection(tmp_path: Path, workspace: Path) -> None:
+    (workspace / ".envrc").symlink_to("elsewhere")
+    repository(workspace / ".git")
+
+    assert build(tmp_path, workspace, workspace_mode="ro") == [Mount(str(workspace), "/workspace", True)]
+
+
+def test_the_workspace_comes_before_what_is_protected_in_it(tmp_path: Path, workspace: Path) -> None:
+    (workspace / ".envrc").touch()
+
+    found = build(tmp_path, workspace)
+
+    assert [mount.target for mount in found] == ["/workspace", "/workspace/.envrc"]
+    assert len(build(tmp_path, workspace, unprotected=[".envrc"])) == 1
+
+
+def test_only_a_listed_name_can_be_unprotected() -> None:
+    with pytest.raises(ConfigError, match=r"unprotected\[0\]"):
+        ContainerConfig(image="i", unprotected=("src",))
+
+
+def test_git_and_what_is_below_it_are_listed() -> None:
+    assert {".git", *(f".git/{name}" for name in GIT)} <= {*PROTECTED}
+    assert sorted(PROTECTED) == list(PROTECTED)
+
+
+def test_a_workspace_is_another_one_when_what_is_protected_in_it_was_replaced(tmp_path: Path, workspace: Path) -> None:
+    """The bind of a file ends when the host renames another one over it, which a kept container does not notice."""
+    config = repository(workspace / ".git") / "config"
+
+    def identity() -> str:
+        return container(tmp_path, workspace).identity
+
+    before = identity()
+    (workspace / "made").touch()
+    (workspace / ".git/index").touch()
+    assert identity() == before
+
+    seen = [before]
+    for _ in range(2):  # the second file gets the number of the first
+        (workspace / "new").touch()
+        (workspace / "new").rename(config)
+        seen.append(identity())
+    assert len({*seen}) == len(seen)
+
+
+# Worktrees
+
+
+def test_a_worktree_comes_with_its_repository_at_its_own_path(tmp_path: Path, workspace: Path) -> None:
+    main = repository(tmp_path / "main/.git")
+    worktree(main, workspace)
+    worktree(main, tmp_path, "other")
+
+    found = {mount.target: mount.read_only for mount in build(tmp_path, workspace)}
+
+    assert found == {
+        "/workspace": False,
+        "/workspace/.git": True,
+        str(main): False,
+        f"{workspace}/.git": True,
+        f"{main}/config": True,
+        f"{main}/hooks": True,
+        f"{main}/worktrees": True,
+        f"{main}/worktrees/wt": False,
+        f"{main}/worktrees/wt/commondir": True,
+        f"{main}/worktrees/wt/gitdir": True,
+    }
+
+
+def test_a_read_only_worktree_gets_a_read_only_repository(tmp_path: Path, workspace: Path) -> None:
+    worktree(repository(tmp_path / "main/.git"), workspace)
+
+    found = build(tmp_path, workspace, workspace_mode="ro")
+
+    assert len(found) == 3
+    assert all(mount.read_only for mount in found)
+
+
+def test_links_that_are_relative_lead_to_the_same_place_in_the_container(tmp_path: Path, workspace: Path) -> None:
+    own = worktree(repository(tmp_path / "main/.git"), workspace)
+    (workspace / ".git").write_text("gitdir: ../main/.git/worktrees/wt\n")
+    (own / "gitdir").write_text("../../../../project/.git\n")
+
+    targets = {mount.target for mount in build(tmp_path, workspace)}
+
+    assert {"/main/.git", "/main/.git/hooks", "/main/.git/worktrees/wt", "/project/.git"} < targets
+
+
+def test_a_configured_volume_takes_the_place_of_the_repository(tmp_path: Path, workspace: Path) -> None:
+    main = repository(tmp_path / "main/.git")
+    worktree(main, workspace)
+
+    found = build(tmp_path, workspace, volumes=[Mount(str(main), str(main), read_only=True)])
+
+    assert [mount.target for mount in found] == ["/workspace", "/workspace/.git", str(main)]
+
+
+def test_a_tmpfs_leaves_no_mount_point_in_the_repository(tmp_path: Path, workspace: Path) -> None:
+    main = repository(tmp_path / "main/.git")
+    worktree(main, workspace)
+
+    with pytest.raises(ConfigError, match=r"tmpfs\[0\]"):
+        build(tmp_path, workspace, tmpfs=[f"{main}/commondir"])
+    build(tmp_path, workspace, tmpfs=[f"{main}-other"])
+
+
+@pytest.mark.parametrize("lie", ["gitdir", "commondir", "not a repository", "link"])
+def test_a_file_that_the_repository_does_not_confirm_mounts_nothing(tmp_path: Path, workspace: Path, lie: str) -> None:
+    """An agent can write the file .git, so it must not choose what is mounted next time."""
+    secret = repository(tmp_path / "secret/.git")
+    own = worktree(repository(tmp_path / "main/.git"), workspace)
+    match lie:
+        case "gitdir":
+            (own / "gitdir").write_text(f"{tmp_path}/elsewhere/.git\n")
+        case "commondir":
+            (own / "commondir").write_text(f"{secret}\n")
+        case "not a repository":
+            shutil.rmtree(tmp_path / "main/.git/objects")
+        case _:
+            own.rename(tmp_path / "moved")
+            own.symlink_to(tmp_path / "moved")
+
+    with pytest.raises(ConfigError, match=r"agent\.workspace"):
+        build(tmp_path, workspace)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gitdir: {}/secret/.git\n",
+        "gitdir: {}/secret/.git/modules/sub\n",
+        "gitdir: {}/gone/.git/worktrees/wt\n",
+        "gitdir: /etc\n",
+        "{}/secret/.git\n",
+        "gitdir: \n",
+        "gitdir: a\0b\n",
+        "gitdir: \udcff\n",
+        "",
+    ],
+)
+def test_a_file_that_names_no_worktree_mounts_nothing(tmp_path: Path, workspace: Path, text: str) -> None:
+    secret = repository(tmp_path / "secret/.git")
+    (secret / "modules/sub").mkdir(parents=True)
+    (workspace / ".git").write_bytes(text.format(tmp_path).encode(errors="surrogateescape"))
+
+    assert [mount.target for mount in build(tmp_path, workspace)] == ["/workspace", "/workspace/.git"]
+
+
+def test_a_repository_in_a_private_place_is_not_mounted(tmp_path: Path, workspace: Path) -> None:
+    worktree(repository(tmp_path / "home/.config/repo.git"), workspace)
+
+    with pytest.raises(ConfigError, match=r"\.config"):
+        build(tmp_path, workspace)
+
+
+def test_a_repository_that_holds_our_state_is_not_mounted(tmp_path: Path, workspace: Path) -> None:
+    worktree(repository(tmp_path / "state/main.git"), workspace)
+
+    with pytest.raises(ConfigError, match="state folder"):
+        build(tmp_path, workspace)
+
+
+@needs_git
+def test_what_git_makes_is_a_worktree(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"},
+        )
+
+    git("init", "--quiet", "main")
+    git("-C", "main", "commit", "--allow-empty", "--message=x")
+    git("-C", "main", "worktree", "add", "../linked")
+    git("clone", "--bare", "main", "bare.git")
+    git("-C", "bare.git", "worktree", "add", "../of-bare", "-b", "other")
+
+    for name, common in (("linked", "main/.git"), ("of-bare", "bare.git")):
+        found = find_worktree(tmp_path / name)
+        assert found is not None
+        assert (found.common, found.name) == (tmp_path / common, name)
+        assert (found.target, found.link) == (str(tmp_path / common), f"{tmp_path}/{name}/.git")
+    assert find_worktree(tmp_path / "main") is None

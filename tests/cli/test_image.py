@@ -1,0 +1,97 @@
+"""`container-runner image`: what it prints, and where to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from container_runner.engine.image import AGENTS, CONTAINERFILE
+from tests.small_engine import SmallEngine, call
+
+DIGEST = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> SmallEngine:
+    engine = SmallEngine.make(tmp_path)
+    script = Path(engine.binary)
+    answers = f"""\
+  build) cat >/dev/null; printf 'STEP 1\\nReading 5%%\\rReading 100%%\\n\\033[31mred\\n' ;;
+  run) printf '1.2.3\\033[0m\\n' ;;
+  image) echo sha256:{DIGEST} ;;
+"""
+    script.write_text(script.read_text().replace("  ps)", f"{answers}  ps)"))
+    return engine
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_the_progress_goes_to_stderr_and_the_next_line_to_type_to_stdout(
+    agent: str, engine: SmallEngine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = call(capfd, "image", "build", agent, f"--engine={engine.binary}")
+
+    assert done.code == 0, done.err
+    assert done.err.splitlines()[:2] == ["STEP 1", "Reading 100%"]
+    assert done.lines[0].startswith(f"Built container-runner/{agent} with {agent} 1.2.3")
+    command = "" if agent == "claude" else f" --command={agent}"
+    assert done.lines[1] == (
+        f"  container-runner doctor --image=container-runner/{agent}{command} --engine={engine.binary}"
+    )
+    assert "\033" not in done.out + done.err
+    assert f"--build-arg=AGENT_VERSION={AGENTS[agent].version}" in engine.calls[1]
+
+
+def test_json_is_for_programs(engine: SmallEngine, capfd: pytest.CaptureFixture[str]) -> None:
+    done = call(capfd, "image", "build", "--json", "--tag=mine:1", "--agent-version=7", f"--engine={engine.binary}")
+
+    answer = json.loads(done.out)
+    assert answer.pop("seconds") >= 0
+    assert answer == {"image": "mine:1", "id": DIGEST, "agent": "claude", "version": "1.2.3\033[0m"}
+    assert "--build-arg=AGENT_VERSION=7" in engine.calls[1]
+
+
+def test_arguments_reach_the_build(engine: SmallEngine, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--base=my/base:1", "--package=vim", "--package=make", "--pull", "--no-cache"]
+    call(capfd, "image", "build", *words, f"--engine={engine.binary}")
+
+    building = engine.calls[1]
+    assert {"--build-arg=BASE=my/base:1", "--pull", "--no-cache", "--tag=container-runner/claude"} <= {*building}
+    assert any(word.endswith(" vim make") for word in building)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["claudia"], 2, "claude"),
+        (["--tag=Not An Image"], 2, "tag"),
+        (["--agent-version=1;2"], 2, "agent_version"),
+        (["--engine=no-such-engine"], 3, "no-such-engine"),
+    ],
+)
+def test_what_is_refused_is_named(
+    words: list[str], code: int, said: str, engine: SmallEngine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = call(capfd, "image", "build", *words, *([] if "engine" in words[0] else [f"--engine={engine.binary}"]))
+
+    assert done.code == code
+    assert said in done.err
+    assert not any(words[0] == "build" for words in engine.calls)
+
+
+def test_what_was_shown_while_it_went_wrong_is_not_shown_again(
+    engine: SmallEngine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(engine.binary)
+    script.write_text(script.read_text().replace("  build) ", "  build) echo 'dial tcp: no such host'; exit 1; "))
+
+    done = call(capfd, "image", "build", f"--engine={engine.binary}")
+
+    assert done.code == 4
+    assert done.err.count("no such host") == 1
+    assert "--from-scratch" in done.err
+
+
+def test_the_containerfile_can_be_had(capfd: pytest.CaptureFixture[str]) -> None:
+    assert call(capfd, "image", "containerfile").out == CONTAINERFILE.read_text()

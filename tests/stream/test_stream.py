@@ -1,0 +1,486 @@
+"""The clocks of a run, and what an exit code means."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+
+from container_runner.agents import CommandRuntime
+from container_runner.errors import (
+    AgentError,
+    ContainerGoneError,
+    ExecLostError,
+    IdleTimeoutError,
+    ResultTimeoutError,
+    TotalTimeoutError,
+)
+from container_runner.options import Agent, ExecuteOptions
+from container_runner.stream import process as process_module
+from container_runner.stream import stream as stream_module
+from container_runner.stream.lines import OversizedLine
+from container_runner.stream.messages import (
+    ErrorMessage,
+    Message,
+    OutputLine,
+    ResultMessage,
+    SystemMessage,
+    UserMessage,
+)
+from container_runner.stream.process import Process
+from container_runner.stream.stream import MessageStream, killed
+
+RESULT = '{"type": "result", "subtype": "success", "is_error": false, "result": "%s"}'
+
+
+def options(**clocks: float | None) -> ExecuteOptions:
+    given: dict[str, Any] = {"idle_timeout": None, "result_timeout": None, **clocks}
+    return ExecuteOptions(prompt="Hello", agent=Agent(name="bot"), **given)
+
+
+class Reader:
+    """A stream from a shell script, closed at the end of the block."""
+
+    def __init__(self, script: str, options: ExecuteOptions, end: bytes | None = None, **others: object) -> None:
+        self._script, self._options, self._end, self._others = script, options, end, others
+
+    async def __aenter__(self) -> MessageStream:
+        self._process = await Process.start(
+            ["sh", "-c", self._script],
+            hold_stdin=self._end is not None,
+            end=self._end,
+            line_limit=self._options.line_limit,
+        )
+        return MessageStream(self._process, self._options, **self._others)  # type: ignore[arg-type]  # the fields vary
+
+    async def __aexit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # the shell's children as well
+        with anyio.CancelScope(shield=True):
+            await self._process.terminate()
+        self._process.close()
+
+
+async def all_of(stream: MessageStream) -> list[Message | OversizedLine]:
+    messages: list[Message | OversizedLine] = []
+    while batch := await stream.read():
+        messages += batch
+    return messages
+
+
+# Messages
+
+
+async def test_lines_become_messages_and_blank_ones_none() -> None:
+    script = f"echo; echo '{{\"type\": \"system\"}}'; echo '  '; echo text; echo '{RESULT % 'ok'}'"
+    async with Reader(script, options()) as stream:
+        system, text, result = await all_of(stream)
+
+        assert isinstance(system, SystemMessage)
+        assert isinstance(text, OutputLine)
+        assert isinstance(result, ResultMessage)
+        assert stream.result is result
+
+
+class Chunks:
+    """A process that has said all at once."""
+
+    has_said_all = False
+
+    def __init__(self, *lines: bytes) -> None:
+        self._lines = [*lines]
+
+    async def read(self, timeout: float | None) -> list[bytes]:
+        lines, self._lines = self._lines, []
+        return lines
+
+
+def numbered(count: int) -> list[bytes]:
+    return [b'{"type": "user", "n": %d}' % number for number in range(count)]
+
+
+def numbers(messages: list[Message]) -> list[int]:
+    return [message.raw["n"] for message in messages if isinstance(message, UserMessage)]
+
+
+async def test_many_lines_at_once_become_messages_by_portions() -> None:
+    process: Any = Chunks(*numbered(50), *[b""] * 100, *numbered(50))
+    recorded: list[Message] = []
+    stream = MessageStream(process, options(), record=lambda _, messages: recorded.extend(messages))
+
+    portions = []
+    while batch := await stream.read():
+        assert recorded[-len(batch) :] == batch
+        portions.append(batch)
+
+    assert all(len(batch) <= stream_module.PORTION for batch in portions)
+    assert [number for batch in portions for number in numbers(batch)] == [*range(50), *range(50)]
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_lines_are_decoded_at_once_only_for_who_reads_them(reads: bool) -> None:
+    process: Any = Chunks(*numbered(100))
+    stream = MessageStream(process, options())
+    undecoded: list[int] = []
+
+    while batch := await stream.read():
+        assert all(isinstance(message, UserMessage) for message in batch)
+        undecoded.append(sum(bool(message.undecoded) for message in batch if isinstance(message, UserMessage)))
+        if reads:
+            numbers(batch)
+
+    # The last one of a portion always waits, to tell what its reader wants.
+    assert undecoded == ([32, 1, 1, 1] if reads else [32, 32, 32, 4])
+
+
+async def test_a_runtime_with_messages_of_its_own_reads_each_line() -> None:
+    class Shouting(CommandRuntime):
+        def parse_line(self, line: bytes) -> Message | None:
+            return OutputLine(line.upper())
+
+    process: Any = Chunks(b'{"type": "user"}', b"text")
+    stream = Shouting(["say"]).read(process, options())
+
+    assert await stream.read() == [OutputLine(b'{"TYPE": "USER"}'), OutputLine(b"TEXT")]
+
+
+async def test_what_was_not_asked_for_comes_before_what_is_read_later() -> None:
+    process: Any = Chunks(*numbered(100))
+    stream = MessageStream(process, options())
+
+    first = await stream.read()
+    rest = stream.parse([b'{"type": "user", "n": 100}'])
+
+    assert numbers(first) + numbers(rest) == [*range(101)]
+    assert not stream.parse([])
+    assert not await stream.read()
+
+
+async def test_the_last_result_counts() -> None:
+    async with Reader(f"echo '{RESULT % 'one'}'; echo '{RESULT % 'two'}'", options()) as stream:
+        await all_of(stream)
+
+        assert stream.result is not None
+        assert stream.result.result == "two"
+
+
+async def test_a_line_over_the_limit_is_a_message_too() -> None:
+    limited = ExecuteOptions(prompt="x", agent=Agent(name="bot"), line_limit=1024)
+    async with Reader("head -c 5000 /dev/zero; echo; echo text", limited) as stream:
+        oversized, text = await all_of(stream)
+
+        assert isinstance(oversized, OversizedLine)
+        assert isinstance(text, OutputLine)
+
+
+# Clocks
+
+
+@pytest.mark.parametrize(
+    ("script", "clocks", "error"),
+    [
+        ("sleep 1000", {"timeout": 0.2}, TotalTimeoutError),
+        ("sleep 1000", {"idle_timeout": 0.2}, IdleTimeoutError),
+        (f"echo '{RESULT % 'ok'}'; sleep 1000", {"result_timeout": 0.2}, ResultTimeoutError),
+        # The one that runs out first counts.
+        ("sleep 1000", {"timeout": 0.2, "idle_timeout": 60}, TotalTimeoutError),
+        ("sleep 1000", {"timeout": 60, "idle_timeout": 0.2}, IdleTimeoutError),
+        (
+            f"echo '{RESULT % 'ok'}'; sleep 1000",
+            {"timeout": 60, "idle_timeout": 60, "result_timeout": 0.2},
+            ResultTimeoutError,
+        ),
+        # A talkative agent is not idle, and its time runs out all the same.
+        ("while :; do echo talk; sleep 0.01; done", {"timeout": 0.4, "idle_timeout": 0.3}, TotalTimeoutError),
+        ("yes", {"timeout": 0.2}, TotalTimeoutError),
+        # Without a result there is no waiting for its end.
+        ("echo text; sleep 1000", {"timeout": 0.4, "result_timeout": 0.1}, TotalTimeoutError),
+        # Half a line is no sign of life that anybody hears of.
+        ("printf half; sleep 1000", {"idle_timeout": 0.2}, IdleTimeoutError),
+    ],
+)
+async def test_a_clock_that_runs_out(script: str, clocks: dict[str, float], error: type[AgentError]) -> None:
+    async with Reader(script, options(**clocks)) as stream:
+        with pytest.raises(error):
+            await all_of(stream)
+
+
+async def test_no_clock_runs_out_when_all_are_off_or_far_away() -> None:
+    async with Reader(f"sleep 0.3; echo '{RESULT % 'ok'}'; sleep 0.3", options()) as stream:
+        assert len(await all_of(stream)) == 1
+    clocks = options(timeout=60, idle_timeout=60, result_timeout=60)
+    async with Reader(f"sleep 0.1; echo '{RESULT % 'ok'}'", clocks) as stream:
+        assert len(await all_of(stream)) == 1
+
+
+async def test_what_was_said_before_a_clock_ran_out_was_heard() -> None:
+    async with Reader("echo one; echo two; sleep 1000", options(timeout=0.4)) as stream:
+        heard = [*await stream.read()]
+        with contextlib.suppress(TotalTimeoutError):
+            while True:
+                heard += await stream.read()
+        assert len(heard) == 2
+
+
+# The look at a silent agent
+
+
+async def test_a_silent_agent_is_looked_at_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.05)
+    looks = 0
+
+    async def check() -> None:
+        nonlocal looks
+        looks += 1
+
+    async with Reader("sleep 0.5; echo text", options(timeout=60), check=check) as stream:
+        assert len(await all_of(stream)) == 1
+    assert looks >= 2
+
+
+async def test_what_the_look_finds_ends_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(stream_module, "LAST_WAIT", 0.1)
+
+    async def check() -> None:
+        raise ContainerGoneError("gone")
+
+    async with Reader("sleep 1000", options(), check=check) as stream:
+        with pytest.raises(ContainerGoneError):
+            await stream.read()
+
+
+async def test_an_agent_that_ends_while_it_is_looked_after_has_not_lost_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.05)
+
+    async def check() -> None:
+        (tmp_path / "go").touch()  # the agent, which has ended meanwhile
+        raise ExecLostError("gone")
+
+    said = f"until [ -e '{tmp_path}/go' ]; do sleep 0.01; done; sleep 0.2; echo last; echo words"
+    async with Reader(said, options(), check=check) as stream:
+        assert [message.to_dict()["text"] for message in await all_of(stream)] == ["last", "words"]
+        assert await stream.wait() == 0
+
+
+async def test_a_look_that_has_no_answer_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(stream_module, "CHECK_PATIENCE", 0.1)
+
+    async with Reader("sleep 0.5; echo text", options(), check=anyio.sleep_forever) as stream:
+        with anyio.fail_after(20):
+            assert len(await all_of(stream)) == 1
+
+
+async def test_a_clock_is_kept_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.15)
+
+    async with Reader("sleep 1000", options(idle_timeout=0.4)) as stream:
+        with pytest.raises(IdleTimeoutError):
+            await stream.read()
+
+
+async def test_a_clock_runs_also_during_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine may not answer."""
+    monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.05)
+
+    async with Reader("sleep 1000", options(timeout=0.3), check=anyio.sleep_forever) as stream:
+        with anyio.fail_after(20), pytest.raises(TotalTimeoutError):
+            await stream.read()
+
+
+@pytest.mark.parametrize("clock", ["idle_timeout", "result_timeout", "timeout"])
+async def test_what_its_reader_does_with_the_messages_is_no_fault_of_the_agent(clock: str) -> None:
+    async with Reader(f"echo '{RESULT % 'ok'}'", options(**{clock: 0.3})) as stream:
+        assert len(await stream.read()) == 1
+        await anyio.sleep(0.6)
+        assert await stream.read() == []
+        assert await stream.wait() == 0
+
+
+async def test_an_agent_that_has_said_all_has_no_clock_but_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "END_PATIENCE", 1.0)
+    limits = {"timeout": 0.5, "idle_timeout": 0.2, "result_timeout": 0.2, "grace": 0}
+    said = f"echo '{RESULT % 'ok'}'; echo END; read -r nothing"
+
+    async with Reader(f"{said}; sleep 0.7", options(**limits), end=b"END") as stream:
+        assert len(await stream.read()) == 1
+        await anyio.sleep(1.5)
+        assert await stream.read() == []
+        assert await stream.wait() == 0
+    async with Reader(f"{said}; sleep 1000", options(**limits), end=b"END") as stream:
+        assert len(await stream.read()) == 1
+        with anyio.fail_after(20), pytest.raises(ExecLostError):
+            await stream.read()
+
+
+async def test_an_agent_that_talks_on_after_its_result_does_not_outlive_the_clock() -> None:
+    async with Reader(f"echo '{RESULT % 'ok'}'; exec yes", options(result_timeout=0.3)) as stream:
+        with anyio.fail_after(20), pytest.raises(ResultTimeoutError):
+            await all_of(stream)
+
+
+async def test_the_clocks_run_until_the_process_has_ended() -> None:
+    async with Reader("exec >&- 2>&-; sleep 1000", options(timeout=0.3)) as stream:
+        assert await stream.read() == []
+        with anyio.fail_after(20), pytest.raises(TotalTimeoutError):
+            await stream.wait()
+
+
+async def test_the_total_clock_may_have_begun_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = anyio.current_time() - 1000
+
+    async with Reader("sleep 1000", options(timeout=1000.0), started_at=began) as stream:
+        with anyio.fail_after(20), pytest.raises(TotalTimeoutError):
+            await stream.read()
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGINT])
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_an_exit_code_that_means_a_signal(number: signal.Signals, shift: int) -> None:
+    error = killed(-number if shift < 0 else 128 + number, "said")
+
+    assert error is not None
+    assert (error.signal, error.stderr) == (number, "said")
+    assert number.name in error.message
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 64, 125, 126, 127, 128, 192, 200, 254, 255])
+def test_an_exit_code_that_means_none(code: int) -> None:
+    assert killed(code, "") is None
+
+
+# On the host
+
+
+async def on_host(script: str, **others: object) -> list[Message]:
+    runtime = CommandRuntime(["sh", "-c", script])
+    given = ExecuteOptions(prompt="the prompt", agent=Agent(name="bot"), **others)  # type: ignore[arg-type]  # the fields vary
+    return [message async for message in runtime.execute(given)]
+
+
+async def test_a_command_on_the_host_gets_its_prompt_and_says_its_lines() -> None:
+    (line,) = await on_host("cat")
+
+    assert isinstance(line, OutputLine)
+    assert line.text == "the prompt"
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "exit_code"),
+    [("echo why >&2; exit 3", "agent_failed", 3), ("kill -SEGV $$", "agent_killed", -11)],
+)
+async def test_a_command_that_fails_on_the_host(script: str, kind: str, exit_code: int) -> None:
+    (error,) = await on_host(script)
+
+    assert isinstance(error, ErrorMessage)
+    assert (error.kind, error.exit_code) == (kind, exit_code)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs: an orphan that has ended stays a zombie until the system's PID 1 sees to it."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "sleep 1000 & echo $!; wait",
+        "echo $$; exec >&- 2>&-; sleep 1000",
+        "(trap '' TERM; echo $(exec sh -c 'echo $PPID'); while :; do sleep 0.05; done) & wait",
+    ],
+)
+async def test_a_timeout_on_the_host_ends_the_whole_group(script: str) -> None:
+    pid, error = await on_host(script, timeout=0.3, grace=1)
+
+    assert isinstance(error, ErrorMessage)
+    assert error.kind == "total_timeout"
+    assert isinstance(pid, OutputLine)
+    try:
+        for _ in range(20):
+            if not is_running(int(pid.text)):
+                break
+            await anyio.sleep(0.05)
+        assert not is_running(int(pid.text))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid.text), signal.SIGKILL)
+
+
+async def test_what_a_command_on_the_host_says_while_it_is_stopped_is_heard() -> None:
+    script = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done"
+
+    ready, bye, error = await on_host(script, timeout=0.5, grace=5)
+
+    assert [ready.to_dict()["text"], bye.to_dict()["text"]] == ["ready", "bye"]
+    assert isinstance(error, ErrorMessage)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_command_on_the_host_is_ended_also_by_a_second_cancellation(anyio_backend: str) -> None:
+    pids: list[int] = []
+
+    async def consume() -> None:
+        runtime = CommandRuntime(["sh", "-c", "trap '' TERM; echo $$; while :; do sleep 0.05; done"])
+        given = ExecuteOptions(prompt="", agent=Agent(name="bot"), grace=1)
+        async with contextlib.aclosing(runtime.execute(given)) as messages:
+            async for message in messages:
+                pids.append(int(message.to_dict()["text"]))
+
+    task = asyncio.create_task(consume())
+    while not pids:
+        await asyncio.sleep(0.01)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0.1)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not is_running(pids[0])
+
+
+async def test_a_grandchild_that_floods_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "EXIT_GRACE", 0.2)
+
+    with anyio.fail_after(20):
+        *_, error = await on_host("setsid yes & sleep 0.2; exit 3")
+
+    assert isinstance(error, ErrorMessage)
+    assert error.exit_code == 3
+
+
+async def test_a_program_for_another_machine_on_the_host(tmp_path: Path) -> None:
+    (tmp_path / "program").write_bytes(b"\x7fELF of another machine")
+    (tmp_path / "program").chmod(0o755)
+    given = ExecuteOptions(prompt="x", agent=Agent(name="bot"))
+
+    (error,) = [message async for message in CommandRuntime([str(tmp_path / "program")]).execute(given)]
+
+    assert isinstance(error, ErrorMessage)
+    assert (error.kind, "format error" in error.message) == ("command_not_executable", True)
+
+
+@pytest.mark.parametrize(
+    ("program", "kind"), [("/nowhere/at/all", "command_not_found"), ("/etc", "command_not_executable")]
+)
+async def test_a_program_that_can_not_be_run_on_the_host(program: str, kind: str) -> None:
+    given = ExecuteOptions(prompt="x", agent=Agent(name="bot"))
+
+    (error,) = [message async for message in CommandRuntime([program]).execute(given)]
+
+    assert isinstance(error, ErrorMessage)
+    assert error.kind == kind
