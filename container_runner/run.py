@@ -6,15 +6,22 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 import anyio
 
 from container_runner.agents import CommandLineRuntime
-from container_runner.box import argv, guest
+from container_runner.box import guest
 from container_runner.box.plan import Plan
-from container_runner.engine.engine import ContainerInfo, classify, spawn_error, start_limiter
-from container_runner.engine.manager import CLEANUP_TIMEOUT, Container, ContainerManager
+from container_runner.engine.engine import (
+    PULL_TIMEOUT,
+    RUN_TIMEOUT,
+    ContainerInfo,
+    classify,
+    start_limiter,
+)
+from container_runner.engine.manager import CLEANUP_TIMEOUT, DAEMON_LOST, Container, ContainerManager
 from container_runner.engine.pool import Pool, Warm
 from container_runner.errors import (
     AgentKilledError,
@@ -26,8 +33,10 @@ from container_runner.errors import (
     EngineBusyError,
     EngineError,
     EngineTimeoutError,
+    EngineUnreachableError,
     ExecLostError,
     ImageUnsuitableError,
+    MountError,
     NameTakenError,
     OutOfMemoryError,
 )
@@ -35,10 +44,10 @@ from container_runner.options import ExecuteOptions
 from container_runner.records.records import Recorder
 from container_runner.stream.messages import Message
 from container_runner.stream.process import STDERR_TAIL, Completed, Process, settle
-from container_runner.stream.stream import MessageStream, killed, total_timeout
+from container_runner.stream.stream import RAISE_LIMIT, MessageStream, killed, total_timeout
 
 START_TIMEOUT: Final = 60.0
-"""Seconds that an agent may take to start, its prompt's way included."""
+"""Seconds that an agent may take to start in a container that is there, its prompt's way included."""
 
 START_ATTEMPTS: Final = 3
 TRANSIENT: Final = (ContainerGoneError, EngineBusyError, NameTakenError)
@@ -46,6 +55,9 @@ TRANSIENT: Final = (ContainerGoneError, EngineBusyError, NameTakenError)
 
 STOP_SLACK: Final = 5.0
 """Seconds beyond the grace period after which a client whose agent was stopped is given up."""
+
+KILLED: Final = 128 + 9
+"""The exit code of a container whose PID 1 was killed."""
 
 _log = logging.getLogger(__name__)
 
@@ -82,14 +94,17 @@ class Run:
         self._began_at = began_at
         self._warm: Warm | None = None
         self._container: Container | None = None
-        self._is_spoiled = False
-        """Whether the container is one that no other run should use."""
+        """A kept one."""
         self._process: Process | None = None
+        self._started_at = 0.0
+        """When the client was started, in seconds since the epoch."""
+        self._is_spoiled = False
+        """Whether a kept container is one that no other run should use."""
         self.stopped_by: str | None = None
-        """The last rung of the ladder that was needed: "term", "kill", "sweep", "container", or None."""
+        """The last rung of the ladder that was needed: "term", "kill", "container", or None."""
 
     async def start(self) -> MessageStream:
-        """Make or find the container, start the agent in it, and wait until it has started.
+        """Start the agent in a new, a waiting or a kept container, and wait until it has started.
 
         Raises:
             TotalTimeoutError: the options' total clock ran out.
@@ -109,13 +124,15 @@ class Run:
         report, stderr = self._report()
         if report.ended is None:
             return await self._diagnose(exit_code, stderr)
-        exit_code = report.ended  # a client that asks for it when the container has gone has a code of its own
+        exit_code = report.ended  # the client's own is another one
         failure = self._runtime.outcome(self._stream.result, exit_code, stderr)
         if failure is None:
             return None
         if report.oom_kills:
             message = f"The agent ran out of memory: the kernel killed {report.oom_kills} of its processes."
             return OutOfMemoryError(message, exit_code=exit_code, stderr=stderr)
+        if self._is_overdue:
+            return self._gone(exit_code=exit_code, stderr=stderr)
         if self._stream.result is None and (signalled := killed(exit_code, stderr)):
             return signalled
         return failure
@@ -123,8 +140,8 @@ class Run:
     async def stop(self) -> list[Message]:
         """Climb the ladder until the agent's client has ended.
 
-        The watchdog inside sends TERM when the lease ends, and KILL after the grace period. If the client is
-        still there then, we reach in ourselves; at last the container goes.
+        Our script inside sends TERM when the lease ends, and KILL after the grace period. If the client is still there
+        then, the container goes.
 
         Returns:
             What the agent still said on the way, see `MessageStream.drain`.
@@ -140,22 +157,20 @@ class Run:
 
     async def _stop(self) -> list[Message]:
         process = self._running
+        was_running = process.returncode is None
         said: list[Message] = []
         process.close_stdin()
-        for rung, timeout in (("lease", self._options.grace + STOP_SLACK), ("sweep", 2.0), ("container", STOP_SLACK)):
-            if rung == "sweep" and self._plan.ephemeral:
-                continue  # its container goes anyway
-            if rung != "lease":
+        for rung, timeout in (("lease", self._options.grace + STOP_SLACK), ("container", STOP_SLACK)):
+            if rung == "container":
                 self.stopped_by = rung
-                await self._climb(rung)
-            try:
-                with anyio.fail_after(timeout):
-                    await self._stream.drain(said)
-                    await process.wait()
-            except TimeoutError:
-                continue
-            self.stopped_by = self.stopped_by or self._report()[0].stop
-            break
+                await self._remove()
+            with anyio.move_on_after(timeout):
+                await self._stream.drain(said)
+                await process.wait()
+            if process.returncode is not None:
+                break
+        if was_running and self.stopped_by is None:
+            self.stopped_by = "kill" if self._report()[0].ended is None else "term"
         if self._stream.is_cut:
             self._record.cut()
         return said
@@ -176,43 +191,58 @@ class Run:
         assert self._process is not None  # noqa: S101  start() comes first
         return self._process
 
+    @property
+    def _name(self) -> str:
+        """The container's."""
+        made = self._plan if self._warm is None else self._warm.plan
+        return made.container if self._container is None else self._container.name
+
     async def _start(self) -> MessageStream:
-        options, plan = self._options, self._plan
-        if not plan.ephemeral:
+        options = self._options
+        span: AbstractContextManager[None] = self._record.trace.span("create")
+        if not self._plan.ephemeral:
             # It may have to wait for other runs of this agent, which must not hold up other agents.
-            self._container = await self._take()
+            with span:
+                self._container = await self._manager.get_or_create(self._plan)
+            self._record.in_container(self._name)
+            span = nullcontext()
         async with start_limiter():
-            self._container = self._container or await self._take()
-            self._record.in_container(self._container.name)
-            command = plan.exec_in(self._container.name)
+            self._started_at = time.time()
             try:
-                self._process = await Process.start(
-                    command,
-                    env={**self._manager.engine.environ, **plan.values},
-                    stdin=plan.stdin,
-                    hold_stdin=True,
-                    gate=guest.started_line(plan.run_id),
-                    end=guest.ended_line(plan.run_id),
-                    line_limit=options.line_limit,
-                )
-                started = await self._process.wait_for_gate(START_TIMEOUT)
-            except TimeoutError:  # which is an OSError as well
-                raise EngineTimeoutError(f"The agent had not started after {START_TIMEOUT:g} seconds.") from None
-            except OSError as error:
-                raise spawn_error(command, error) from None
+                with span:
+                    started = await self._start_client()
+            except TimeoutError:
+                raise EngineTimeoutError("The agent had not started in time.") from None
+        if self._plan.ephemeral:
+            self._record.in_container(self._name)
         if not started:
-            raise await self._refusal(self._process)
+            raise await self._refusal()
         self._stream = self._runtime.read(
-            self._process, options, started_at=self._began_at, check=self._check, record=self._record.record
+            self._running,
+            options,
+            started_at=self._began_at,
+            ends_at=anyio.current_time() + self._ends_at - time.time(),
+            check=self._check,
+            record=self._record.record,
         )
         return self._stream
 
-    async def _take(self) -> Container:
-        """The run's container: one that was ready, one that was kept, or a new one."""
-        with self._record.trace.span("create"):
-            if pool := self._pools.get(self._plan.agent):
-                self._warm = pool.take(self._plan.digest)
-            return self._warm.container if self._warm else await self._manager.get_or_create(self._plan)
+    async def _start_client(self) -> bool:
+        """Start the engine's client with the agent behind it; tell whether the agent has started."""
+        plan, engine, limit = self._plan, self._manager.engine, self._options.line_limit
+        gate, end = guest.started_line(plan.token), guest.ended_line(plan.token)
+        pool = self._pools.get(plan.agent) if plan.ephemeral else None
+        timeout = START_TIMEOUT
+        if warm := pool.take(plan.digest) if pool else None:
+            self._warm, self._process = warm, warm.process
+            self._process.send(plan.stdin(with_command=True), gate=gate, end=end, line_limit=limit)
+        elif plan.ephemeral:
+            self._process = await engine.start(plan.run, plan.stdin(), gate=gate, end=end, line_limit=limit)
+            timeout = PULL_TIMEOUT if plan.may_pull else RUN_TIMEOUT
+        else:
+            command = plan.exec_in(self._name)
+            self._process = await engine.start(command, plan.stdin(), gate=gate, end=end, line_limit=limit)
+        return await self._process.wait_for_gate(timeout)
 
     async def _retry(self, error: EngineError) -> MessageStream:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -233,19 +263,14 @@ class Run:
         raise error
 
     async def _finish(self, max_containers: int) -> EngineError | None:
-        name = self._plan.container if self._container is None else self._container.name
+        name = self._name
         try:
             with anyio.fail_after(CLEANUP_TIMEOUT + self._options.grace):
                 if self._has_started and self._running.returncode is None:
                     await self.stop()
-                persistent = self._container is not None and not self._plan.ephemeral
-                report = self._report()[0] if self._has_started else guest.Report()
-                is_good = report.ended is not None
-                if persistent and self._has_started and (report.left or not is_good):
-                    await self._climb("sweep")  # nobody inside was left to do it, or it could not be done there
                 was_created = self._container is not None and self._container.created
-                await self._clear(is_good=is_good)
-                if persistent and was_created:
+                await self._clear()
+                if was_created:
                     await self._clean_up(max_containers)
         except TimeoutError:
             left = CleanupError(f"Cleaning up took too long; {name} may be left.", left=(name,))
@@ -268,71 +293,49 @@ class Run:
         """Let go of everything, whatever state it is in."""
         if self._container is not None and self._container.lock is not None:
             self._container.lock.release()
-        for process in (self._process, None if self._warm is None else self._warm.holder):
-            if process is not None:
-                await process.abandon()
-
-    async def _clear(self, *, is_good: bool = False) -> None:
-        """End the client, and give the container back, which is good if the run ended well."""
         if self._process is not None:
-            self._process.close_stdin()
-            await self._process.terminate()
+            await self._process.abandon()
+
+    async def _clear(self) -> None:
+        """End the client, and see that an ephemeral container is gone, and a kept one given back."""
+        kept = None if self._plan.ephemeral else self._container
+        if self._process is not None:
+            in_order = await self._manager.end_client(self._process, self._name, kept=kept is not None)
+            self._is_spoiled = self._is_spoiled or not in_order
             self._record.trace.end_exec(self._process.returncode)
-            self._process.close()
             self._process = None
-        if self._warm is not None:
-            await self._warm.let_go()
-            self._warm = None
-        if self._container is not None:
-            await self._manager.release(self._container, self._plan, is_good=is_good, is_spoiled=self._is_spoiled)
-            self._container = None
-            self._is_spoiled = False
+        if kept is not None:
+            await self._manager.release(kept, self._plan, is_spoiled=self._is_spoiled)
+        self._warm = self._container = None
+        self._is_spoiled = False
 
     @property
     def _has_started(self) -> bool:
         return self._process is not None and self._process.gate_line is not None
 
-    @property
-    def _group(self) -> int | None:
-        """The agent's process group in the container."""
-        words = (self._running.gate_line or b"").split()
-        return int(words[-1]) if words and words[-1].isdigit() else None
-
-    async def _climb(self, rung: str) -> None:
-        assert self._container is not None  # noqa: S101  there is no process without one
-        engine, name, plan = self._manager.engine, self._container.name, self._plan
+    async def _remove(self) -> None:
         try:
-            if rung == "container":
-                await engine.remove(name)
-            elif self._group is not None:
-                kill = argv.kill_argv(engine.binary, name=name, user=plan.user, run_id=plan.run_id, group=self._group)
-                await engine.run(kill, check=False)
+            await self._manager.engine.remove(self._name)
         except EngineError as error:
-            _log.debug("stopping by %s: %s", rung, error.message)
+            _log.debug("removing %s: %s", self._name, error.message)
 
     async def _check(self) -> None:
         """Make sure, after a silence, that the client still waits for somebody."""
-        engine = self._manager.engine
         try:
             info = await self._info()
-            is_lost = False
-            if info is not None and info.is_running and self._group is not None:
-                probe = argv.probe_argv(engine.binary, name=info.name, user=self._plan.user, group=self._group)
-                is_lost = (await engine.run(probe, check=False)).returncode == guest.EXIT_GONE
         except EngineError as error:  # an engine that does not answer just now says nothing about the agent
-            _log.info("looking after %s: %s", self._plan.container, error.message)
+            _log.info("looking after %s: %s", self._name, error.message)
             return
         if info is None or not info.has_processes:
             raise self._gone(stderr=self._report()[1])
-        if is_lost:
-            raise ExecLostError("The agent has ended, and the engine's client did not notice.")
 
     def _report(self) -> tuple[guest.Report, str]:
-        report, stderr = guest.Report.parse(bytes(self._running.stderr), self._plan.run_id)
+        report, stderr = guest.Report.parse(bytes(self._running.stderr), self._plan.run_id, self._plan.token)
         return report, scrub(stderr.decode("utf-8", "replace"), self._plan.values)
 
-    async def _refusal(self, process: Process) -> ContainerRunnerError:
+    async def _refusal(self) -> ContainerRunnerError:
         """Why the agent was not started."""
+        process, plan = self._running, self._plan
         try:
             with anyio.fail_after(STOP_SLACK):
                 stdout = await process.read_all(2 * STDERR_TAIL)
@@ -340,62 +343,97 @@ class Run:
         except TimeoutError:
             return EngineTimeoutError("The engine's client did not end, though the agent was not started.")
         report, stderr = self._report()
-        program, image = self._plan.program, self._plan.image
-        if report.refusal == "missing":
-            message = f"The image {image} lacks {', '.join(report.missing)}."
-            return ImageUnsuitableError(message, exit_code=exit_code)
-        if report.refusal == "no-command":
-            return CommandNotFoundError(f"There is no {program!r} in the image {image}.", exit_code=exit_code)
-        if report.refusal == "not-executable":
-            message = f"{program!r} in the image {image} can not be run by user {self._plan.user}."
-            return CommandNotExecutableError(message, exit_code=exit_code)
-        if report.refusal == "prompt-lost":
-            self._is_spoiled = True  # an earlier run has filled what a persistent container keeps in memory
-            return EngineBusyError("The container has no room for the prompt.", exit_code=exit_code, stderr=stderr)
-        error = classify(Completed(returncode=exit_code, stdout=stdout, stderr=stderr), "exec")
+        if report.refusal is not None:
+            self._is_spoiled = report.refusal in ("mounts", "prompt-lost")
+            return self._refused(report, exit_code, stderr)
+        done = Completed(returncode=exit_code, stdout=stdout, stderr=stderr)
+        error = classify(done, "run" if plan.ephemeral else "exec")
         if type(error) is not EngineError:
             return error
-        try:
-            info = await self._info()
-        except EngineError:
-            return error
-        if info is not None and info.is_running:
-            return error
+        if plan.ephemeral:
+            has_ended = not 0 < exit_code - 124 < 4  # 125 to 127 are the engine's own
+        else:
+            try:
+                info = await self._info()
+            except EngineError:
+                return error
+            has_ended = info is None or not info.is_running
         # An engine has many words, or none at all, for an exec whose container ends at that moment.
         message = "The container ended while the agent was started in it."
-        return ContainerGoneError(message, exit_code=exit_code, stderr=stderr)
+        return ContainerGoneError(message, exit_code=exit_code, stderr=stderr) if has_ended else error
+
+    def _refused(self, report: guest.Report, exit_code: int, stderr: str) -> ContainerRunnerError:
+        """The error for what our script said instead of starting the agent."""
+        program, image = self._plan.program, self._plan.image
+        detail = ", ".join(report.detail)
+        kinds: dict[str, tuple[type[ContainerRunnerError], str]] = {
+            "missing": (ImageUnsuitableError, f"The image {image} lacks {detail}."),
+            "ksh93": (ImageUnsuitableError, f"The sh of the image {image} is ksh93, which can not hold an agent."),
+            "unsealed": (ImageUnsuitableError, f"The shell of the image {image} can not be copied to run unread."),
+            "mounts": (
+                MountError,
+                f"What is mounted at {detail or 'a planned place'} is not what was planned: a path was replaced "
+                "while the container started, or the engine sees other folders than we do.",
+            ),
+            "no-command": (CommandNotFoundError, f"There is no {program!r} in the image {image}."),
+            "not-executable": (
+                CommandNotExecutableError,
+                f"{program!r} in the image {image} can not be run by user {self._plan.user}.",
+            ),
+            "prompt-lost": (EngineBusyError, "The container has no room for the prompt."),
+        }
+        kind, message = kinds[report.refusal or ""]
+        return kind(message, exit_code=exit_code, stderr=stderr)
 
     async def _diagnose(self, exit_code: int, stderr: str) -> ContainerRunnerError:
-        """Why the wrapper did not live to see the agent's end."""
+        """Why our script did not live to see the agent's end."""
+        if self._is_overdue:
+            return self._gone(exit_code=exit_code, stderr=stderr)
+        if exit_code < 0:
+            message = "The engine's client was killed before the agent had ended."
+            return ExecLostError(message, exit_code=exit_code, stderr=stderr)
+        engine, name = self._manager.engine, self._name
         try:
             info = await self._info()
+            ran_out = info is not None and info.oom_killed and not info.is_running
+            if exit_code == KILLED and info is None:
+                ran_out = await engine.ran_out_of_memory(name, since=self._started_at)
         except EngineError as error:
             return error
-        is_running = info is not None and info.is_running
-        # A persistent container remembers what was killed in an earlier run.
-        if info is not None and info.oom_killed and (self._plan.ephemeral or not is_running):
+        if ran_out:
             return OutOfMemoryError("The container ran out of memory.", exit_code=exit_code, stderr=stderr)
-        if exit_code <= 0:  # no wrapper ends like this: a signal ended the client, or told it to go, and then it says 0
+        if exit_code == DAEMON_LOST:
+            message = "The engine's daemon went away while the agent was at work, and the agent was not told."
+            return EngineUnreachableError(message, exit_code=exit_code, stderr=stderr)
+        if exit_code == 0 and not self._plan.ephemeral:  # no script ends like this: a client that was told to go
             message = "The engine's client was ended before the agent was."
             return ExecLostError(message, exit_code=exit_code, stderr=stderr)
-        if is_running:
-            message = "Our wrapper around the agent was killed inside the container."
+        if exit_code in (0, 1) or (info is not None and info.is_running):
+            message = "Our script around the agent was killed inside the container."
             return AgentKilledError(message, signal=9, exit_code=exit_code, stderr=stderr)
         return self._gone(exit_code=exit_code, stderr=stderr)
 
+    @property
+    def _ends_at(self) -> float:
+        """When the container's time limit is over, in seconds since the epoch."""
+        made = self._plan if self._warm is None else self._warm.plan
+        return made.ends_at if self._container is None else self._container.ends_at
+
+    @property
+    def _is_overdue(self) -> bool:
+        return time.time() >= self._ends_at - 1
+
     def _gone(self, *, exit_code: int | None = None, stderr: str = "") -> ContainerGoneError:
-        assert self._container is not None  # noqa: S101  there is no process without one
-        if time.time() < self._container.ends_at - 1:
+        if not self._is_overdue:
             message, step = "The container ended while the agent ran.", None
         else:
-            message = f"The container's time limit, {self._container.time_limit} seconds, ended while the agent ran."
-            step = "Raise time_limit (--time-limit), or resume the session in a new container."
+            message = f"The container's time limit, {self._plan.time_limit} seconds, ended while the agent ran."
+            step = RAISE_LIMIT
         return ContainerGoneError(message, next_step=step, exit_code=exit_code, stderr=stderr)
 
     async def _info(self) -> ContainerInfo | None:
         """What the engine knows of the container; None if it is not there any more."""
-        assert self._container is not None  # noqa: S101  there is no process without one
-        infos = await self._manager.engine.inspect([self._container.name])
+        infos = await self._manager.engine.inspect([self._name])
         return infos[0] if infos else None
 
 

@@ -50,6 +50,9 @@ PRUNE_PATIENCE = 1.0
 """Seconds of them that may pass when its agent has started: meanwhile nobody reads what it says."""
 
 
+MOUNTING = ("--mount", "--tmpfs", "--volume", "-v")
+"""How the flags begin that mount something, where they stand in `extra_args`."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -136,8 +139,8 @@ class ContainerRunner:
             KIND_LABEL: "ephemeral" if config.ephemeral else "persistent",
         }
 
-        def run(name: str, labels: dict[str, str]) -> list[str]:
-            return argv.run_argv(
+        def run(name: str, labels: dict[str, str], run_id: str, command: tuple[str, ...]) -> tuple[str, ...]:
+            words = argv.run_argv(
                 engine.binary,
                 engine.dialect,
                 config,
@@ -145,45 +148,50 @@ class ContainerRunner:
                 user=user,
                 mounts=mounts,
                 labels=labels,
-                workspace_is_mounted=workspace is not None,
+                env=env,
+                run_id=run_id,
+                command=command if config.ephemeral else (),
             )
+            return tuple(words)
 
         # All that makes the container what it is: the command without what differs from run to run, and which files
         # its mounts really are. The engine's mount of a file ends when the host renames another one over it.
-        made_of = "\0".join([*run("", found_by), mounts.identity])
+        made_of = "\0".join([*run("", found_by, "", ()), mounts.identity])
         found_by[CONFIG_LABEL] = hashlib.sha256(made_of.encode()).hexdigest()[:32]
         ends_at = int(time.time()) + config.time_limit
         own = {RUN_LABEL: run_id, NAME_LABEL: name, DEADLINE_LABEL: str(ends_at + DEADLINE_SLACK)}
+        labels = {**own, **found_by, **Owner.current().to_labels()}
+        in_kept = argv.exec_argv(
+            engine.binary,
+            name=name,
+            user=user,
+            env=env,
+            run_id=run_id,
+            time_limit=config.time_limit,
+            command=command.argv,
+        )
         return Plan(
             run_id=run_id,
             agent=agent.name,
             container=name,
             ephemeral=config.ephemeral,
-            run=tuple(run(name, {**own, **found_by, **Owner.current().to_labels()})),
-            exec=tuple(
-                argv.exec_argv(
-                    engine.binary,
-                    name=name,
-                    user=user,
-                    env=env,
-                    run_id=run_id,
-                    ephemeral=config.ephemeral,
-                    stdin_size=len(command.stdin),
-                    grace=options.grace,
-                    command=command.argv,
-                )
-            ),
-            mounts=mounts.mounts,
+            run=run(name, labels, run_id, command.argv),
+            exec=() if config.ephemeral else tuple(in_kept),
+            waiting=run(name, labels, run_id, ()) if config.ephemeral else (),
+            command=command.argv,
+            mounted=mounts,
+            other_mounts=any(word.startswith(MOUNTING) for word in config.extra_args),
             variables=env.named,
             values=env.values,
-            stdin=command.stdin,
+            prompt=command.stdin,
+            token=secrets.token_hex(16),
+            grace=options.grace,
             user=user,
             reuse_labels=found_by,
             digest=found_by[CONFIG_LABEL],
             time_limit=config.time_limit,
             ends_at=ends_at,
             may_pull=config.pull != "never",
-            program=command.argv[0],
             image=config.image,
             state_dir=self.state_dir,
             dialect=engine.dialect,

@@ -9,7 +9,7 @@ import attrs
 
 from container_runner.box import guest
 from container_runner.box.environment import ContainerEnv
-from container_runner.box.mounts import ContainerMounts
+from container_runner.box.mounts import TMP_SIZE, ContainerMounts
 from container_runner.box.user import User
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
@@ -17,9 +17,6 @@ from container_runner.config.values import Mount, PortBinding, Tmpfs
 
 LABEL: Final = "container-runner."
 """How the keys of all our labels begin."""
-
-TMP_SIZE: Final = 512 * 1024 * 1024
-"""The size of /tmp and of HOME, each. It counts towards the memory limit only when it is used."""
 
 
 @attrs.frozen(kw_only=True)
@@ -71,21 +68,27 @@ def run_argv(
     user: User,
     mounts: ContainerMounts,
     labels: Mapping[str, str],
-    workspace_is_mounted: bool,
+    env: ContainerEnv,
+    run_id: str,
+    command: Iterable[str] = (),
 ) -> list[str]:
-    """`docker run`: start the container, with our PID 1 in it and no agent yet. It prints the container's id."""
+    """`docker run`: start the container.
+
+    An ephemeral one is a whole run: its PID 1 is our script, which reads header, prompt and lease from stdin and runs
+    *command*; without a command it waits for one in the header. A kept one is started with no agent in it yet, and
+    prints its id.
+    """
     return [
         binary,
         "run",
-        "--detach",
-        *(["--rm"] if config.ephemeral else []),
+        *(["--rm", "--interactive"] if config.ephemeral else ["--detach"]),
         f"--name={name}",
         *(f"--label={key}={value}" for key, value in {**config.labels, **labels}.items()),
         f"--pull={config.pull}",
         "--entrypoint=sh",
-        f"--user={user.for_pid1}",
+        f"--user={user if config.ephemeral else user.for_pid1}",
         *(["--userns=keep-id"] if dialect.keep_id else []),
-        "--workdir=/",
+        f"--workdir={paths.WORKSPACE if config.ephemeral else '/'}",
         "--cap-drop=ALL",
         "--security-opt=no-new-privileges",
         "--ipc=private",
@@ -106,19 +109,18 @@ def run_argv(
         *(f"--device={device}" for device in config.devices),
         *(f"--add-host={entry}" for entry in config.add_host),
         *(f"--publish={_port(port)}" for port in config.ports),
-        *(f"--tmpfs={_tmpfs(tmpfs, dialect)}" for tmpfs in _own_tmpfs(workspace_is_mounted=workspace_is_mounted)),
-        *(f"--tmpfs={_tmpfs(tmpfs, dialect)}" for tmpfs in config.tmpfs),
+        *(f"--tmpfs={_tmpfs(tmpfs, dialect)}" for tmpfs in mounts.tmpfs),
         *(f"--mount={_bind(mount)}" for mount in mounts.mounts),
         *(f"--mount={_mask(path, dialect)}" for path in mounts.masks),
+        *([f"--env={variable}" for variable in env.spelled] if config.ephemeral else []),
         *dialect.run,
         *config.extra_args,
         "--",
         config.image,
         "-c",
-        guest.PID1,
-        "sh",
-        "lease" if config.ephemeral else "keep",
+        *([guest.SEAL, run_id, guest.GUEST] if config.ephemeral else [guest.KEEPER, "sh"]),
         str(config.time_limit),
+        *command,
     ]
 
 
@@ -129,12 +131,10 @@ def exec_argv(
     user: User,
     env: ContainerEnv,
     run_id: str,
-    ephemeral: bool,
-    stdin_size: int,
-    grace: int,
+    time_limit: int,
     command: Iterable[str],
 ) -> list[str]:
-    """`docker exec`: run the agent's command in our wrapper, with its prompt and its lease on stdin."""
+    """`docker exec`: run the agent's command in a kept container, with header, prompt and lease on stdin."""
     return [
         binary,
         "exec",
@@ -142,39 +142,16 @@ def exec_argv(
         f"--user={user}",
         f"--workdir={paths.WORKSPACE}",
         *(f"--env={variable}" for variable in env.spelled),
-        *(f"--env={variable}" for variable in env.named),
         "--",
         name,
         "sh",
         "-c",
-        guest.EXEC,
-        "sh",
+        guest.JOIN,
         run_id,
-        "lease" if ephemeral else "keep",
-        str(stdin_size),
-        str(grace),
+        guest.GUEST,
+        str(time_limit),
         *command,
     ]
-
-
-def hold_argv(binary: str, *, name: str, user: User, run_id: str) -> list[str]:
-    """`docker exec`: hold the lease of a container that waits for its run."""
-    return [binary, "exec", "--interactive", f"--user={user}", "--", name, "sh", "-c", guest.HOLD, "sh", run_id]
-
-
-def kill_argv(binary: str, *, name: str, user: User, run_id: str, group: int) -> list[str]:
-    """`docker exec`: KILL what a run has left in a container, as the agent's own user."""
-    return [binary, "exec", f"--user={user}", "--", name, "sh", "-c", guest.KILL, "sh", run_id, str(group)]
-
-
-def sweep_argv(binary: str, *, name: str, user: User) -> list[str]:
-    """`docker exec`: KILL what runs have left in a container that none uses any more, as the agent's own user."""
-    return [binary, "exec", f"--user={user}", "--", name, "sh", "-c", guest.SWEEP]
-
-
-def probe_argv(binary: str, *, name: str, user: User, group: int) -> list[str]:
-    """`docker exec`: whether a run's process group is alive in a container; exit code `guest.EXIT_GONE` if not."""
-    return [binary, "exec", f"--user={user}", "--", name, "sh", "-c", guest.PROBE, "sh", str(group)]
 
 
 def remove_argv(binary: str, dialect: Dialect, *, name: str) -> list[str]:
@@ -197,6 +174,18 @@ def list_argv(binary: str, labels: Mapping[str, str]) -> list[str]:
 def inspect_argv(binary: str, names: Iterable[str]) -> list[str]:
     """`docker inspect`: a JSON list with what the engine knows of the containers that still exist."""
     return [binary, "inspect", "--type=container", "--", *names]
+
+
+def events_argv(binary: str, *, name: str, event: str, since: float, until: float) -> list[str]:
+    """`docker events`: a line for each such event of a container between two times, in seconds since the epoch."""
+    return [
+        binary,
+        "events",
+        f"--since={since:.3f}",
+        f"--until={until:.3f}",
+        f"--filter=container={name}",
+        f"--filter=event={event}",
+    ]
 
 
 def shell_argv(
@@ -296,16 +285,6 @@ def _csv(*fields: str) -> str:
 def _port(port: PortBinding) -> str:
     address = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
     return f"{address}:{port.host_port}:{port.container_port}/{port.protocol}"
-
-
-def _own_tmpfs(*, workspace_is_mounted: bool) -> list[Tmpfs]:
-    """The writable folders that every agent needs. They are executable because the workspace is, too."""
-    return [
-        Tmpfs("/tmp", size=TMP_SIZE, executable=True),  # noqa: S108  a path in the container
-        Tmpfs(paths.HOME, size=TMP_SIZE, executable=True),
-        Tmpfs(paths.RUN_DIR, size=guest.PROMPT_LIMIT + 1024 * 1024),
-        *([] if workspace_is_mounted else [Tmpfs(paths.WORKSPACE, size=TMP_SIZE, executable=True)]),
-    ]
 
 
 def _tmpfs(tmpfs: Tmpfs, dialect: Dialect = DOCKER) -> str:

@@ -1,354 +1,446 @@
-"""What runs inside the container beside the agent: two small POSIX shell scripts.
+r"""What runs inside the container beside the agent: small POSIX shell scripts.
 
-They ask for nothing but `sh` and the six programs in `TOOLS`, and were tried with dash, bash and busybox.
-No script is built from data: everything that varies arrives as an argument.
+They ask for nothing but `sh` and the programs in `TOOLS`, and were tried with dash, bash, busybox, mksh and zsh.
+No script is built from data: what varies arrives as an argument, or in the header on stdin.
 
-Why there are any:
+The host holds our stdin open for as long as it wants the agent to live. That is the *lease*: whatever happens to the
+host's side (cancelled, killed, the whole process tree at once), the kernel closes the pipe, and the script ends the
+agent. It reads the lease under the agent's own uid, so four things keep the agent from holding it open:
 
-- Ending `docker exec` on the host leaves the agent at work, so the end has to come from inside.
-- PID 1 has to reap orphans, to obey TERM at once, and to leave when nobody needs it any more; `sleep infinity`
-  does none of this, and `--init` is not there on every podman.
-- PID 1 has another uid than the agent, so the agent can neither signal it nor write to its output.
-
-The host holds the exec's stdin open for as long as it wants the agent to live. That is the *lease*: whatever
-happens to the host's side (cancelled, killed, the whole process tree at once), the kernel closes the pipe, the
-watchdog in here sees the end, and stops the agent. In an ephemeral container the wrapper holds a FIFO open in
-turn, and PID 1 leaves when that one closes, which removes the container.
+- The script runs in a copy of its shell that nobody may read. The kernel then lets no process of its uid trace it,
+  read its memory, or open its pipes by /proc (`would_dump` in fs/exec.c).
+- In an ephemeral container it is PID 1, which nobody inside can stop or kill. In a kept one it is an exec, which can
+  be stopped; there PID 1, of another uid, ends the container when the script falls silent.
+- Its end forks nothing, waits for nobody and opens nothing but files of /proc. When PID 1 goes, the kernel ends all.
+- No trap for CHLD: dash and ash leave `read` for it, so that an orphan's end would look like the lease's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import attrs
 
 from container_runner.config.paths import MARK, RUN_DIR
 
-TOOLS: Final = ("cat", "head", "mkfifo", "rm", "sleep", "wc")
+TOOLS: Final = ("chmod", "cp", "head", "mkfifo", "rm", "sleep", "wc")
 """The programs that the scripts use; the rest is built into every sh."""
-
-CLAIM_SECONDS: Final = 4
-"""How long a new ephemeral container waits for its first exec before it leaves."""
-
-LEAVE_SECONDS: Final = 1
-"""How long PID 1 stays when the lease has ended. podman's client finds no exit code in a container that is gone."""
 
 PROMPT_LIMIT: Final = 48 * 1024 * 1024
 """The longest prompt in bytes: it is kept in RUN_DIR until the agent has opened it."""
 
-EXIT_GONE: Final = 65
-EXIT_MISSING_TOOL: Final = 69
-EXIT_PROMPT_LOST: Final = 74
+EXIT_NO_HEADER: Final = 70
+EXIT_REFUSED: Final = 69
 
-PID1: Final = f"""\
-umask 0
-trap 'exit 143' TERM INT HUP
+_SEAL: Final = f"""\
+refusal=
 for tool in {" ".join(TOOLS)}; do
-  command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
+  command -v "$tool" >/dev/null 2>&1 || refusal="${{refusal:-missing}} $tool"
 done
-if [ -n "$missing" ]; then
-  printf '%s\\n' "$missing" >{RUN_DIR}/missing
-  sleep {CLAIM_SECONDS}
-  exit {EXIT_MISSING_TOOL}
-fi
-mkfifo {RUN_DIR}/lease
-(
-  [ "$1" = keep ] || {{ sleep {CLAIM_SECONDS}; [ -e {RUN_DIR}/claimed ] || kill -TERM 1; }}
-  sleep "$2"
-  kill -TERM 1
-) >/dev/null 2>&1 &
-if [ "$1" = keep ]; then
-  wait "$!"
-else
-  cat <{RUN_DIR}/lease >/dev/null &
-  wait "$!"
-  sleep {LEAVE_SECONDS} &
-  wait "$!"
-fi
-exit 0
-"""
-"""PID 1: `sh -c PID1 sh MODE LIMIT`.
-
-MODE is "lease" (leave when the wrapper lets go of the FIFO, or when nobody came) or "keep" (persistent).
-LIMIT is the container's time limit in seconds. `wait` is interrupted by TERM and reaps whatever is orphaned.
+case ${{KSH_VERSION-}} in *93u*) refusal=ksh93 ;; esac
+[ -n "$refusal" ] || {{ cp "/proc/$$/exe" {RUN_DIR}/sh && chmod 111 {RUN_DIR}/sh; }} || refusal=unsealed
 """
 
-_JUDGE: Final = f"""\
-cr_kind() {{
-  kind= parent= uid= group=
-  while IFS= read -r line || [ -n "$line" ]; do
-    case $line in
-      *{MARK}="$run"*) kind=ours ;;
-      *{MARK}=*) kind=theirs ;;
-    esac
-  done </proc/"$1"/environ
-  while read -r key value rest; do
-    case $key in PPid:) parent=$value ;; Uid:) uid=$value ;; NSpgid:) group=$value; break ;; esac
-  done </proc/"$1"/status
-  [ -n "$kind" ] || [ "${{uid:-$mine}}" != "$mine" ] || kind=unclear
+SEAL: Final = f"""\
+{_SEAL}
+[ -n "$refusal" ] || {{ script=$1; shift; exec {RUN_DIR}/sh -c "$script" "$0" "$@"; }}
+printf 'container-runner: %s\\n' "${{refusal%% *}} $0 ${{refusal#* }}" >&2
+exit {EXIT_REFUSED}
+"""
+"""Becomes GUEST as PID 1, in an unreadable copy of its shell: `sh -c SEAL RUN GUEST LIMIT [COMMAND...]`.
+
+(ksh93 starts no process for a subshell, on which `launch` depends.)
+"""
+
+_TICKER: Final = """\
+ticker='trap "exec sh -c \\"\\$0\\" \\"\\$0\\" $1" EXIT; trap "trap - EXIT; exit" TERM
+while sleep 2; do kill -USR1 "$1" || { trap - EXIT; exit; }; done'
+"""
+"""Sends USR1 to a process every two seconds. Where it can not fork its `sleep`, dash ends it, and it begins again."""
+
+KEEPER: Final = f"""\
+umask 0
+set -f
+trap 'exit 143' TERM INT HUP
+{_SEAL}
+[ -z "$refusal" ] || {{ printf '%s\\n' "$refusal" >{RUN_DIR}/refusal; sleep 4; exit {EXIT_REFUSED}; }}
+runs=
+drop() {{
+  rest=
+  for held in $runs; do [ "${{held%:*}}" = "$run" ] || rest="$rest $held"; done
+  runs=$rest
 }}
-
-cr_end() {{
-  if [ "${{group:-0}}" -gt 1 ] && [ "$group" != "$$" ]; then kill -KILL -"$group"; fi
-  kill -KILL "$1"
-  again=yes
+tick() {{
+  rest=
+  for held in $runs; do
+    [ "${{held#*:}}" -lt 10 ] || exit 0
+    rest="$rest ${{held%:*}}:$((${{held#*:}} + 1))"
+  done
+  runs=$rest
 }}
+trap tick USR1
+mkfifo -m 622 {RUN_DIR}/lease
+exec 3<>{RUN_DIR}/lease
+{_TICKER}
+(sleep "$1"; kill -TERM 1) </dev/null >/dev/null 2>&1 3>&- &
+sh -c "$ticker" "$ticker" 1 </dev/null >/dev/null 2>&1 3>&- &
+while :; do
+  read -r word run <&3
+  jobs >/dev/null
+  case $word in
+    here) drop; runs="$runs $run:0" ;;
+    gone) drop ;;
+  esac
+done
 """
-"""Judges a process, and ends one that carries the mark of `$run`, for EXEC and KILL.
+"""PID 1 of a kept container, under another uid than the agent's: `sh -c KEEPER sh LIMIT`, the time limit in seconds.
 
-One of our uid, `$mine`, without a mark may have been ending while we looked, and may have left a child that was not
-there yet when we began, so it is a reason to look `again`, until it is met a second time. (PID 1's own children have
-another uid.) What forks and ends all the time is met by ending its whole process group.
+Each run's script says "here" with its secret token every two seconds, and at its end "gone". One that falls silent for
+ten of our own ticks was stopped or killed: its lease may have ended unseen, so the container ends. What an agent
+writes into the FIFO knows no token. (Ticks, and not a clock: a machine that slept has not missed any.)
 """
 
-EXEC: Final = f"""\
-run=$1 mode=$2 size=$3 grace=$4
-shift 4
-cr_say() {{ word=$1; shift; printf 'container-runner: %s %s%s\\n' "$word" "$run" "${{*:+ $*}}" >&2; }}
-cr_refuse() {{ code=$1; shift; cr_say "$@"; sleep 0.1 2>/dev/null || sleep 1; exit "$code"; }}
-
+JOIN: Final = f"""\
 until [ -p {RUN_DIR}/lease ]; do
-  [ ! -e {RUN_DIR}/missing ] || cr_refuse {EXIT_MISSING_TOOL} missing $(cat {RUN_DIR}/missing)
+  if [ -e {RUN_DIR}/refusal ]; then
+    read -r word rest <{RUN_DIR}/refusal
+    printf 'container-runner: %s\\n' "$word $0 $rest" >&2
+    sleep 0.1 2>/dev/null || sleep 1
+    exit {EXIT_REFUSED}
+  fi
   sleep 0.05 2>/dev/null || sleep 1
 done
-: >{RUN_DIR}/claimed
-if [ "$mode" = lease ]; then exec 4>{RUN_DIR}/lease; fi
+script=$1
+shift
+exec {RUN_DIR}/sh -c "$script" "$0" "$@"
+"""
+"""Becomes GUEST as an exec in a kept container, in KEEPER's copy of the shell: `sh -c JOIN RUN GUEST LIMIT COMMAND...`.
 
-program=$(command -v "$1") || cr_refuse 127 no-command
-case $program in
-  /*) if [ -d "$program" ] || [ ! -x "$program" ]; then cr_refuse 126 not-executable; fi ;;
-esac
+podman's client loses what an exec that ends at once has written, so a refusal stays for a moment.
+"""
 
-ulimit -c 0 2>/dev/null
-exec 3<&0
-prompt={RUN_DIR}/prompt-$run
-(umask 077; head -c "$size" <&3 >"$prompt")
-[ "$(wc -c <"$prompt")" -eq "$size" ] || {{ rm -f "$prompt"; cr_refuse {EXIT_PROMPT_LOST} prompt-lost; }}
-exec 5<"$prompt"
-rm -f "$prompt"
+_MOUNTS: Final = """\
+check_mounts() {
+  IFS= read -r here </proc/sys/kernel/random/boot_id
+  seen=$nl
+  while read -r id parent device root target options rest; do
+    IFS=$nl ours=
+    for top in $tops; do case $target in "$top" | "$top"/*) ours=yes ;; esac; done
+    unset IFS
+    [ -n "$ours" ] || continue
+    access=${options%%,*}
+    case $mounts in
+      *"$nl$target $access $device $root$nl"*) ;;
+      *"$nl$target $access tmpfs /$nl"*) case $rest in *'- tmpfs '*) ;; *) refuse mounts "$target" ;; esac ;;
+      *"$nl$target * $device $root$nl"*) continue ;;
+      *"$nl$target $access "*) [ "$here" != "$kernel" ] || refuse mounts "$target" ;;
+      *"$nl$target * "*) [ "$here" != "$kernel" ] || refuse mounts "$target"; continue ;;
+      *) [ -n "$others" ] || refuse mounts "$target"; continue ;;
+    esac
+    case $seen in *"$nl$target$nl"*) ;; *) seen=$seen$target$nl number=$((number - 1)) ;; esac
+  done </proc/self/mountinfo
+  [ "$number" -eq 0 ] || refuse mounts
+}
+"""
 
-{_JUDGE}
-cr_sweep() {{
-  read -r me rest </proc/self/stat
-  cr_kind "$$"
-  mine=$uid known=" 1 $$ $me $watchdog " met=" " others=
-  for pass in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-    orphans= again=
+_SWEEP: Final = f"""\
+judge() {{
+  kind= parent= uid= group= state=
+  while read -r key value rest; do
+    case $key in
+      State:) state=$value ;; PPid:) parent=$value ;; Uid:) uid=$value ;; NSpgid:) group=$value; break ;;
+    esac
+  done <"/proc/$1/status"
+  [ "$uid" = "$mine" ] && [ "$state" != Z ] || return 0
+  kind=theirs
+  if [ "$parent" = 0 ]; then
+    kind=root
+    true <"/proc/$1/environ" || run_beside=yes
+    return 0
+  fi
+  while IFS= read -r line || [ -n "$line" ]; do
+    case $line in *{MARK}="$run"*) kind=ours ;; esac
+  done <"/proc/$1/environ"
+  [ "$kind" != theirs ] || [ "$parent" != 1 ] || kind=orphan
+}}
+sweep() {{
+  set +f
+  while read -r key value rest; do [ "$key" != Uid: ] || mine=$value; done <"/proc/$$/status"
+  pass=0 calm=0
+  while [ "$pass" -lt 40 ]; do
+    roots= run_beside= found= orphans=
     for process in /proc/[0-9]*; do
       process=${{process#/proc/}}
-      case $known in *" $process "*) continue ;; esac
-      cr_kind "$process"
+      [ "$process" != 1 ] && [ "$process" != "$$" ] || continue
+      judge "$process"
       case $kind in
-        ours) cr_end "$process" ;;
-        theirs) others=yes ;;
-        unclear)
-          case $met in *" $process "*) ;; *) met="$met$process " again=yes ;; esac
-          [ "$parent" != 1 ] || orphans="$orphans $process"
-          continue
+        root) roots=yes ;;
+        orphan) orphans="$orphans $process" ;;
+        ours)
+          found=yes
+          if [ "${{group:-0}}" -gt 1 ] && [ "$group" != "$$" ]; then kill -KILL -"$group"; fi
+          kill -KILL "$process"
           ;;
       esac
-      known="$known$process "
     done
-    if [ -z "$others" ] && [ -n "$orphans" ]; then
-      kill -KILL $orphans
-      known="$known${{orphans# }} " again=yes
-    fi
-    [ -n "$again" ] || return 0
+    [ -n "$roots" ] || {{ kill -KILL -1; return 0; }}
+    if [ -n "$orphans" ] && [ -z "$run_beside" ]; then found=yes; kill -KILL $orphans; fi
+    pass=$((pass + 1)) calm=$((calm + 1))
+    [ -z "$found" ] || calm=0
+    [ "$calm" -lt 2 ] || return 0
+    printf 'reap\\n' >&4
   done
   return 1
 }}
+"""
+"""Ends what a run has left in a kept container. Where nobody else of the agent's uid has come in by an exec (a process
+without a parent), that is one call, which no fork escapes. Else what carries the run's mark goes, and orphans too
+unless another run (whose script nobody may read) is alive, whose orphans they may be. Two calm passes end it: what was
+ending while it was judged may have left a child that was not there before."""
 
-cr_watchdog() {{
-  trap '' TERM INT HUP
-  trap 'kill -KILL -$$' EXIT
-  exec >/dev/null 4>&- 5<&-
-  until cat <&3 >/dev/null 2>&1; do :; done
-  cr_say stop term
-  kill -TERM -$$
-  sleep "$grace"
-  cr_say stop kill
-  watchdog=
-  cr_sweep 2>/dev/null
-  sleep 1
+GUEST: Final = f"""\
+run=$0 limit=$1
+shift
+tmp={RUN_DIR} token=$run nl='
+'
+set -f
+say() {{ word=$1; shift; printf 'container-runner: %s %s%s\\n' "$word" "$token" "${{*:+ $*}}" >&2; }}
+refuse() {{
+  say "$@"
+  [ "$kept" = no ] || sleep 0.1 2>/dev/null || sleep 1
+  exit {EXIT_REFUSED}
 }}
-
-cr_oom() {{
-  oom=0
+now() {{
+  for try in 1 2 3; do read -r clock rest </proc/uptime && clock=${{clock%.*}} && [ -n "$clock" ] && return; done
+  return 1
+}}
+{_MOUNTS}
+oom() {{
+  killed=0
   for file in /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control; do
     [ -r "$file" ] || continue
-    while read -r key value; do [ "$key" != oom_kill ] || oom=$value; done <"$file"
+    while read -r key value; do [ "$key" != oom_kill ] || killed=$value; done <"$file"
   done
 }}
 
-trap : TERM INT HUP
-cr_oom
-before=$oom
-cr_say started "$$"
-cr_watchdog 3<&3 &
-watchdog=$!
-({MARK}=$run; export {MARK}; exec "$@" <&5 3<&- 4>&- 5<&-)
-code=$?
-exec 5<&-
-kill -KILL "$watchdog"
-cr_sweep 2>/dev/null || cr_say left
-cr_oom
-[ "$oom" -le "$before" ] || cr_say oom "$((oom - before))"
-cr_say ended "$code"
-printf '\\ncontainer-runner: ended %s %s\\n' "$run" "$code"
-while read -r line <&3; do :; done
-exit "$code"
-"""
-"""The wrapper around every agent: `sh -c EXEC sh RUN MODE SIZE GRACE COMMAND...`.
-
-RUN is the run's id, MODE as for PID 1, SIZE the prompt's length in bytes, GRACE the seconds between TERM and KILL.
-
-Before the line "started" nothing of the agent has run, so a failure is the engine's or the image's; after it, the
-exit code is the agent's own. A refusal stays for a moment, because podman's client loses what an exec that ends at
-once has written. The prompt is read to its end first: an agent must not begin with half of it because the host died in
-the middle. An exec'd process leads its own process group, so `-$$` is that group, and `kill -TERM -$$` is the one
-spelling that every shell takes.
-
-The last line goes to stdout, behind all that the agent said, and then the wrapper waits for the lease to end: docker
-throws away what has not been fetched two seconds after an exec's end, so it must not end before the host has read all.
-
-The sweep ends what carries our mark, and orphans that carry none as long as no other run is alive. What another exec
-started has no parent in here and is nobody's orphan. The wrapper's own group can not be ended from inside, so if the
-last pass still finds something, "left" asks for it to be done from outside. The sweep uses no program at all, because
-there may be no process left to spawn one. The watchdog's EXIT trap ends the group also when the watchdog can not fork
-its `sleep`.
-"""
-
-HOLD: Final = f"""\
-until [ -p {RUN_DIR}/lease ]; do
-  sleep 0.05 2>/dev/null || sleep 1
+trap 'exit 143' TERM
+trap '' INT HUP
+if [ "$$" = 1 ]; then
+  kept=no all=-1
+  rm -f "$tmp/sh"
+  exec 4>/dev/null
+else
+  kept=yes all=-$$
+  exec 4>"$tmp/lease"
+fi
+[ "$#" -gt 0 ] || say ready
+IFS= read -r lines || exit {EXIT_NO_HEADER}
+header=
+while [ "$lines" -gt 0 ]; do
+  IFS= read -r line || exit {EXIT_NO_HEADER}
+  header=$header$line$nl lines=$((lines - 1))
 done
-: >{RUN_DIR}/claimed
-exec 4>{RUN_DIR}/lease
-printf 'container-runner: started %s %s\\n' "$1" "$$" >&2
-until cat >/dev/null 2>&1; do :; done
-"""
-"""Holds the lease of a container that waits for its run, as long as the host holds stdin: `sh -c HOLD sh RUN`."""
+eval "$header"
+header= line=
+check_mounts
+program=$(command -v "$1") || refuse no-command
+case $program in
+  /*) if [ -d "$program" ] || [ ! -x "$program" ]; then refuse not-executable; fi ;;
+esac
+ulimit -c 0 2>/dev/null
+(umask 077; head -c "$size" >"$tmp/prompt-$run")
+[ "$(wc -c <"$tmp/prompt-$run")" -eq "$size" ] || {{ rm -f "$tmp/prompt-$run"; refuse prompt-lost; }}
+exec 5<"$tmp/prompt-$run" 6>&1 7>&2 2>/dev/null
+rm -f "$tmp/prompt-$run"
 
-KILL: Final = f"""\
-run=$1
-{_JUDGE}
-exec 2>/dev/null
-kill -KILL -"$2"
-cr_kind "$$"
-mine=$uid known=" 1 $$ " pass=0
-while [ "$pass" -lt 200 ]; do
-  pass=$((pass + 1)) again=
-  for process in /proc/[0-9]*; do
-    process=${{process#/proc/}}
-    case $known in *" $process "*) continue ;; esac
-    cr_kind "$process"
-    known="$known$process "
-    case $kind in ours) cr_end "$process" ;; unclear) again=yes ;; esac
+agent() {{
+  exec >&6 2>&7 6>&- 7>&-
+  until [ -e "$tmp/go-$run" ]; do :; done
+  trap : TERM INT HUP
+  oom
+  before=$killed
+  say started
+  (
+    [ "$kept" = no ] || {{ {MARK}=$run; export {MARK}; }}
+    exec "$@" <&5 4>&- 5<&-
+  )
+  code=$?
+  oom
+  [ "$killed" -le "$before" ] || say oom "$((killed - before))"
+  : >"$tmp/ended-$run"
+  say ended "$code"
+  printf '\\ncontainer-runner: ended %s %s\\n' "$token" "$code"
+}}
+launch() {{
+  {{ read -r me rest </proc/self/stat; echo "$me"; agent "$@"; }} </dev/null | {{
+    read -r child
+    echo "$child" >"$tmp/child-$run"
+    read -r me name state parent rest </proc/self/stat
+    if [ "$parent" = "$$" ]; then kill -KILL "$me"; else kill -KILL "$parent"; fi
+  }}
+}}
+(launch "$@"; :)
+read -r child <"$tmp/child-$run"
+rm -f "$tmp/child-$run"
+exec >/dev/null 5<&- 6>&- 7>&-
+
+{_SWEEP}
+leave() {{
+  [ "$kept" = no ] || {{
+    sweep && printf 'gone %s\\n' "$token" >&4 || exit 1
+    rm -f "$tmp/go-$run" "$tmp/ended-$run"
+  }}
+  exit 0
+}}
+stop() {{
+  trap '' TERM USR1
+  printf 'reap\\n' >&4
+  jobs
+  kill -0 "$child" && kill -TERM "$all" && now || leave
+  end=$((clock + grace))
+  while jobs; kill -0 "$child" && now && [ "$clock" -lt "$end" ]; do
+    [ "$clock" = "$at" ] || {{ at=$clock; printf 'reap\\n' >&4; }}
   done
-  [ -n "$again" ] || break
+  leave
+}}
+tick() {{
+  jobs
+  now || stop
+  printf 'here %s\\n' "$token" >&4
+  kill -0 "$child" || {{ [ "$kept" = yes ] && [ -e "$tmp/ended-$run" ]; }} || leave
+  [ "$clock" -lt "$limit" ] || stop
+}}
+now || leave
+limit=$((clock + limit)) at=$clock misses=0
+trap stop TERM
+trap tick USR1
+printf 'here %s\\n' "$token" >&4
+{_TICKER}
+sh -c "$ticker" "$ticker" "$$" </dev/null >/dev/null 2>&1 4>&- &
+: >"$tmp/go-$run"
+while :; do
+  IFS= read -r line && continue
+  now || stop
+  [ "$clock" = "$at" ] || at=$clock misses=0
+  misses=$((misses + 1))
+  [ "$misses" -lt 20 ] || stop
 done
-exit 0
 """
-"""Ends a run from outside, as the agent's user: `sh -c KILL sh RUN PGID`. It is the way out when the watchdog was
-stopped or killed by the agent, and when the wrapper has said "left".
+"""Holds the lease and runs the agent: `sh -c GUEST RUN LIMIT [COMMAND...]`, by SEAL or JOIN.
 
-(uid 0 without CAP_KILL could not signal another user's process, and would not be told.)
-"""
+RUN is the run's id and LIMIT the seconds after which it ends. stdin is the header (see `header`), the prompt, and then
+the lease. Without a COMMAND it says "ready" first, and takes the command from the header.
 
+The header comes with a secret token, which is in every line that we say from then on, so that an agent can not say
+them in our name. The mounts are held against what was planned: whatever a path meant when the engine followed it, the
+kernel tells what it became. The prompt is read to its end before the agent starts: an agent must not begin with half of
+it because the host died in the middle. Before "started" nothing of the agent has run, so a failure is the engine's or
+the image's; after it, the exit code on "ended" is the agent's own.
 
-PROBE: Final = f"""\
-kill -0 -"$1" 2>/dev/null || exit {EXIT_GONE}
-"""
-"""Whether a run's process group is still there: `sh -c PROBE sh PGID`. The engines fail with other codes."""
+`launch` starts the agent from a pipeline and not with `&`, which would have it ignore INT and QUIT for ever; the
+pipeline's other half ends the subshell that would wait for it. The agent waits for `go`, so that it can not stop a
+process that we still wait for. From then on nothing is written but to KEEPER, and nothing is opened but files of /proc.
 
-SWEEP: Final = """\
-for pass in 1 2 3 4 5 6 7 8 9 10; do
-  left=
-  for process in /proc/[0-9]*; do
-    process=${process#/proc/}
-    [ "$process" != 1 ] || continue
-    above=$process
-    while [ "$above" -gt 1 ]; do
-      parent=
-      while read -r key value rest; do
-        [ "$key" != PPid: ] || parent=$value
-      done <"/proc/$above/status"
-      [ -n "$parent" ] || left=yes
-      above=${parent:-0}
-    done
-    [ "$above" = 1 ] || continue
-    if kill -KILL "$process" || [ ! -e "/proc/$process" ]; then left=yes; fi
-  done 2>/dev/null
-  [ -n "$left" ] || exit 0
-  sleep 0.05 2>/dev/null || sleep 1
-done
-exit 1
-"""
-"""Ends what runs have left in a container that no run uses any more: `sh -c SWEEP`, as the agent's user.
-
-An agent can carry another run's mark, or none, and it can end our wrapper; but a process whose parents lead to PID 1
-belongs to nobody who is still here. What a person has started with an exec of their own leads to that exec, which has
-no parent in the container. PID 1's own children have another uid. One that ends before it is judged may have left
-another behind, so it is a reason to look again: what forks and ends all the time is never caught, and never called
-gone. Exit code 1: there was still something in the last pass.
+A `read` that fails has met the lease's end, or a signal: dash and ash do not tell which. The end fails again and
+again, more often in a second than the ticker ever signals; an agent that sends so many ends its own run.
 """
 
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """What the wrapper said on stderr, in lines with the run's id. An agent that wants to can say the same, so this
-    tells what happened and permits nothing."""
+    """What our script said on stderr, in lines with the run's id or its token. It tells what happened and permits
+    nothing: what is said before the token is known, an image could say as well."""
 
     refusal: str | None = None
-    """Why the agent was not started: "missing", "no-command", "not-executable", "prompt-lost", or None."""
+    """Why the agent was not started: one of `REFUSALS`, or None."""
 
-    missing: tuple[str, ...] = ()
-    """The tools that the image lacks."""
-
-    stop: str | None = None
-    """The last rung that the watchdog took: "term", "kill", or None."""
+    detail: tuple[str, ...] = ()
+    """The tools that the image lacks, or the mount point that is not as planned."""
 
     oom_kills: int = 0
     """How many processes the kernel killed for their memory during the run."""
 
-    left: bool = False
-    """Whether the wrapper could not end all that the agent had left."""
-
     ended: int | None = None
-    """The agent's exit code, if the wrapper lived to see it."""
+    """The agent's exit code, if our script lived to see it."""
 
     @classmethod
-    def parse(cls, stderr: bytes, run: str) -> tuple[Report, bytes]:
-        """Split *stderr* into the report on a *run* and what the agent wrote."""
+    def parse(cls, stderr: bytes, run: str, token: str) -> tuple[Report, bytes]:
+        """Split *stderr* into the report on a run and what the agent wrote."""
         said: dict[str, list[str]] = {}
-        line = re.compile(rb"container-runner: ([a-z-]+) %s([^\n]*)\n?" % re.escape(run.encode()))
+        line = re.compile(rb"container-runner: ([a-z0-9-]+) (?:%s|%s)\b([^\n]*)\n?" % (run.encode(), token.encode()))
         for word, rest in line.findall(stderr):
             said[word.decode()] = rest.decode("utf-8", "replace").split()
+        refusal = next((word for word in REFUSALS if word in said), None)
         report = cls(
-            refusal=next((word for word in _REFUSALS if word in said), None),
-            missing=tuple(said.get("missing", ())),
-            stop="".join(said.get("stop", ())) or None,
-            left="left" in said,
+            refusal=refusal,
+            detail=tuple(said[refusal]) if refusal else (),
             oom_kills=_number(said.get("oom", ())) or 0,
             ended=_number(said.get("ended", ())),
         )
         return report, line.sub(b"", stderr)
 
 
-_REFUSALS = ("missing", "no-command", "not-executable", "prompt-lost")
+REFUSALS: Final = ("missing", "ksh93", "unsealed", "mounts", "no-command", "not-executable", "prompt-lost")
 
 
 def _number(words: Sequence[str]) -> int | None:
     return int(words[0]) if len(words) == 1 and re.fullmatch("[0-9]{1,9}", words[0]) else None
 
 
-def ended_line(run: str) -> bytes:
+def header(
+    prompt: bytes,
+    *,
+    token: str,
+    grace: int,
+    mounts: Sequence[str],
+    kernel: str,
+    other_mounts: bool,
+    values: Mapping[str, str],
+    command: Iterable[str] = (),
+) -> bytes:
+    """What GUEST gets on stdin in front of the lease: a number of lines, lines of shell, and the prompt.
+
+    Args:
+        token: letters and digits that nobody else knows.
+        grace: seconds between TERM and KILL.
+        mounts: see `ContainerMounts.in_kernel`.
+        kernel: the boot id of the kernel whose devices and paths they name; another one's are not compared.
+        other_mounts: whether there may be more below their targets.
+        values: variables of the agent's.
+        command: the program and its arguments, unless they are GUEST's own arguments.
+    """
+    tops = {line.split(" ")[0]: None for line in mounts if line.split(" ")[1] != "*"}
+    fields = {
+        "token": token,
+        "grace": str(grace),
+        "size": str(len(prompt)),
+        "kernel": kernel,
+        "others": "yes" if other_mounts else "",
+        "number": str(len(tops)),
+        "tops": "\n".join(tops),
+        "mounts": "".join(f"\n{line}" for line in mounts) + "\n",
+    }
+    lines = [f"{name}={shlex.quote(value)}" for name, value in fields.items()]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
+    if words := list(command):
+        lines.append(f"set -- {shlex.join(words)}")
+    text = "\n".join([*lines, ""])
+    return f"{text.count(chr(10))}\n{text}".encode("utf-8", "surrogateescape") + prompt
+
+
+def ready_line(run: str) -> bytes:
+    """How the line of stderr begins with which a container of a pool says that it waits for its header."""
+    return f"container-runner: ready {run}".encode()
+
+
+def started_line(token: str) -> bytes:
+    """How the line of stderr begins that divides the engine's failures from the agent's."""
+    return f"container-runner: started {token}".encode()
+
+
+def ended_line(token: str) -> bytes:
     """How the last line of stdout begins. What comes before it is all that the agent said."""
-    return f"container-runner: ended {run} ".encode()
-
-
-def started_line(run: str) -> bytes:
-    """How the line begins that divides the engine's failures from the agent's."""
-    return f"container-runner: started {run} ".encode()
+    return f"container-runner: ended {token} ".encode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,12 +17,12 @@ from typing import Final
 import attrs
 
 from container_runner.agents.runtime import Credentials
-from container_runner.box import protect
+from container_runner.box import guest, protect
 from container_runner.box.user import User, check_workspace_access
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
 from container_runner.config.laws import is_line
-from container_runner.config.values import ENGINE_SOCKETS, Mount
+from container_runner.config.values import ENGINE_SOCKETS, Mount, Tmpfs
 from container_runner.errors import ConfigError, StateError
 from container_runner.options import Agent
 
@@ -48,12 +49,19 @@ AGENT_STATE: Final = (".claude", ".claude.json", ".codex", ".gemini")
 """Folders and files of a home that hold an agent's credentials, and its memory of all your projects."""
 
 
+TMP_SIZE: Final = 512 * 1024 * 1024
+"""The size of /tmp and of HOME, each. It counts towards the memory limit only when it is used."""
+
+
 @attrs.frozen(kw_only=True)
 class ContainerMounts:
     """The mounts of one container, with their sources resolved."""
 
     mounts: tuple[Mount, ...]
     """The binds, in their order: workspace, what is protected in it, sessions, credentials, custom volumes."""
+
+    tmpfs: tuple[Tmpfs, ...]
+    """What is writable and gone with the container: ours, then the configured ones."""
 
     masks: tuple[str, ...]
     """Paths in the container that an empty read-only tmpfs hides."""
@@ -65,6 +73,29 @@ class ContainerMounts:
     """What the workspace and all that is protected in it are, beside their names. When a file is replaced on the host,
     as git does with its configuration, the kernel lifts the bind of the old one, and what was protected is no more:
     a kept container must then not be used again."""
+
+    def in_kernel(self, table: str) -> list[str]:
+        """What the kernel is to say of these mounts in the container: "TARGET ro|rw DEVICE ROOT" for each.
+
+        Device and root are the source's in its file system, by the lines of mountinfo and by no look at the path
+        itself, which may lead elsewhere by now. With the mode "*" it is a mount of this machine's below a source,
+        which may come along.
+
+        Args:
+            table: this machine's /proc/self/mountinfo; "" where there is none.
+        """
+        host = [_HostMount(*line.split(" ")[2:6]) for line in reversed(table.splitlines())]  # the upper ones first
+        lines = [f"{_escaped(tmpfs.target)} rw tmpfs /" for tmpfs in self.tmpfs]
+        lines += [f"{_escaped(path)} ro tmpfs /" for path in self.masks]
+        for mount in self.mounts:
+            source, target = _escaped(mount.source), _escaped(mount.target)
+            above = max((on for on in host if _lies_in(source, on.target)), key=lambda on: len(on.target), default=None)
+            where = "- -" if above is None else above.place_of(source)
+            read_only = mount.read_only or (above is not None and above.options.startswith("ro"))
+            lines.append(f"{target} {'ro' if read_only else 'rw'} {where}")
+            below = (on for on in host if on.target != source and _lies_in(on.target, source))
+            lines += [f"{target}{on.target[len(source) :]} * {on.device} {on.root}" for on in below]
+        return lines
 
 
 def build_container_mounts(
@@ -126,7 +157,57 @@ def build_container_mounts(
         if _contains(state, source) or _contains(source, state):
             raise ConfigError(f"volumes[{index}]", volume.source, f"a path apart from our state folder {state}")
         mounts.append(attrs.evolve(volume, source=str(source)))
-    return ContainerMounts(mounts=tuple(mounts), masks=tuple(masks), credentials_by_name=by_name, identity=identity)
+    return ContainerMounts(
+        mounts=tuple(mounts),
+        tmpfs=(*_own_tmpfs(workspace_is_mounted=agent.workspace is not None), *config.tmpfs),
+        masks=tuple(masks),
+        credentials_by_name=by_name,
+        identity=identity,
+    )
+
+
+def _own_tmpfs(*, workspace_is_mounted: bool) -> list[Tmpfs]:
+    """The writable folders that every agent needs. They are executable because the workspace is, too."""
+    return [
+        Tmpfs("/tmp", size=TMP_SIZE, executable=True),  # noqa: S108  a path in the container
+        Tmpfs(paths.HOME, size=TMP_SIZE, executable=True),
+        # The copy of the shell that our script runs in is executed there.
+        Tmpfs(paths.RUN_DIR, size=guest.PROMPT_LIMIT + 4 * 1024 * 1024, executable=True),
+        *([] if workspace_is_mounted else [Tmpfs(paths.WORKSPACE, size=TMP_SIZE, executable=True)]),
+    ]
+
+
+@attrs.frozen
+class _HostMount:
+    """A line of this machine's mountinfo."""
+
+    device: str
+    root: str
+    target: str
+    options: str
+
+    def place_of(self, path: str) -> str:
+        """Device and root of a path that lies in it."""
+        rest = path[len(self.target.rstrip("/")) :].rstrip("/")
+        return f"{self.device} {self.root.rstrip('/')}{rest}" if rest else f"{self.device} {self.root}"
+
+
+def mount_table() -> tuple[str, str]:
+    """This machine's /proc/self/mountinfo and its kernel's boot id; "" for both where there is no /proc."""
+    try:
+        table = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
+        return table, Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # no Linux: the engine is on another kernel, whose devices have other numbers
+        return "", ""
+
+
+def _escaped(path: str) -> str:
+    """A path as mountinfo spells it."""
+    return re.sub(r"[ \t\n\\]", lambda match: f"\\{ord(match[0]):03o}", path)
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder.rstrip('/')}/")
 
 
 def resolve_workspace(agent: Agent) -> Path:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 
-from container_runner.box import argv
+from container_runner.box import argv, guest
 from container_runner.box.argv import Dialect
-from container_runner.box.mounts import prepare_sessions, recheck
+from container_runner.box.mounts import ContainerMounts, mount_table, prepare_sessions, recheck
 from container_runner.box.user import User
 from container_runner.config.values import Mount
+from container_runner.errors import ConfigError
+
+LONGEST_VARIABLE = 128 * 1024
+"""The longest variable in bytes, its name included, that Linux gives to a program (MAX_ARG_STRLEN)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -34,25 +39,37 @@ class Plan:
     ephemeral: bool
 
     run: tuple[str, ...]
-    """`docker run`, which starts the container. A persistent agent skips it when its container is found."""
+    """`docker run`: an ephemeral run from start to end, or the start of a kept container, which is skipped if the
+    agent's own is found."""
 
-    exec: tuple[str, ...]
-    """`docker exec`, which runs the agent. In a container that was found, with that one's name."""
+    exec: tuple[str, ...] = ()
+    """`docker exec`, which runs the agent in a kept container; in one that was found, with that one's name."""
 
-    mounts: tuple[Mount, ...]
-    """What of the host is in the container."""
+    waiting: tuple[str, ...] = ()
+    """`run` without the agent's command, for a container of a pool."""
+
+    command: tuple[str, ...]
+    """The agent's program and its arguments."""
+
+    mounted: ContainerMounts = attrs.field(repr=False)
+    """What is mounted in the container."""
+
+    other_mounts: bool = False
+    """Whether `extra_args` mounts something too."""
 
     variables: tuple[str, ...]
-    """The names of the variables whose values travel in the client's environment, secrets among them."""
+    """The names of the variables that travel on stdin, secrets among them."""
 
     values: Mapping[str, str] = attrs.field(repr=False)
     """Their values."""
 
-    stdin: bytes = attrs.field(repr=False)
-    """The agent's prompt."""
+    prompt: bytes = attrs.field(repr=False)
 
-    program: str
-    """The agent's program."""
+    token: str = attrs.field(repr=False)
+    """What only we and our script in the container know."""
+
+    grace: int
+    """Seconds between TERM and KILL when the agent is stopped."""
 
     image: str
     state_dir: Path
@@ -79,18 +96,47 @@ class Plan:
     dialect: Dialect = attrs.field(repr=False)
 
     @property
-    def stdin_size(self) -> int:
-        """The length of the prompt in bytes."""
-        return len(self.stdin)
+    def mounts(self) -> tuple[Mount, ...]:
+        """What of the host is in the container."""
+        return self.mounted.mounts
+
+    @property
+    def program(self) -> str:
+        """The agent's program."""
+        return self.command[0]
 
     @property
     def commands(self) -> tuple[tuple[str, ...], ...]:
-        """All commands, in their order: run, exec, remove; of a persistent container look for it, run, exec, sweep."""
-        binary = self.run[0]
+        """All commands, in their order: the one run; of a kept container look for it, run, exec."""
         if self.ephemeral:
-            return self.run, self.exec, tuple(argv.remove_argv(binary, self.dialect, name=self.container))
-        sweep = argv.sweep_argv(binary, name=self.container, user=self.user)
-        return tuple(argv.list_argv(binary, self.reuse_labels)), self.run, self.exec, tuple(sweep)
+            return (self.run,)
+        return tuple(argv.list_argv(self.run[0], self.reuse_labels)), self.run, self.exec
+
+    def stdin(self, *, with_command: bool = False) -> bytes:
+        """What the agent's container or exec gets on stdin in front of its lease: header and prompt.
+
+        Args:
+            with_command: whether the command is among it, for a container that waited for it.
+
+        Raises:
+            ConfigError: a variable is longer than the kernel takes.
+        """
+        for name, value in self.values.items():
+            if (size := len(name) + len(os.fsencode(value)) + 2) > LONGEST_VARIABLE:
+                raise ConfigError(
+                    f"env.{name}", f"{size} bytes", f"at most {LONGEST_VARIABLE} bytes, as the kernel takes"
+                )
+        table, kernel = mount_table()
+        return guest.header(
+            self.prompt,
+            token=self.token,
+            grace=self.grace,
+            mounts=self.mounted.in_kernel(table),
+            kernel=kernel,
+            other_mounts=self.other_mounts,
+            values=self.values,
+            command=self.command if with_command else (),
+        )
 
     def prepare(self) -> bool:
         """Make the folders that the run needs, and see that its mounts are still what they were.
@@ -113,7 +159,6 @@ class Plan:
     def to_shell(self) -> str:
         """The commands as lines for a POSIX shell. Secrets are in none of them.
 
-        To run them by hand, make the folders of `mounts` first, and give the second one `stdin_size` bytes on stdin. It
-        waits for the end of its stdin when it has said "container-runner: ended" on stdout.
+        The last one gets `stdin()` on stdin, and lives until that ends.
         """
         return "\n".join(shlex.join(command) for command in self.commands)

@@ -234,8 +234,8 @@ def _is_device(value: Any) -> bool:
 
 
 _taken_flag = re.compile(
-    r"--(?:attach|cidfile|detach|entrypoint|help|interactive|name|replace|rm|tty|user)(?:=|\Z)"
-    r"|-[Pq]*[aditu]"  # the engines take -Pit as well as -it
+    r"--(?:attach|cidfile|detach|entrypoint|help|init|interactive|name|pid|replace|rm|tty|user|workdir)(?:=|\Z)"
+    r"|-[Pq]*[adituw]"  # the engines take -Pit as well as -it
 )
 
 _relative_path = re.compile(r"(?:[=,:]|\A-[A-Za-z])\.{1,2}/")
@@ -439,7 +439,7 @@ class ContainerConfig:
         converter=_strings,
         validator=each(
             "one flag in one word, such as --runtime=runsc, with absolute paths, and none of those that every run sets"
-            " itself: --entrypoint, --name, --rm, --user, -d, -i, -t and their like",
+            " itself: --entrypoint, --init, --name, --pid, --rm, --user, --workdir, -d, -i, -t and their like",
             _is_extra_arg,
             _flag_only,
         ),

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -37,7 +38,7 @@ from container_runner.errors import (
     PullFailedError,
 )
 from container_runner.stream import process
-from container_runner.stream.process import Completed
+from container_runner.stream.process import Completed, Process
 
 CONTROL_TIMEOUT: Final = 30.0
 """Seconds that a control command may take. A stopped daemon would let it hang for ever."""
@@ -243,6 +244,48 @@ class Engine:
         if done.returncode != 0 or not _ID.fullmatch(last):
             raise classify(done, "run")
         return last.decode()
+
+    async def start(
+        self,
+        command: Sequence[str],
+        stdin: bytes = b"",
+        *,
+        gate: bytes,
+        end: bytes | None = None,
+        line_limit: int | None = None,
+    ) -> Process:
+        """Start a `run` or `exec` command that stays attached: its stdin is held open, and is what keeps it alive.
+
+        Raises:
+            ConfigError: its arguments are too long.
+            EngineError: the program can not be started.
+        """
+        try:
+            return await Process.start(
+                command,
+                env=self.environ,
+                cwd=self._run_place if command[1] == "run" else None,
+                stdin=stdin,
+                hold_stdin=True,
+                gate=gate,
+                end=end,
+                line_limit=line_limit,
+            )
+        except OSError as error:
+            raise spawn_error(command, error) from None
+
+    async def ran_out_of_memory(self, name: str, *, since: float) -> bool:
+        """Whether the kernel killed something in a container for its memory, though it has been removed since.
+
+        podman's events do not tell, so there it is False.
+
+        Args:
+            since: when the container was started, in seconds since the epoch.
+        """
+        if self.dialect.name != "docker":
+            return False
+        command = argv.events_argv(self.binary, name=name, event="oom", since=since, until=time.time())
+        return bool((await self.run(command)).stdout.strip())
 
     async def find(self, labels: Mapping[str, str]) -> list[str]:
         """The ids of all containers that carry every one of *labels*; the value "" stands for any."""

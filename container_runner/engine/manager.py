@@ -19,7 +19,6 @@ from typing import Final
 import anyio
 import attrs
 
-from container_runner.box import argv
 from container_runner.box.argv import LABEL
 from container_runner.box.plan import Plan
 from container_runner.engine.conmon import end_forgotten, monitored
@@ -29,11 +28,9 @@ from container_runner.engine.owner import Owner
 from container_runner.errors import (
     ContainerGoneError,
     EngineError,
-    EnginePermissionError,
-    EngineUnreachableError,
     StateError,
 )
-from container_runner.stream.process import settle
+from container_runner.stream.process import TERM_GRACE, Process, settle
 
 RUN_LABEL: Final = f"{LABEL}run"
 """The id of the run that a container was made for. All of ours carry it."""
@@ -61,6 +58,9 @@ KIND_LABEL: Final = f"{LABEL}kind"
 LOCK_PATIENCE: Final = 5.0
 """Seconds that clean-up waits for others who are at an agent's containers. They clean up after themselves."""
 
+DAEMON_LOST: Final = 125
+"""The exit code of docker's client when its daemon goes away; what runs in the container is not told."""
+
 CLEANUP_TIMEOUT: Final = 60.0
 """Seconds that clean-up may take in all, whatever is cancelled meanwhile."""
 
@@ -70,7 +70,7 @@ logging.getLogger("container_runner").addHandler(logging.NullHandler())  # silen
 
 @attrs.frozen(kw_only=True)
 class Container:
-    """A container that one run may use."""
+    """A kept container that a run may use."""
 
     name: str
 
@@ -84,7 +84,7 @@ class Container:
     """When that is over, in seconds since the epoch."""
 
     lock: LockFile | None = attrs.field(default=None, repr=False, eq=False)
-    """Held while the run uses a persistent container."""
+    """Held while the run uses it."""
 
     @property
     def is_fresh(self) -> bool:
@@ -107,16 +107,13 @@ class ContainerManager:
         """The persistent containers that were good a moment ago, by `Plan.digest`."""
 
     async def get_or_create(self, plan: Plan) -> Container:
-        """A container for *plan*: a new one, or in persistent mode the agent's own if it still runs as configured.
+        """A kept container for *plan*: the agent's own if it still runs as configured, or a new one.
 
         The caller gives it back with `release`.
 
         Raises:
             EngineError: it could not be made. Nothing is left of it.
         """
-        if plan.ephemeral:
-            await self._create(plan)
-            return _new_container(plan)
         if (known := self._known.get(plan.digest)) and known.is_fresh:
             # Whoever would remove it needs this lock for itself alone. If it has gone already, its exec will say so,
             # and the next attempt will look for it.
@@ -145,43 +142,37 @@ class ContainerManager:
             except BaseException:
                 lock.release(remove=True)
                 raise
-            return _new_container(plan, lock)
+            return Container(
+                name=plan.container, created=True, time_limit=plan.time_limit, ends_at=plan.ends_at, lock=lock
+            )
 
-    async def release(
-        self, container: Container, plan: Plan, *, is_good: bool = False, is_spoiled: bool = False
-    ) -> None:
-        """Give a container back: an ephemeral one is removed, a persistent one waits for its next run.
-
-        Whoever leaves a persistent container last ends, from outside, what its runs have left in it. One in which
-        that can not be done is removed; if the engine does not answer, the next run that looks for it does that.
+    async def release(self, container: Container, plan: Plan, *, is_spoiled: bool = False) -> None:
+        """Give a kept container back; it waits for its next run.
 
         Args:
             plan: the plan of the run that used it.
-            is_good: whether that run has ended well, so that the next one need not look for the container.
-            is_spoiled: whether no other run should use it.
+            is_spoiled: whether no other run should use it: it is removed when nobody does any more, by us or by the
+                next run that looks for it.
 
         Raises:
             EngineError: it could not be removed.
         """
-        if container.lock is None:
-            await self.engine.remove(container.name)
-            return
-        self._known.pop(plan.digest, None)
         lock = container.lock
+        assert lock is not None  # noqa: S101  `get_or_create` gave it
         if is_spoiled:
             lock.mark()
+        self._known.pop(plan.digest, None)
+        if not lock.is_marked:
+            self._known[plan.digest] = attrs.evolve(container, lock=None)
+            lock.release()
+            return
         has_gone = False
         try:
-            if lock.try_upgrade() and (lock.is_marked or not await self._sweep(container.name, lock, plan)):
+            if lock.try_upgrade():
                 await self.engine.remove(container.name)
                 has_gone = True
-        except EngineError:
-            lock.mark()
-            lock.release()  # or every later run of this agent would wait for it
-            raise
-        if is_good and not has_gone and not lock.is_marked:
-            self._known[plan.digest] = attrs.evolve(container, lock=None)
-        lock.release(remove=has_gone)
+        finally:
+            lock.release(remove=has_gone)  # or every later run of this agent would wait for it
 
     async def containers(self, labels: dict[str, str] | None = None) -> list[ContainerInfo]:
         """Our containers with *labels*, oldest first; of all state folders, unless the labels name one."""
@@ -249,6 +240,31 @@ class ContainerManager:
         await self.engine.remove(name)
         self._use_lock(name).path.unlink(missing_ok=True)
 
+    async def end_client(self, process: Process, name: str, *, kept: bool = False) -> bool:
+        """End an attached client by its stdin, and see that an ephemeral container has gone with it.
+
+        A client in the middle of a start is not cut off: its container finds its stdin ended, and leaves.
+
+        Returns:
+            Whether it has ended in order. Then the engine has removed an ephemeral container before.
+
+        Raises:
+            EngineError: the container is still there.
+        """
+        process.close_stdin()
+        if process.returncode is None:
+            with anyio.move_on_after(TERM_GRACE):
+                while await process.read():
+                    pass
+                await process.wait()
+        exit_code = process.returncode
+        await process.terminate()
+        process.close()
+        is_in_order = exit_code is not None and 0 <= exit_code != DAEMON_LOST
+        if not is_in_order and not kept:
+            await self.remove(name)
+        return is_in_order and (exit_code == 0 or not kept)
+
     async def prune(self, *, dry_run: bool = False) -> list[ContainerInfo]:
         """Remove what nobody needs: containers of runs whose owner is dead, and persistent ones that have ended.
 
@@ -285,18 +301,6 @@ class ContainerManager:
         for container_id in found:
             if container_id not in known:
                 end_forgotten(container_id)
-
-    async def _sweep(self, name: str, lock: LockFile, plan: Plan) -> bool:
-        """End what runs have left in a container that none uses; tell whether it may stay."""
-        try:
-            await self.engine.run(argv.sweep_argv(self.engine.binary, name=name, user=plan.user))
-        except (EngineUnreachableError, EnginePermissionError) as error:
-            _log.warning("what was left in %s could not be ended: %s", name, error.message)
-            lock.mark()  # it could not be removed now either
-        except EngineError as error:  # our script's own failure among them, and one that takes too long
-            _log.info("what was left in %s could not be ended: %s", name, error.message)
-            return False
-        return True
 
     async def _create(self, plan: Plan) -> None:
         try:
@@ -369,10 +373,6 @@ def state_digest(state_dir: Path) -> str:
     path, from two containers say, the engine gives the same folder to both.
     """
     return hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16]
-
-
-def _new_container(plan: Plan, lock: LockFile | None = None) -> Container:
-    return Container(name=plan.container, created=True, time_limit=plan.time_limit, ends_at=plan.ends_at, lock=lock)
 
 
 def _ends_at(info: ContainerInfo) -> float:

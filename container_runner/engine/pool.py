@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -11,18 +12,18 @@ from typing import Final
 import anyio
 import attrs
 
-from container_runner.box import argv, guest
+from container_runner.box import guest
 from container_runner.box.plan import Plan
-from container_runner.engine.engine import spawn_error, start_limiter
-from container_runner.engine.manager import Container, ContainerManager
-from container_runner.errors import ContainerRunnerError, EngineTimeoutError
+from container_runner.engine.engine import PULL_TIMEOUT, start_limiter
+from container_runner.engine.manager import ContainerManager
+from container_runner.errors import EngineError, EngineTimeoutError
 from container_runner.stream.process import Process, settle
-
-HOLD_TIMEOUT: Final = 30.0
-"""Seconds that a new container may take until somebody holds its lease."""
 
 REFILL_DELAY: Final = 0.2
 """Seconds until a container that was taken is replaced: the run that has it is to start first."""
+
+LEAVE_TIMEOUT: Final = 5.0
+"""Seconds that a container may take to leave when its lease has ended."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,32 +32,22 @@ _log = logging.getLogger(__name__)
 class Warm:
     """A container that waits for its run."""
 
-    container: Container
-
     plan: Plan
     """What it was made by."""
 
-    holder: Process
-    """The exec that holds its lease until the run does. It ends with us, as a run's own exec does."""
+    process: Process
+    """The engine's client. Its stdin is the container's lease, and takes the run's header and prompt."""
 
     @property
     def is_good(self) -> bool:
-        """Whether it still waits, and would live long enough for a run."""
-        return self.holder.returncode is None and self.container.is_fresh
-
-    async def let_go(self) -> None:
-        """End the lease. A container that no run has taken leaves by itself."""
-        self.holder.close_stdin()
-        with anyio.move_on_after(2):
-            await self.holder.wait()
-        await self.holder.terminate()
-        self.holder.close()
+        """Whether it still waits, and a run that begins now has half of its time limit at least."""
+        return self.process.returncode is None and time.time() < self.plan.ends_at - self.plan.time_limit / 2
 
 
 class Pool:
     """Keeps *size* containers ready, all made by the same command: one configuration, one workspace, one agent.
 
-    Nothing of a run is in them: its secrets, its prompt and its command travel with its own exec.
+    Nothing of a run is in them: its secrets, its prompt and its command come on stdin.
 
     Args:
         make_plan: makes a plan of a run that such a container would serve.
@@ -78,7 +69,7 @@ class Pool:
     def take(self, digest: str) -> Warm | None:
         """A container for one run, or None if none is ready that its plan, with this `Plan.digest`, would have made.
 
-        The caller owns it: it ends the lease and removes the container.
+        The caller owns it, and ends its client.
         """
         self._asked.set()
         for warm in [warm for warm in self._ready if warm.plan.digest == digest]:
@@ -120,38 +111,24 @@ class Pool:
         await self._remove_spent()
 
     async def _remove_spent(self) -> None:
+        for warm in self._spent:
+            warm.process.close_stdin()  # all at once; then each is waited for
         while self._spent:
-            warm = self._spent.popleft()
-            await settle(partial(self._discard, warm.container, warm))
+            await settle(partial(self._manager.end_client, self._spent[0].process, self._spent[0].plan.container))
+            self._spent.popleft()
 
     async def _add(self) -> None:
         plan, engine = self._make_plan(), self._manager.engine
         if plan.prepare():
             plan = self._make_plan()
-        command = argv.hold_argv(engine.binary, name=plan.container, user=plan.user, run_id=plan.run_id)
         async with start_limiter():
-            container = await self._manager.get_or_create(plan)
-            warm: Warm | None = None
+            process = await engine.start(plan.waiting, gate=guest.ready_line(plan.run_id))
             try:
-                holder = await Process.start(
-                    command, env=engine.environ, hold_stdin=True, gate=guest.started_line(plan.run_id)
-                )
-                warm = Warm(container, plan, holder)
-                if not await holder.wait_for_gate(HOLD_TIMEOUT):
-                    raise EngineTimeoutError("A container of the pool ended before it could be held.")
+                if not await process.wait_for_gate(PULL_TIMEOUT):
+                    raise EngineError("A container of the pool ended before it was ready.")
             except BaseException as error:
-                await settle(partial(self._discard, container, warm))
+                await settle(partial(self._manager.end_client, process, plan.container))
                 if isinstance(error, TimeoutError):
-                    raise EngineTimeoutError("A container of the pool could not be held in time.") from None
-                if isinstance(error, OSError):
-                    raise spawn_error(command, error) from None
+                    raise EngineTimeoutError("A container of the pool was not ready in time.") from None
                 raise
-        self._ready.append(warm)
-
-    async def _discard(self, container: Container, warm: Warm | None) -> None:
-        if warm is not None:
-            await warm.let_go()
-        try:
-            await self._manager.engine.remove(container.name)
-        except ContainerRunnerError as error:
-            _log.warning("%s may be left: %s", container.name, error)
+        self._ready.append(Warm(plan, process))

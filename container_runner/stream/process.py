@@ -158,9 +158,15 @@ class Process:
         """Its exit code, -N if signal N ended it, None while it runs."""
         return self._process.returncode
 
-    @property
-    def stdin_is_open(self) -> bool:
-        return "stdin" in self._fds
+    def send(self, stdin: bytes, *, gate: bytes, end: bytes, line_limit: int | None = None) -> None:
+        """Give more on a stdin that was held, and close the gate again until another line of stderr.
+
+        For a process whose first gate is open, and which has said nothing since: a container that waits for its run.
+        """
+        self._unsent = memoryview(stdin)
+        self._gate, self._end, self.gate_line = gate, end, None
+        self._splitter = LineSplitter(line_limit)
+        self._selector.register(self._fds["stdin"], selectors.EVENT_WRITE, "stdin")
 
     async def wait_for_gate(self, timeout: float) -> bool:
         """Wait for the gate's line of stderr, and tell whether it came: False if stderr ended first.

@@ -10,8 +10,8 @@ from typing import TypeVar
 import anyio
 
 from container_runner.errors import (
-    AgentError,
     AgentKilledError,
+    ContainerGoneError,
     ContainerRunnerError,
     ExecLostError,
     IdleTimeoutError,
@@ -34,6 +34,9 @@ checked has said its last words, and they are on their way."""
 
 CHECK_PATIENCE = 5.0
 """Seconds after which a check that has no answer is given up until the next silence."""
+
+RAISE_LIMIT = "Raise time_limit (--time-limit), or resume the session in a new container."
+"""What to do about a container whose time limit was too short."""
 
 END_PATIENCE = 10.0
 """Seconds beyond the grace period that the client may take to end when the agent has ended."""
@@ -59,6 +62,7 @@ class MessageStream:
     Args:
         parse: makes a message of a line, and None of a blank one; it never raises. None: `parse_line`.
         started_at: when the total clock began, on the event loop's clock. None: now.
+        ends_at: when the container's time limit is over, on the same clock.
         check: called after each `CHECK_INTERVAL` seconds of silence; it raises if nothing can come any more.
         record: called with lines and the messages that they are, one for each, before anybody else sees them.
     """
@@ -69,6 +73,7 @@ class MessageStream:
         options: ExecuteOptions,
         parse: Callable[[bytes], Message | None] | None = None,
         started_at: float | None = None,
+        ends_at: float = math.inf,
         check: Callable[[], Awaitable[None]] | None = None,
         record: Callable[[list[bytes | OversizedLine], list[Message]], None] | None = None,
     ) -> None:
@@ -80,6 +85,7 @@ class MessageStream:
         now = anyio.current_time()
         began = now if started_at is None else started_at
         self._total_at = None if options.timeout is None else began + options.timeout
+        self._ends_at = ends_at
         self._heard_at = now
         self._result_at: float | None = None
         self._left_at = now
@@ -220,7 +226,8 @@ class MessageStream:
                 self._ended_at = anyio.current_time()
             lost = ExecLostError("The agent has ended, and the engine's client did not.")
             return self._ended_at + options.grace + END_PATIENCE, lost
-        ends: list[tuple[float, ContainerRunnerError]] = []
+        over = ContainerGoneError("The container's time limit is over.", next_step=RAISE_LIMIT)
+        ends: list[tuple[float, ContainerRunnerError]] = [(self._ends_at + options.grace + END_PATIENCE, over)]
         if self._total_at is not None:
             ends.append((self._total_at, total_timeout(options)))
         if options.idle_timeout is not None:
@@ -229,7 +236,7 @@ class MessageStream:
         if options.result_timeout is not None and self._result_at is not None:
             message = f"The agent was still there {options.result_timeout:g} seconds after its result."
             ends.append((self._result_at + options.result_timeout, ResultTimeoutError(message)))
-        return min(ends, key=lambda end: end[0], default=(math.inf, AgentError("")))
+        return min(ends, key=lambda end: end[0])
 
 
 def total_timeout(options: ExecuteOptions) -> TotalTimeoutError:
