@@ -322,7 +322,7 @@ async def test_what_is_run_is_what_was_planned(fake_engine: FakeEngine, tmp_path
 
     plan = subject.plan(options())
 
-    ran = [fake_engine.run_argv, fake_engine.exec_argv]
+    ran = [fake_engine.run_argv, fake_engine.agent_argv]
     assert [len(words) for words in ran] == [len(plan.run), len(plan.exec)]
     run_id = ran[1][ran[1].index(guest.EXEC) + 2]
     name = next(word for word in ran[0] if word.startswith("--name=")).removeprefix("--name=")
@@ -363,7 +363,7 @@ async def test_a_secret_goes_to_the_exec_alone_and_is_scrubbed_from_what_it_writ
     assert error.stderr.strip() == "invalid key [MY_SECRET]!"
     for call in fake_engine.calls:
         assert SECRET not in " ".join(call.argv)
-        assert (SECRET in call.env.values()) is (call.argv == fake_engine.exec_argv)
+        assert (SECRET in call.env.values()) is (call.argv == fake_engine.agent_argv)
 
 
 @pytest.mark.parametrize(
@@ -547,7 +547,7 @@ async def test_however_a_reader_leaves_the_container_is_removed(
                     raise ZeroDivisionError
 
     assert fake_engine.calls[-1].argv[:2] == ("docker", "rm")
-    exec_ = next(call for call in fake_engine.calls if call.argv == fake_engine.exec_argv)
+    exec_ = next(call for call in fake_engine.calls if call.argv == fake_engine.agent_argv)
     assert exec_.returncode is not None
 
 
@@ -597,7 +597,7 @@ async def test_a_persistent_agent_finds_its_container_again(
     last = (await all_of(subject, options()))[-1]
 
     assert isinstance(last, ResultMessage)
-    assert "found" in fake_engine.exec_argv
+    assert "found" in fake_engine.agent_argv
     assert not {call.argv[1] for call in fake_engine.calls} & {"run", "rm"}
 
 
@@ -606,7 +606,7 @@ async def test_a_command_in_the_place_of_claude(fake_engine: FakeEngine, tmp_pat
     subject = ContainerRunner(CommandRuntime(["agent", "--fast"]), ContainerConfig(image="i"), tmp_path)
 
     assert len(await all_of(subject, options())) == 2
-    assert fake_engine.exec_argv[-2:] == ("agent", "--fast")
+    assert fake_engine.agent_argv[-2:] == ("agent", "--fast")
 
 
 # Scrubbing

@@ -63,7 +63,7 @@ async def test_a_reply_is_a_whole_successful_run(fake_engine: FakeEngine, runner
     assert (last.result, last.is_error) == ("It is 4.", False)
     assert fake_engine.stdin == b"2 + 2?"
     assert fake_engine.run_argv[:3] == ("docker", "run", "--detach")
-    assert fake_engine.exec_argv[-4:-1] == ("-p", "--output-format=stream-json", "--verbose")
+    assert fake_engine.agent_argv[-4:-1] == ("-p", "--output-format=stream-json", "--verbose")
     verbs = [call.argv[1] for call in fake_engine.calls]
     assert (verbs[0], verbs[-1]) == ("--version", "rm")
     assert verbs.index("run") < verbs.index("exec")
@@ -164,7 +164,7 @@ async def test_secrets_are_in_a_calls_environment_and_not_in_its_repr(
 
     await all_of(runner, options())
 
-    call = next(call for call in fake_engine.calls if call.argv == fake_engine.exec_argv)
+    call = next(call for call in fake_engine.calls if call.argv == fake_engine.agent_argv)
     assert call.env["TOKEN"] == "s3cr3t"
     assert "s3cr3t" not in repr(fake_engine.calls)
 

@@ -374,7 +374,7 @@ async def test_the_probe_gets_what_the_agent_would_get(patient: Patient) -> None
 
     await patient.checks(memory="1g", network="lan", ephemeral=False, ports=("8080:80",), secrets=("HOME",))
 
-    run, exec_ = patient.engine.run_argv, patient.engine.exec_argv
+    run, exec_ = patient.engine.run_argv, patient.engine.agent_argv
     assert {f"--memory={1024**3}", "--network=lan", "--rm"} <= {*run}
     assert not any(word.startswith("--publish") for word in run), "a kept container may hold the port"
     assert {"--env=ANTHROPIC_API_KEY", "--env=CLAUDE_CONFIG_DIR=/container-runner/sessions"} <= {*exec_}
@@ -387,7 +387,7 @@ async def test_only_of_claude_the_version_is_asked(patient: Patient) -> None:
 
     checks = await patient.checks(runtime=CommandRuntime(["agent", "--now"]))
 
-    assert patient.engine.exec_argv[-2:] == ("agent", "-")
+    assert patient.engine.agent_argv[-2:] == ("agent", "-")
     assert checks["agent"].found == "/bin/agent"
 
 
