@@ -54,7 +54,9 @@ BUILT_IN = {
 
 @scripts
 def test_a_script_uses_no_programs_but_those_that_are_asked_for(script: str) -> None:
-    text = re.sub(r"'[^']*'|\$\{[^}]*\}|\$\(\([^)]*\)\)", "''", SCRIPTS[script])  # what is said or reckoned is no program
+    text = re.sub(
+        r"'[^']*'|\$\{[^}]*\}|\$\(\([^)]*\)\)", "''", SCRIPTS[script]
+    )  # what is said or reckoned is no program
     ours = {"sh", *re.findall(r"^(\w+)\(\) \{", text, re.MULTILINE)}
     place = r"(?:^|[;|&({]|\b(?:do|then|else|until|while|if)\b)\s*"
     words = set(re.findall(place + r"([a-z]+)\b(?![=(;)])", text, re.MULTILINE))
@@ -108,7 +110,7 @@ cat
 """How GUEST reads its header, and then all that it has got of it."""
 
 assert READ[READ.index("IFS= read -r line ||") :].startswith("IFS= read -r line || exit 70\n  header=$header$line$nl")
-assert "  header=$header$line$nl lines=$((lines - 1))\ndone\neval \"$header\"\n" in guest.GUEST
+assert '  header=$header$line$nl lines=$((lines - 1))\ndone\neval "$header"\n' in guest.GUEST
 
 
 def header(prompt: bytes = b"", **others: Any) -> bytes:
@@ -204,9 +206,8 @@ def test_every_byte_but_nul_comes_back(shell: list[str], data: bytes) -> None:
     assert rest == data
 
 
-BYTES = st.binary(max_size=60).map(lambda data: data.replace(b"\0", b"")) | st.text("'\\\n\"$`; a!\x01", max_size=20).map(
-    str.encode
-)
+BYTES = st.binary(max_size=60).map(lambda data: data.replace(b"\0", b""))
+BYTES |= st.text("'\\\n\"$`; a!\x01", max_size=20).map(str.encode)
 
 
 @settings(max_examples=40, deadline=None)
