@@ -24,7 +24,8 @@ def write(folder: Path, agent: Path = AGENT) -> Path:
     """Write the engine into *folder*: a program that runs *agent* for `claude`.
 
     Returns:
-        Its path, for --engine. It logs its commands in `folder/calls`, one JSON list a line.
+        Its path, for --engine. It logs its commands in `folder/calls`, one JSON list a line, and keeps the header of the
+        latest run in `folder/header`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "docker"
@@ -39,15 +40,16 @@ def main(folder: Path, agent: str, words: list[str]) -> int:
     if words[0] == "--version":
         print("Docker version 28.2.2, build e6534b4")
     elif words[:3] == ["run", "--rm", "--interactive"]:
-        return play(agent, words)
+        return play(folder, agent, words)
     elif words[0] == "inspect":
         print("[]")
     return 0
 
 
-def play(agent: str, words: list[str]) -> int:
+def play(folder: Path, agent: str, words: list[str]) -> int:
     """Do what our script does: take header and prompt, run *agent* in the workspace, and stop it when the lease ends."""
     header = b"".join(sys.stdin.buffer.readline() for _ in range(int(sys.stdin.buffer.readline())))
+    (folder / "header").write_bytes(header)
     fields = dict(word.partition("=")[::2] for word in shlex.split(header.decode("utf-8", "surrogateescape")))
     prompt = sys.stdin.buffer.read(int(fields["size"]))
     _, _, _, _, _, _, program, *arguments = words[words.index("--") + 1 :]

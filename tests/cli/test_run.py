@@ -247,7 +247,6 @@ def test_what_is_refused_is_named_before_anything_starts(place: Place, words: li
         (["--arg=--fast"], "--fast"),
         (["--session-id=abc"], "--session-id=abc"),
         (["--include-partial-messages"], "--include-partial-messages"),
-        (["--grace=7"], "7"),
     ],
 )
 def test_flags_reach_the_agent(place: Place, flags: list[str], word: str) -> None:
@@ -255,6 +254,12 @@ def test_flags_reach_the_agent(place: Place, flags: list[str], word: str) -> Non
 
     assert done.returncode == 0, done.stderr
     assert word in place.agent_argv()
+
+
+def test_the_grace_period_reaches_the_script_around_the_agent(place: Place) -> None:
+    assert place.run("run", "hello", "--grace=7").returncode == 0
+
+    assert "grace=7" in (place.folder / "engine" / "header").read_text().splitlines()
 
 
 def test_mcp_servers_come_from_a_file(place: Place) -> None:
