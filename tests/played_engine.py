@@ -24,8 +24,8 @@ def write(folder: Path, agent: Path = AGENT) -> Path:
     """Write the engine into *folder*: a program that runs *agent* for `claude`.
 
     Returns:
-        Its path, for --engine. It logs its commands in `folder/calls`, one JSON list a line, and keeps the header of the
-        latest run in `folder/header`.
+        Its path, for --engine. It logs its commands in `folder/calls`, one JSON list a line, and keeps the header that
+        the latest one got in `folder/header`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "docker"
@@ -47,7 +47,7 @@ def main(folder: Path, agent: str, words: list[str]) -> int:
 
 
 def play(folder: Path, agent: str, words: list[str]) -> int:
-    """Do what our script does: take header and prompt, run *agent* in the workspace, and stop it when the lease ends."""
+    """Do what our script does: take header and prompt, run *agent* in the workspace, stop it when the lease ends."""
     header = b"".join(sys.stdin.buffer.readline() for _ in range(int(sys.stdin.buffer.readline())))
     (folder / "header").write_bytes(header)
     fields = dict(word.partition("=")[::2] for word in shlex.split(header.decode("utf-8", "surrogateescape")))
