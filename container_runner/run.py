@@ -13,7 +13,8 @@ import anyio
 from container_runner.agents import CommandLineRuntime
 from container_runner.box import argv, guest
 from container_runner.box.plan import Plan
-from container_runner.engine.engine import ContainerInfo, classify, spawn_error, start_limiter
+from container_runner.engine.engine import ContainerInfo, start_limiter
+from container_runner.engine.failures import classify, spawn_error
 from container_runner.engine.manager import CLEANUP_TIMEOUT, Container, ContainerManager
 from container_runner.engine.pool import Pool, Warm
 from container_runner.errors import (

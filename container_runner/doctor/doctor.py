@@ -29,7 +29,8 @@ from container_runner.box.plan import Plan
 from container_runner.box.user import User
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
-from container_runner.engine.engine import Engine, classify
+from container_runner.engine.engine import Engine
+from container_runner.engine.failures import classify
 from container_runner.engine.image import AGENTS
 from container_runner.errors import (
     ConfigError,

@@ -13,7 +13,8 @@ import attrs
 
 from container_runner.box import argv, guest
 from container_runner.box.plan import Plan
-from container_runner.engine.engine import spawn_error, start_limiter
+from container_runner.engine.engine import start_limiter
+from container_runner.engine.failures import spawn_error
 from container_runner.engine.manager import Container, ContainerManager
 from container_runner.errors import ContainerRunnerError, EngineTimeoutError
 from container_runner.stream.process import Process, settle
