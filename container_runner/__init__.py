@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from container_runner.box.mounts import build_container_mounts as build_container_mounts
     from container_runner.box.plan import Plan as Plan
     from container_runner.config.container import ContainerConfig as ContainerConfig
-    from container_runner.config.container import RecordLimits as RecordLimits
+    from container_runner.config.limits import RecordLimits as RecordLimits
     from container_runner.config.values import Mount as Mount
     from container_runner.config.values import PortBinding as PortBinding
     from container_runner.config.values import Tmpfs as Tmpfs
@@ -58,7 +58,7 @@ _MODULES = {
     "OversizedLine": "stream.lines",
     "Plan": "box.plan",
     "PortBinding": "config.values",
-    "RecordLimits": "config.container",
+    "RecordLimits": "config.limits",
     "ResultMessage": "stream.messages",
     "Runtime": "agents",
     "StreamEvent": "stream.messages",

@@ -33,7 +33,7 @@ from container_runner.errors import (
     OutOfMemoryError,
 )
 from container_runner.options import ExecuteOptions
-from container_runner.records.records import Recorder
+from container_runner.records.recorder import Recorder
 from container_runner.stream.messages import Message
 from container_runner.stream.process import STDERR_TAIL, Completed, Process, settle
 from container_runner.stream.stream import MessageStream, killed, total_timeout

@@ -35,7 +35,8 @@ ROOMS = (
 """From the ground up: a room imports only what lies on the floors below it."""
 
 PURE = {
-    *("errors", "options", "config.container", "config.laws", "config.paths", "config.protected", "config.values"),
+    *("errors", "options"),
+    *(f"config.{name}" for name in ("container", "laws", "limits", "paths", "protected", "values")),
     *("stream.lines", "stream.messages", "box.argv", "box.guest", "box.plan"),
 }
 """What does no I/O and waits for nothing."""

@@ -16,7 +16,8 @@ from cyclopts import Parameter
 from container_runner.errors import ConfigError
 
 if TYPE_CHECKING:
-    from container_runner.records.records import Records, RunRecord, RunSummary
+    from container_runner.records.records import Records, RunRecord
+    from container_runner.records.summary import RunSummary
 
 POLL: Final = 0.1
 """Seconds between two looks at a transcript that is followed."""

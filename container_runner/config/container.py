@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self, TypeVar
@@ -47,17 +47,6 @@ from container_runner.config.values import (
     parse_size,
 )
 from container_runner.errors import ConfigError
-
-__all__ = [
-    "LABEL_PREFIX",
-    "ContainerConfig",
-    "Mount",
-    "PortBinding",
-    "RecordLimits",
-    "Tmpfs",
-    "parse_duration",
-    "parse_size",
-]
 
 LABEL_PREFIX = "container-runner."
 """The labels that belong to us: they say which containers are ours, and whose."""
@@ -520,43 +509,3 @@ class ContainerConfig:
         except (ValueError, RecursionError) as error:  # also a number or a nesting that Python does not take
             refuse("syntax", str(error), "TOML, see https://toml.io", source=source)
         return cls.from_mapping(mapping, source=source)
-
-
-def _limit(field: str, value: object, parse: Callable[[str, str], float]) -> float:
-    if isinstance(value, str):
-        return parse(value, field)
-    if isinstance(value, bool) or not (isinstance(value, int | float) and value > 0):
-        kind = "a time such as 12h or 30d" if parse is parse_duration else "a size such as 256m or 1g"
-        refuse(field, value, f"{kind}, or a number over 0")
-    return value
-
-
-def _max_age(value: float | str) -> float:
-    return _limit("records_max_age", value, parse_duration)
-
-
-def _max_total(value: float | str) -> float:
-    return _limit("records_max_total", value, parse_size)
-
-
-def _max_run(value: float | str) -> float:
-    return _limit("records_max_run", value, parse_size)
-
-
-@attrs.frozen(kw_only=True)
-class RecordLimits:
-    """How much is kept of what runs leave to read. It is looked after when a process starts its first run.
-
-    Raises:
-        ConfigError: a value that is no number over 0, or no text that stands for one.
-    """
-
-    max_age: float = attrs.field(default=30.0 * DAY, converter=_max_age)
-    """The time after which a run's records are removed: "30d", or seconds; `inf` keeps them."""
-
-    max_total: float = attrs.field(default=GIB, converter=_max_total)
-    """How much the records of a state folder may take in all: "1g", or bytes. The oldest runs go first."""
-
-    max_run: float = attrs.field(default=256 * MIB, converter=_max_run)
-    """The size at which a transcript ends: "256m", or bytes. The run goes on, and its summary says that the transcript
-    is incomplete."""

@@ -20,8 +20,9 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from container_runner.config.container import ContainerConfig, RecordLimits
+from container_runner.config.container import ContainerConfig
 from container_runner.config.laws import NOT_SHOWN, instead, refuse
+from container_runner.config.limits import RecordLimits
 from container_runner.config.paths import MARK
 from container_runner.config.protected import WORKSPACE_FILE
 from container_runner.config.values import GIB, MIB, Mount, Tmpfs, parse_duration, parse_size

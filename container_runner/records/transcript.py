@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeAlias
 import attrs
 import orjson
 
-from container_runner.records.records import RunSummary, parse_time
+from container_runner.records.summary import RunSummary, parse_time
 from container_runner.stream.lines import LineSplitter, OversizedLine
 from container_runner.stream.messages import (
     AgentMessage,

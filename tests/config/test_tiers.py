@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from container_runner.config.container import ContainerConfig, RecordLimits
+from container_runner.config.container import ContainerConfig
+from container_runner.config.limits import RecordLimits
 from container_runner.config.tiers import (
     ELSEWHERE,
     FIELDS,
