@@ -108,7 +108,7 @@ class Records:
         """Whether somebody still writes the transcript."""
         try:
             with open_folder(self._state_dir, FOLDER, run.agent) as folder:
-                return is_locked(folder, f"{run.name}.jsonl")
+                return _is_locked(folder, f"{run.name}.jsonl")
         except OSError:
             return False
 
@@ -186,7 +186,7 @@ def clean_once(state_dir: Path, limits: RecordLimits) -> None:
 
 def _remove(folder: int, stem: str) -> bool:
     with suppress(FileNotFoundError):
-        if is_locked(folder, f"{stem}.jsonl"):
+        if _is_locked(folder, f"{stem}.jsonl"):
             return False
     # The transcript goes last: without it there would be a run that we no longer find.
     for name in (f".{stem}.json", f"{stem}.json", f"{stem}.jsonl"):
@@ -208,7 +208,7 @@ def lock(fd: int) -> None:
             return
 
 
-def is_locked(folder: int, name: str) -> bool:
+def _is_locked(folder: int, name: str) -> bool:
     fd = open_file(folder, name)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -237,7 +237,7 @@ def _read_summary(folder: int, stem: str) -> RunSummary | None:
 
 def _unfinished(folder: int, agent: str, stem: str) -> RunSummary:
     """The summary of a run that has none: what the beginning of its transcript tells."""
-    outcome: Outcome = "running" if is_locked(folder, f"{stem}.jsonl") else "interrupted"
+    outcome: Outcome = "running" if _is_locked(folder, f"{stem}.jsonl") else "interrupted"
     fd = open_file(folder, f"{stem}.jsonl")
     try:
         line, newline, _ = os.read(fd, 1024**2).partition(b"\n")
