@@ -1,4 +1,4 @@
-"""docs/reference/configuration.md, from the fields of `ContainerConfig` and the docstrings under them."""
+"""docs/reference/configuration.md, from the fields of `ContainerConfig` and what its docstring says of them."""
 
 from __future__ import annotations
 

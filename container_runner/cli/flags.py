@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import inspect
 import re
@@ -37,14 +36,10 @@ _AS_FLAGS = {
 
 
 def field_help(kind: type[Any]) -> dict[str, str]:
-    """The docstrings under the fields of a class, by the fields' names."""
-    (definition,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(definition, ast.ClassDef)  # noqa: S101  it is a class's source
-    found: dict[str, str] = {}
-    for field, text in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            found[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
-    return found
+    """The explanation of each field of a class: "Attributes:" in its docstring; "" where docstrings were stripped."""
+    _, _, told = (inspect.getdoc(kind) or "").partition("\nAttributes:\n")
+    found = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", told.partition("\n\n")[0], re.MULTILINE)
+    return dict.fromkeys(attrs.fields_dict(kind), "") | {name: " ".join(text.split()) for name, text in found}
 
 
 def _make_flags() -> type[Any]:
@@ -128,73 +123,55 @@ _CONFIGURABLE = (
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
 class RunFlags:
-    """What `run` and `argv` have in common, beside the box."""
+    """What `run` and `argv` have in common, beside the box.
+
+    Attributes:
+        workspace: The folder that the agent works on.
+        agent: The agent's name. Its sessions are kept under it. Default: made of the workspace's path.
+        model: The model to use.
+        system_prompt: Replaces the agent's own system prompt.
+        append_system_prompt: Added to the system prompt.
+        permission_mode: How the agent asks before it acts. Default: it does not, the box is the limit.
+        allowed_tools: A tool that it may use without asking. Can be given again.
+        disallowed_tools: A tool that it may not use. Can be given again.
+        max_turns: How many turns it may take.
+        command: Run this command in the container instead of claude, as "my-agent --fast". It gets the prompt on stdin.
+        resume: The id of a session to go on with.
+        fork: Go on in a copy of that session.
+        timeout: The time that the agent may take in all: "30m", or seconds. Default: any.
+        idle_timeout: The time that it may be silent: "5m", or seconds; 0: any. Default: 30m.
+        state_dir: Where sessions and locks are kept. Default: the folder for such things in your home.
+        config: Your configuration file. Default: config.toml in the folder for such things in your home.
+        profile: The name of one of its [profiles].
+        records: Leave a transcript and a summary in the state folder, which is the default, or do not.
+        records_max_age: How long records are kept. Default: 30d.
+        records_max_total: How much all records of the state folder may take. Default: 1g.
+        records_max_run: The size at which a transcript ends. Default: 256m.
+        json: Print JSON for programs instead of text for people.
+    """
 
     workspace: Annotated[Path, Parameter(alias="-w", group=_AGENT)] = Path()
-    """The folder that the agent works on."""
-
     agent: Annotated[str | None, Parameter(group=_AGENT)] = None
-    """The agent's name. Its sessions are kept under it. Default: made of the workspace's path."""
-
     model: Annotated[str | None, Parameter(group=_AGENT)] = None
-    """The model to use."""
-
     system_prompt: Annotated[str | None, Parameter(group=_AGENT)] = None
-    """Replaces the agent's own system prompt."""
-
     append_system_prompt: Annotated[str | None, Parameter(group=_AGENT)] = None
-    """Added to the system prompt."""
-
     permission_mode: Annotated[PermissionMode | None, Parameter(group=_AGENT)] = None
-    """How the agent asks before it acts. Default: it does not, the box is the limit."""
-
     allowed_tools: Annotated[tuple[str, ...], Parameter(group=_AGENT, alias="--allowed-tool", negative=())] = ()
-    """A tool that it may use without asking. Can be given again."""
-
     disallowed_tools: Annotated[tuple[str, ...], Parameter(group=_AGENT, alias="--disallowed-tool", negative=())] = ()
-    """A tool that it may not use. Can be given again."""
-
     max_turns: Annotated[int | None, Parameter(group=_AGENT)] = None
-    """How many turns it may take."""
-
     command: Annotated[str | None, Parameter(group=_AGENT)] = None
-    """Run this command in the container instead of claude, as "my-agent --fast". It gets the prompt on stdin."""
-
     resume: Annotated[str | None, Parameter(group=_RUN)] = None
-    """The id of a session to go on with."""
-
     fork: Annotated[bool, Parameter(group=_RUN, negative=())] = False
-    """Go on in a copy of that session."""
-
     timeout: Annotated[str | None, Parameter(group=_RUN)] = None
-    """The time that the agent may take in all: "30m", or seconds. Default: any."""
-
     idle_timeout: Annotated[str | None, Parameter(group=_RUN)] = None
-    """The time that it may be silent: "5m", or seconds; 0: any. Default: 30m."""
-
     state_dir: Annotated[Path | None, Parameter(group=_RUN)] = None
-    """Where sessions and locks are kept. Default: the folder for such things in your home."""
-
     config: Annotated[Path | None, Parameter(group=_RUN)] = None
-    """Your configuration file. Default: config.toml in the folder for such things in your home."""
-
     profile: Annotated[str | None, Parameter(group=_RUN)] = None
-    """The name of one of its [profiles]."""
-
     records: Annotated[bool | None, Parameter(group=_RUN)] = None
-    """Leave a transcript and a summary in the state folder, which is the default, or do not."""
-
     records_max_age: Annotated[str | None, Parameter(group=_RUN)] = None
-    """How long records are kept. Default: 30d."""
-
     records_max_total: Annotated[str | None, Parameter(group=_RUN)] = None
-    """How much all records of the state folder may take. Default: 1g."""
-
     records_max_run: Annotated[str | None, Parameter(group=_RUN)] = None
-    """The size at which a transcript ends. Default: 256m."""
-
     json: Annotated[bool, Parameter(group=_RUN, negative=())] = False
-    """Print JSON for programs instead of text for people."""
 
 
 def prepare(prompt: str, flags: RunFlags, box: Any) -> tuple[ContainerRunner, ExecuteOptions]:

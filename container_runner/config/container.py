@@ -257,25 +257,79 @@ class ContainerConfig:
     Lists may be given as lists or tuples, sizes and times as strings, and what is in `volumes`, `ports` and
     `tmpfs` as values, strings or tables. `attrs.evolve` makes a changed copy, checked again.
 
+    Attributes:
+        image: The image, as in `docker run`: `name`, `name:tag`, `registry/name@sha256:...`. It needs a shell and the
+            agent; it is not pulled unless `pull` says so.
+        engine: `auto` takes what the variable CONTAINER_RUNNER_ENGINE names; else docker, if it is there and so is its
+            daemon's socket (or DOCKER_HOST, or DOCKER_CONTEXT); else podman. `docker`, `podman`, or the name or path of
+            a program that understands the same arguments.
+        ephemeral: Whether each run has a container of its own, removed at its end. `false` keeps one for the next run,
+            which is faster and lets one run see what another left.
+        network: `bridge` lets the agent reach the internet, which it needs to reach its model. `none` cuts it off, and
+            the name of a network that you made decides for itself. `host` removes the wall between the agent and every
+            service on this machine.
+        memory: The memory limit, as a size of at least "6m" ("512m", "2g", or bytes). Swap is off, so it is the limit
+            of both. An agent that needs more is killed.
+        cpu_shares: The weight against other containers when the processors are busy, 2 to 262144. An engine's own
+            default is 1024, so that an agent gives way to the rest of the machine.
+        cpus: The most processors that it may use, such as `1.5`. None: all of them.
+        cpu_period: The scheduler's period in microseconds, 1000 to 1000000, for `cpu_quota`. `cpus` says the same in
+            one number, so the two are not given together.
+        cpu_quota: The microseconds of processor time in each `cpu_period`, at least 1000.
+        pids_limit: The most processes and threads at a time, at least 16, so that a fork bomb stays in the box. To the
+            engines 0 and -1 mean unlimited, so both are refused.
+        user: Who the agent is in the container: "UID:GID" in numbers; "UID" alone stands for the group of the same
+            number. None: you, or the workspace's owner if you are root. The uid 0 is refused, because what root writes
+            to the workspace is root's, unless it is spelled `root`, which stands for 0:0.
+        max_containers: The most kept containers of one agent, from 1. Beyond it, those that nobody uses are removed,
+            oldest first.
+        pool: How many unused containers `ContainerRunner.warm` keeps ready, so that an ephemeral run starts faster.
+            Each is used once.
+        volumes: More folders of the host: "host:container", with ":ro" to only read them, or tables with the fields of
+            `Mount`. Folders that hold keys or the system are refused when the container is made.
+        workspace_mode: `rw` lets the agent change the workspace, `ro` only read it.
+        unprotected: Paths in a writable workspace that the agent may write although the host acts on them later:
+            `.git/hooks`, `.git/config`, `.claude`, `.envrc` and the like are read-only if they exist. `.git` stands for
+            all below it. docs/how-to/configuration.md has the list.
+        credentials: How the agent gets its login. `env` passes the token variables of this process, `file` mounts the
+            login file and nothing beside it, `auto` takes the first that there is, and `none` gives nothing.
+        env: Variables for the agent, as NAME = "value". The values are on no command line, and `repr` leaves them out;
+            for a secret prefer `secrets`, which keeps it out of the configuration as well.
+        secrets: Names of variables of this process to pass on to the agent. Only names: a value here is refused, and
+            not repeated in the error.
+        ports: Ports of the container to open on the host: "8080:80" (host:container), "80" for both, with an address
+            before it or "/udp" after it. Without an address only this machine can connect. They need a network of their
+            own, so not `none` or `host`.
+        tmpfs: More folders in memory, writable though `read_only` is set: "/path" or "/path:size=64m,exec,mode=700".
+            /tmp is there already.
+        labels: Labels for the container, keys and values of letters, digits and `_.-`, which every engine can filter
+            by. Keys below `container-runner.` are ours.
+        read_only: Whether the image's own files are read-only in the container, so that nothing outside of the
+            workspace, the volumes and the tmpfs folders can be changed.
+        pull: When to fetch the image. `never` runs what you built or fetched and nothing else, `missing` fetches it if
+            it is not here, `always` asks for a newer one each time.
+        ulimits: Limits of each process, as "name=soft" or "name=soft:hard"; -1 is unlimited. Core dumps, which would
+            hold the agent's memory, are off whatever stands here.
+        gpus: Graphics processors: `all`, how many ("2"), or which ("device=0,1"). None: none.
+        shm_size: The size of /dev/shm, as a size. None: the engine's default, 64m. Browsers want more.
+        add_host: Names for the container's hosts file, as "name:address"; the address `host-gateway` is this machine.
+        devices: Devices of the host, as "/dev/x", "/dev/x:/dev/y" or "/dev/x:/dev/y:rwm". Each is a hole in the box.
+        extra_args: More flags for the engine's `run`, such as "--runtime=runsc", each with its value in one word. They
+            come last and win, and are not otherwise checked: `--privileged`, `--cap-add` or `--security-opt` here undo
+            what the rest of this page does. Paths must be absolute. Everybody on the machine can see them, so no
+            secrets.
+        time_limit: The time after which a container ends by itself, whatever happened to us: "60s" to "30d", or
+            seconds. The default is "1d".
+
     Raises:
         ConfigError: for a value that is refused.
     """
 
     image: str = attrs.field(validator=law("an image's name such as python:3.12-slim", _is_image))
-    """The image, as in `docker run`: `name`, `name:tag`, `registry/name@sha256:...`. It needs a shell and
-    the agent; it is not pulled unless `pull` says so."""
-
     engine: str = attrs.field(
         default="auto", validator=law("auto, docker, podman, or a program's name or path", _is_engine)
     )
-    """`auto` takes what the variable CONTAINER_RUNNER_ENGINE names; else docker, if it is there and so is its
-    daemon's socket (or DOCKER_HOST, or DOCKER_CONTEXT); else podman. `docker`, `podman`, or the name or path of
-    a program that understands the same arguments."""
-
     ephemeral: bool = attrs.field(default=True, validator=boolean)
-    """Whether each run has a container of its own, removed at its end. `false` keeps one for the next run,
-    which is faster and lets one run see what another left."""
-
     network: str = attrs.field(
         default="bridge",
         validator=law(
@@ -283,95 +337,40 @@ class ContainerConfig:
             is_name,
         ),
     )
-    """`bridge` lets the agent reach the internet, which it needs to reach its model. `none` cuts it off, and
-    the name of a network that you made decides for itself. `host` removes the wall between the agent and
-    every service on this machine."""
-
     memory: int = attrs.field(default=2 * GIB, converter=_memory)
-    """The memory limit, as a size of at least "6m" ("512m", "2g", or bytes). Swap is off, so it is the limit
-    of both. An agent that needs more is killed."""
-
     cpu_shares: int = attrs.field(default=512, validator=whole(2, 262_144))
-    """The weight against other containers when the processors are busy, 2 to 262144. An engine's own default
-    is 1024, so that an agent gives way to the rest of the machine."""
-
     cpus: float | None = attrs.field(
         default=None, validator=optional(law("a number of processors from 0.01 to 10000", _is_cpus))
     )
-    """The most processors that it may use, such as `1.5`. None: all of them."""
-
     cpu_period: int | None = attrs.field(default=None, validator=optional(whole(1_000, 1_000_000)))
-    """The scheduler's period in microseconds, 1000 to 1000000, for `cpu_quota`. `cpus` says the same in one
-    number, so the two are not given together."""
-
     cpu_quota: int | None = attrs.field(default=None, validator=optional(whole(1_000, 10_000_000_000)))
-    """The microseconds of processor time in each `cpu_period`, at least 1000."""
-
     pids_limit: int = attrs.field(default=512, validator=whole(16, 4_194_304))
-    """The most processes and threads at a time, at least 16, so that a fork bomb stays in the box. To the
-    engines 0 and -1 mean unlimited, so both are refused."""
-
     user: str | None = attrs.field(
         default=None,
         validator=optional(law('"UID" or "UID:GID" with a UID over 0, or "root" if you mean it', _is_user)),
     )
-    """Who the agent is in the container: "UID:GID" in numbers; "UID" alone stands for the group of the same
-    number. None: you, or the workspace's owner if you are root. The uid 0 is refused, because what root
-    writes to the workspace is root's, unless it is spelled `root`, which stands for 0:0."""
-
     max_containers: int = attrs.field(default=5, validator=whole(1, 10_000))
-    """The most kept containers of one agent, from 1. Beyond it, those that nobody uses are removed, oldest
-    first."""
-
     pool: int = attrs.field(default=0, validator=whole(0, 100))
-    """How many unused containers `ContainerRunner.warm` keeps ready, so that an ephemeral run starts faster. Each is
-    used once."""
-
     volumes: tuple[Mount, ...] = attrs.field(default=(), converter=_volumes)
-    """More folders of the host: "host:container", with ":ro" to only read them, or tables with the fields of
-    `Mount`. Folders that hold keys or the system are refused when the container is made."""
-
     workspace_mode: Literal["rw", "ro"] = attrs.field(default="rw", validator=one_of("rw", "ro"))
-    """`rw` lets the agent change the workspace, `ro` only read it."""
-
     unprotected: tuple[str, ...] = attrs.field(
         default=(),
         converter=_strings,
         validator=each(f"one of {', '.join(PROTECTED)}", lambda value: value in PROTECTED),
     )
-    """Paths in a writable workspace that the agent may write although the host acts on them later: `.git/hooks`,
-    `.git/config`, `.claude`, `.envrc` and the like are read-only if they exist. `.git` stands for all below it.
-    docs/how-to/configuration.md has the list."""
-
     credentials: Literal["auto", "env", "file", "none"] = attrs.field(
         default="auto", validator=one_of("auto", "env", "file", "none")
     )
-    """How the agent gets its login. `env` passes the token variables of this process, `file` mounts
-    the login file and nothing beside it, `auto` takes the first that there is, and `none` gives nothing."""
-
     env: Mapping[str, str] = attrs.field(
         factory=dict, converter=_frozen, validator=_valid_env, hash=False, repr=_names_only
     )
-    """Variables for the agent, as NAME = "value". The values are on no command line, and `repr` leaves them
-    out; for a secret prefer `secrets`, which keeps it out of the configuration as well."""
-
     secrets: tuple[str, ...] = attrs.field(
         default=(),
         converter=_strings,
         validator=each("the name of a variable, without its value", is_variable, lambda _: NOT_SHOWN),
     )
-    """Names of variables of this process to pass on to the agent. Only names: a value here is refused, and
-    not repeated in the error."""
-
     ports: tuple[PortBinding, ...] = attrs.field(default=(), converter=_ports)
-    """Ports of the container to open on the host: "8080:80" (host:container), "80" for both, with an address
-    before it or "/udp" after it. Without an address only this machine can connect. They need a network of
-    their own, so not `none` or `host`."""
-
     tmpfs: tuple[Tmpfs, ...] = attrs.field(default=(), converter=_tmpfs)
-    """More folders in memory, writable though `read_only` is set: "/path" or "/path:size=64m,exec,mode=700".
-    /tmp is there already."""
-
     labels: Mapping[str, str] = attrs.field(
         factory=dict,
         converter=_frozen,
@@ -379,40 +378,22 @@ class ContainerConfig:
         hash=False,
         repr=_plain,
     )
-    """Labels for the container, keys and values of letters, digits and `_.-`, which every engine can filter
-    by. Keys below `container-runner.` are ours."""
-
     read_only: bool = attrs.field(default=True, validator=boolean)
-    """Whether the image's own files are read-only in the container, so that nothing outside of the workspace,
-    the volumes and the tmpfs folders can be changed."""
-
     pull: Literal["never", "missing", "always"] = attrs.field(
         default="never", validator=one_of("never", "missing", "always")
     )
-    """When to fetch the image. `never` runs what you built or fetched and nothing else, `missing` fetches it
-    if it is not here, `always` asks for a newer one each time."""
-
     ulimits: tuple[str, ...] = attrs.field(
         default=(),
         converter=_strings,
         validator=each('"name=soft" or "name=soft:hard", such as nofile=1024:2048', _is_ulimit),
     )
-    """Limits of each process, as "name=soft" or "name=soft:hard"; -1 is unlimited. Core dumps, which would hold
-    the agent's memory, are off whatever stands here."""
-
     gpus: str | None = attrs.field(default=None, validator=optional(law('"all", "2" or "device=0,1"', _is_gpus)))
-    """Graphics processors: `all`, how many ("2"), or which ("device=0,1"). None: none."""
-
     shm_size: int | None = attrs.field(default=None, converter=attrs.converters.optional(_shm_size))
-    """The size of /dev/shm, as a size. None: the engine's default, 64m. Browsers want more."""
-
     add_host: tuple[str, ...] = attrs.field(
         default=(),
         converter=_strings,
         validator=each('"name:address" or "name:host-gateway"', _is_host_entry),
     )
-    """Names for the container's hosts file, as "name:address"; the address `host-gateway` is this machine."""
-
     devices: tuple[str, ...] = attrs.field(
         default=(),
         converter=_strings,
@@ -421,8 +402,6 @@ class ContainerConfig:
             _is_device,
         ),
     )
-    """Devices of the host, as "/dev/x", "/dev/x:/dev/y" or "/dev/x:/dev/y:rwm". Each is a hole in the box."""
-
     extra_args: tuple[str, ...] = attrs.field(
         default=(),
         converter=_strings,
@@ -433,14 +412,7 @@ class ContainerConfig:
             _flag_only,
         ),
     )
-    """More flags for the engine's `run`, such as "--runtime=runsc", each with its value in one word. They
-    come last and win, and are not otherwise checked: `--privileged`, `--cap-add` or `--security-opt` here
-    undo what the rest of this page does. Paths must be absolute. Everybody on the machine can see them, so no
-    secrets."""
-
     time_limit: int = attrs.field(default=DAY, converter=_time_limit)
-    """The time after which a container ends by itself, whatever happened to us: "60s" to "30d", or seconds.
-    The default is "1d"."""
 
     def __attrs_post_init__(self) -> None:
         if self.cpus is not None and (self.cpu_period is not None or self.cpu_quota is not None):
