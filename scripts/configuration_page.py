@@ -9,7 +9,7 @@ import attrs
 from container_runner.cli.config import as_toml, explanations
 from container_runner.cli.flags import field_help
 from container_runner.config.container import ContainerConfig
-from container_runner.config.tiers import FIELDS, defaults
+from container_runner.config.fields import FIELDS, defaults
 from container_runner.config.values import Mount, PortBinding, Tmpfs
 
 HEAD = """\

@@ -19,9 +19,10 @@ from container_runner.cli.flags import ConfigFlags, RunFlags, effective_from_fla
 from container_runner.cli.options import hidden
 from container_runner.cli.text import clean
 from container_runner.config.container import ContainerConfig
+from container_runner.config.fields import FIELDS, defaults
 from container_runner.config.limits import RecordLimits
 from container_runner.config.protected import PROTECTED
-from container_runner.config.tiers import FIELDS, TIGHTENING, defaults
+from container_runner.config.tightening import TIGHTENING
 from container_runner.config.values import DAY, Mount, PortBinding, Tmpfs
 from container_runner.options import Agent, ExecuteOptions
 

@@ -11,7 +11,7 @@ import attrs
 import orjson
 from cyclopts import Group, Parameter
 
-from container_runner.config.tiers import flag, from_text, parse
+from container_runner.config.fields import flag, from_text, parse
 from container_runner.errors import ConfigError
 from container_runner.options import ExecuteOptions
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -17,11 +18,11 @@ from typing import Any, Literal, Self, TypeVar
 import attrs
 
 from container_runner.config import paths
+from container_runner.config.converter import structured
 from container_runner.config.laws import (
     NOT_SHOWN,
     boolean,
     each,
-    instead,
     is_address,
     is_line,
     is_name,
@@ -46,61 +47,17 @@ from container_runner.config.values import (
     parse_duration,
     parse_size,
 )
-from container_runner.errors import ConfigError
 
 LABEL_PREFIX = "container-runner."
 """The labels that belong to us: they say which containers are ours, and whose."""
 
-
-_C = TypeVar("_C", bound=attrs.AttrsInstance)
 _V = TypeVar("_V", Mount, PortBinding, Tmpfs)
 
 
-def _as_given(value: Any, _: object) -> Any:
-    return value
-
-
-def _structured(kind: type[_C], table: Mapping[Any, Any]) -> _C:
-    """A *kind* with the fields of *table*. The fields' own converters and validators check the values."""
-    import cattrs  # slow to import, and only tables need it
-
-    # Without detailed validation the first refusal arrives as it is, a ConfigError that names its field.
-    converter = cattrs.Converter(forbid_extra_keys=True, prefer_attrib_converters=True, detailed_validation=False)
-    # cattrs would make "5" of 5 and True of "no"; here each field takes only what it says it takes.
-    for primitive in (bool, float, int, str):
-        converter.register_structure_hook(primitive, _as_given)
-    converter.register_structure_hook_func(lambda hint: not attrs.has(hint), _as_given)
-    fields = attrs.fields_dict(kind)
-    try:
-        return converter.structure(table, kind)
-    except cattrs.ForbiddenExtraKeysError as error:
-        key = next((key for key in table if key in error.extra_fields), None)
-        name = key if isinstance(key, str) and key.isidentifier() else "a key"
-        refuse(name, NOT_SHOWN, instead(name, fields))  # it may well be `api_key`
-    except KeyError:
-        name = next(name for name in fields if fields[name].default is attrs.NOTHING and name not in table)
-        refuse(name, None, "a value; this key is required")
-
-
-def _value(kind: type[_V], where: str, given: object) -> _V:
-    """The Mount, PortBinding or Tmpfs that *given* is, spells, or has the fields of."""
-    if isinstance(given, kind):
+def _values(kind: type[tuple[_V, ...]], field: str, given: Sequence[_V | str | Mapping[str, Any]]) -> tuple[_V, ...]:
+    if isinstance(given, tuple) and all(isinstance(item, typing.get_args(kind)[0]) for item in given):
         return given
-    if not isinstance(given, str | Mapping):
-        refuse(where, given, kind.FORMS)
-    try:
-        value = kind.parse(given) if isinstance(given, str) else _structured(kind, given)
-    except ConfigError as error:
-        if isinstance(given, str):
-            refuse(where, given, error.allowed)
-        refuse(f"{where}.{error.field}", error.value, error.allowed)
-    return value
-
-
-def _values(kind: type[_V], field: str, given: Sequence[_V | str | Mapping[str, Any]]) -> tuple[_V, ...]:
-    if not isinstance(given, list | tuple):
-        refuse(field, given, f"a list, each item {kind.FORMS}")
-    return tuple(_value(kind, f"{field}[{index}]", item) for index, item in enumerate(given))
+    return structured(kind, given, field)
 
 
 def _strings(value: Sequence[str]) -> tuple[str, ...]:
@@ -126,15 +83,15 @@ def _time_limit(value: float | str) -> int:
 
 
 def _volumes(value: Sequence[Mount | str | Mapping[str, Any]]) -> tuple[Mount, ...]:
-    return _values(Mount, "volumes", value)
+    return _values(tuple[Mount, ...], "volumes", value)
 
 
 def _ports(value: Sequence[PortBinding | str | Mapping[str, Any]]) -> tuple[PortBinding, ...]:
-    return _values(PortBinding, "ports", value)
+    return _values(tuple[PortBinding, ...], "ports", value)
 
 
 def _tmpfs(value: Sequence[Tmpfs | str | Mapping[str, Any]]) -> tuple[Tmpfs, ...]:
-    return _values(Tmpfs, "tmpfs", value)
+    return _values(tuple[Tmpfs, ...], "tmpfs", value)
 
 
 def _valid_env(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -457,12 +414,7 @@ class ContainerConfig:
         Raises:
             ConfigError: for an unknown key or a value that is refused; `field` may be "volumes[0].target".
         """
-        try:
-            if not isinstance(mapping, Mapping):
-                refuse("configuration", NOT_SHOWN, "a table")
-            return _structured(cls, mapping)
-        except ConfigError as error:
-            raise (error.with_source(source) if source else error) from None
+        return structured(cls, mapping, source=source)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -19,13 +19,14 @@ import attrs
 import orjson
 
 from container_runner.box.plan import Plan
+from container_runner.config.converter import shown_time
 from container_runner.config.limits import RecordLimits
 from container_runner.errors import ContainerRunnerError
 from container_runner.folders import open_folder
 from container_runner.options import ExecuteOptions
 from container_runner.records.records import FOLDER, RESERVE, clean_once, lock, stamp
 from container_runner.records.scrubber import Scrubber
-from container_runner.records.summary import Outcome, RunSummary, shortened, shown_time
+from container_runner.records.summary import Outcome, RunSummary, shortened
 from container_runner.records.tracing import RunTrace
 from container_runner.stream.lines import OversizedLine
 from container_runner.stream.messages import AgentMessage, ErrorMessage, Message, ResultMessage

@@ -229,7 +229,7 @@ def _read_summary(folder: int, stem: str) -> RunSummary | None:
     try:
         values = orjson.loads(os.read(fd, 2 * RESERVE))
         return RunSummary.from_dict(values) if isinstance(values, dict) else None
-    except ValueError:  # not whole, after a power failure
+    except (ConfigError, ValueError):  # not whole, after a power failure
         return None
     finally:
         os.close(fd)
@@ -247,7 +247,7 @@ def _unfinished(folder: int, agent: str, stem: str) -> RunSummary:
         start = orjson.loads(line)["message"] if newline else {}
         start["prompt"] = shortened(start["prompt"])
         return attrs.evolve(RunSummary.from_dict(start), outcome=outcome)
-    except (KeyError, TypeError, ValueError):
+    except (ConfigError, KeyError, TypeError, ValueError):
         stamp, run_id = stem.split("-")
         started = dt.datetime.strptime(stamp, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=dt.UTC)
         return RunSummary(run_id=run_id, agent=agent, outcome=outcome, started=started)

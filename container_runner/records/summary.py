@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args
+from typing import Any, Final, Literal, Self
 
 import attrs
 
+from container_runner.config.converter import structured, unstructured
 from container_runner.stream.messages import Usage
 
 Outcome = Literal["success", "failed", "stopped", "running", "interrupted"]
 """How a run ended: "stopped" by its consumer, "interrupted" with the process that ran it; or that it has not ended."""
+
+_COUNTS: Final = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+
+
+def _usage(value: Usage | Mapping[str, Any] | None) -> Usage | None:
+    if value is None or isinstance(value, Usage):
+        return value
+    counts = structured(dict[str, int], value, "tokens")
+    return Usage(**{name: counts[name] for name in _COUNTS if name in counts})
 
 
 @attrs.frozen(kw_only=True)
@@ -37,7 +47,7 @@ class RunSummary:
     """The agent's exit code."""
 
     turns: int | None = None
-    tokens: Usage | None = None
+    tokens: Usage | None = attrs.field(default=None, converter=_usage)
     cost_usd: float | None = None
     """US dollars, by the agent's own reckoning."""
 
@@ -63,11 +73,9 @@ class RunSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        values = attrs.asdict(self)
-        values["started"] = shown_time(self.started)
-        values["ended"] = None if self.ended is None else shown_time(self.ended)
-        if self.tokens is not None:
-            values["tokens"]["total"] = self.tokens.total
+        values: dict[str, Any] = unstructured(attrs.evolve(self, tokens=None))
+        if (usage := self.tokens) is not None:
+            values["tokens"] = {name: getattr(usage, name) for name in _COUNTS} | {"total": usage.total}
         return values
 
     @classmethod
@@ -75,55 +83,12 @@ class RunSummary:
         """The summary that `to_dict` wrote.
 
         Raises:
-            ValueError: it did not write this.
+            ConfigError: it did not write this.
         """
-        known = {name: values[name] for name in attrs.fields_dict(cls) if name in values}
-        try:
-            known["started"] = parse_time(known["started"])
-            if known.get("ended") is not None:
-                known["ended"] = parse_time(known["ended"])
-            if known.get("tokens") is not None:
-                counts = attrs.fields_dict(Usage)
-                known["tokens"] = Usage(**{name: int(n) for name, n in known["tokens"].items() if name in counts})
-            self = cls(**known)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(str(error)) from None
-        _check(self)
-        return self
-
-
-def parse_time(text: str) -> dt.datetime:
-    """A moment as JSON has it. One that does not say its zone is in UTC.
-
-    Raises:
-        ValueError: it is none.
-        TypeError: it is no text.
-    """
-    moment = dt.datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
-
-
-def _check(summary: RunSummary) -> None:
-    """Raise ValueError if a value of a summary that was read is of another type than ours."""
-    for name, kind in (
-        *dict.fromkeys(("run_id", "agent"), str).items(),
-        *dict.fromkeys(("kind", "message", "session_id", "model", "prompt", "workspace", "image"), str | None).items(),
-        *dict.fromkeys(("duration", "exit_code", "turns", "cost_usd"), float | int | None).items(),
-    ):
-        if not isinstance(getattr(summary, name), kind):
-            msg = f"{name} is not what it should be"
-            raise ValueError(msg)  # noqa: TRY004  to the caller it is a file that can not be read
-    if summary.outcome not in get_args(Outcome):
-        msg = "no such outcome"
-        raise ValueError(msg)
+        return structured(cls, values, strangers=True)
 
 
 def shortened(text: str) -> str:
     """The first 200 characters, as a summary has them."""
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= 200 else f"{text[:199]}…"
-
-
-def shown_time(moment: dt.datetime) -> str:
-    """A moment in UTC, as JSON has it."""
-    return moment.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

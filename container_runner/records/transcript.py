@@ -14,8 +14,9 @@ from typing import Any, Final, Literal, TypeAlias
 import attrs
 import orjson
 
+from container_runner.config.converter import parse_time
 from container_runner.records.edits import Change, edits
-from container_runner.records.summary import RunSummary, parse_time
+from container_runner.records.summary import RunSummary
 from container_runner.stream.lines import LineSplitter, OversizedLine
 from container_runner.stream.messages import (
     AgentMessage,
