@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import re
@@ -18,6 +19,7 @@ from cyclopts import Group, Parameter
 
 from container_runner.agents import ClaudeRuntime, CommandRuntime
 from container_runner.config.container import ContainerConfig
+from container_runner.config.fields import FIELDS
 from container_runner.config.tiers import Effective, effective
 from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions, PermissionMode
@@ -35,6 +37,7 @@ _AS_FLAGS = {
 """Help for fields that a command line spells otherwise than a file."""
 
 
+@functools.cache
 def field_help(kind: type[Any]) -> dict[str, str]:
     """The explanation of each field of a class: "Attributes:" in its docstring; "" where docstrings were stripped."""
     _, _, told = (inspect.getdoc(kind) or "").partition("\nAttributes:\n")
@@ -79,7 +82,7 @@ def effective_from_flags(flags: RunFlags, box: Any) -> Effective:
     Raises:
         ConfigError: a value that is refused, named as the source that it came from.
     """
-    given: dict[str, Any] = {name: getattr(flags, name) for name in _CONFIGURABLE}
+    given: dict[str, Any] = {name: value for name, value in attrs.asdict(flags).items() if name in FIELDS}
     hints = typing.get_type_hints(ContainerConfig)
     for name, value in ({} if box is None else attrs.asdict(box, recurse=False)).items():
         given[name] = dict(_pair(name, word) for word in value) if typing.get_origin(hints[name]) is Mapping else value
@@ -99,25 +102,6 @@ def _pair(name: str, word: str) -> tuple[str, str]:
         also = f"; or --secret {key}, which passes on your own" if name == "env" and key.isidentifier() else ""
         raise ConfigError(typed, key, f"NAME=VALUE, as in {typed} NAME=VALUE{also}")
     return key, value
-
-
-_CONFIGURABLE = (
-    "model",
-    "system_prompt",
-    "append_system_prompt",
-    "permission_mode",
-    "allowed_tools",
-    "disallowed_tools",
-    "max_turns",
-    "command",
-    "timeout",
-    "idle_timeout",
-    "records",
-    "records_max_age",
-    "records_max_total",
-    "records_max_run",
-)
-"""The fields of `RunFlags` that a file can set as well."""
 
 
 @Parameter(name="*")

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, TypeVar
 import attrs
 
 from container_runner.config import paths
-from container_runner.config.converter import structured
+from container_runner.config.converter import parse_toml, structured
 from container_runner.config.laws import (
     NOT_SHOWN,
     boolean,
@@ -290,8 +290,7 @@ class ContainerConfig:
     network: str = attrs.field(
         default="bridge",
         validator=law(
-            "none, bridge, host or a network's name (container:NAME would share another container's network)",
-            is_name,
+            "none, bridge, host or a network's name (container:NAME would share another container's network)", is_name
         ),
     )
     memory: int = attrs.field(default=2 * GIB, converter=_memory)
@@ -329,11 +328,7 @@ class ContainerConfig:
     ports: tuple[PortBinding, ...] = attrs.field(default=(), converter=_ports)
     tmpfs: tuple[Tmpfs, ...] = attrs.field(default=(), converter=_tmpfs)
     labels: Mapping[str, str] = attrs.field(
-        factory=dict,
-        converter=_frozen,
-        validator=_valid_labels,
-        hash=False,
-        repr=_plain,
+        factory=dict, converter=_frozen, validator=_valid_labels, hash=False, repr=_plain
     )
     read_only: bool = attrs.field(default=True, validator=boolean)
     pull: Literal["never", "missing", "always"] = attrs.field(
@@ -347,17 +342,12 @@ class ContainerConfig:
     gpus: str | None = attrs.field(default=None, validator=optional(law('"all", "2" or "device=0,1"', _is_gpus)))
     shm_size: int | None = attrs.field(default=None, converter=attrs.converters.optional(_shm_size))
     add_host: tuple[str, ...] = attrs.field(
-        default=(),
-        converter=_strings,
-        validator=each('"name:address" or "name:host-gateway"', _is_host_entry),
+        default=(), converter=_strings, validator=each('"name:address" or "name:host-gateway"', _is_host_entry)
     )
     devices: tuple[str, ...] = attrs.field(
         default=(),
         converter=_strings,
-        validator=each(
-            '"/dev/x", "/dev/x:/dev/y" or "/dev/x:/dev/y:rwm", without \'..\'',
-            _is_device,
-        ),
+        validator=each('"/dev/x", "/dev/x:/dev/y" or "/dev/x:/dev/y:rwm", without \'..\'', _is_device),
     )
     extra_args: tuple[str, ...] = attrs.field(
         default=(),
@@ -423,13 +413,9 @@ class ContainerConfig:
         Raises:
             ConfigError: if the file can not be read, is not TOML, or has a value that is refused.
         """
-        import tomllib
-
         source = os.fspath(path)
         try:
-            mapping = tomllib.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            refuse("file", error.strerror, "a file that can be read", source=source)
-        except (ValueError, RecursionError) as error:  # also a number or a nesting that Python does not take
-            refuse("syntax", str(error), "TOML, see https://toml.io", source=source)
-        return cls.from_mapping(mapping, source=source)
+            data = Path(path).read_bytes()
+        except (OSError, ValueError) as error:  # a NUL in the path is the latter
+            refuse("file", getattr(error, "strerror", str(error)), "a file that can be read", source=source)
+        return cls.from_mapping(parse_toml(data, source), source=source)

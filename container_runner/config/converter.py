@@ -45,6 +45,20 @@ def structured(
         _refuse_first(error, where, source)
 
 
+def parse_toml(data: bytes, source: str) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    import tomllib
+
+    try:
+        return tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as error:  # also a number or a nesting that Python does not take
+        refuse("syntax", str(error), "TOML, see https://toml.io", source=source)
+
+
 def unstructured(value: object) -> Any:
     """What JSON has for a value."""
     return _converter().unstructure(value)

@@ -16,29 +16,42 @@ from container_runner.config.values import parse_duration, parse_size
 from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions
 
-BOX: Final = tuple(field.name for field in attrs.fields(ContainerConfig))
-AGENT: Final = tuple(field.name for field in attrs.fields(Agent) if field.name not in ("name", "workspace"))
+_NEEDED: Final[Mapping[Any, Mapping[str, Any]]] = {
+    ContainerConfig: {"image": "image"},
+    Agent: {"name": "agent"},
+    ExecuteOptions: {"prompt": "", "agent": Agent(name="agent")},
+    RecordLimits: {},
+}
+"""What none of these can be made without."""
 
-REQUEST: Final = tuple(
-    field.name
-    for field in attrs.fields(ExecuteOptions)
-    if field.name not in ("prompt", "agent", "resume", "fork", "session_id")
-)
 
-RECORDS: Final[Mapping[str, str]] = {f"records_{field.name}": field.name for field in attrs.fields(RecordLimits)}
+def _names(kind: type[attrs.AttrsInstance], *without: str) -> tuple[str, ...]:
+    return tuple(field.name for field in attrs.fields(kind) if field.name not in without)
+
+
+BOX: Final = _names(ContainerConfig)
+AGENT: Final = _names(Agent, "name", "workspace")
+REQUEST: Final = _names(ExecuteOptions, "prompt", "agent", "resume", "fork", "session_id")
+RECORDS: Final[Mapping[str, str]] = {f"records_{name}": name for name in _names(RecordLimits)}
 """The fields of `RecordLimits`, by what they are called here."""
 
 FIELDS: Final = (*BOX, "command", *AGENT, *REQUEST, "records", *RECORDS)
 """Everything that can be configured: the box, the command that stands for claude, the agent, the request, the records
 of runs."""
 
+OWNERS: Final[Mapping[str, tuple[Any, str]]] = {
+    **{name: (ContainerConfig, name) for name in BOX},
+    **{name: (Agent, name) for name in AGENT},
+    **{name: (ExecuteOptions, name) for name in REQUEST},
+    **{name: (RecordLimits, field) for name, field in RECORDS.items()},
+}
+"""The class that each of `FIELDS` is of, but "command" and "records", and what it is called there."""
+
+_TYPES: Final = {kind: typing.get_type_hints(kind) for kind in _NEEDED}
 HINTS: Final[Mapping[str, Any]] = {
+    **{name: _TYPES[kind][field] for name, (kind, field) in OWNERS.items()},
     "command": str,
-    **typing.get_type_hints(ContainerConfig),
-    **{name: hint for name, hint in typing.get_type_hints(Agent).items() if name in AGENT},
-    **{name: hint for name, hint in typing.get_type_hints(ExecuteOptions).items() if name in REQUEST},
     "records": bool,
-    **{name: typing.get_type_hints(RecordLimits)[field] for name, field in RECORDS.items()},
 }
 
 
@@ -60,26 +73,23 @@ _TIMEOUT: Final = "a number of seconds, or a time such as 90s, 30m or 4h, up to 
 
 
 def _parse(name: str, value: Any) -> Any:
-    # A value of one field and nothing else: the classes themselves say what they take.
-    if name in BOX:
-        return getattr(ContainerConfig(**{"image": "image", name: value}), name)
-    if name in AGENT:
-        return getattr(Agent(**{"name": "agent", name: value}), name)
     if name == "command":
         return value if isinstance(value, str) and value.strip() else refuse(name, value, "a command, as in a shell")
-    if name == "records":
+    if name in ("records", "include_partial_messages"):
         return value if isinstance(value, bool) else refuse(name, value, "true or false")
-    if name in RECORDS:
-        return getattr(RecordLimits(**{RECORDS[name]: value}), RECORDS[name])
     if (name.endswith("timeout") or name == "line_limit") and value == 0 and not isinstance(value, bool):
         return None  # no limit, which TOML has no word for
-    if name.endswith("timeout"):
-        value = parse_duration(value, name) if isinstance(value, str) else value
-    if name == "line_limit" and isinstance(value, str):
+    if isinstance(value, str) and name.endswith("timeout"):
+        value = parse_duration(value, name)
+    if isinstance(value, str) and name == "line_limit":
         value = parse_size(value, name)
-    if name == "include_partial_messages" and not isinstance(value, bool):
-        refuse(name, value, "true or false")
-    return getattr(ExecuteOptions(prompt="", agent=Agent(name="agent"), **{name: value}), name)
+    return _made(name, value)
+
+
+def _made(name: str, *value: Any) -> Any:
+    """What a field holds if this value is given for it, or none. The classes themselves say what they take."""
+    kind, field = OWNERS[name]
+    return getattr(kind(**{**_NEEDED[kind], **dict.fromkeys([field] * len(value), *value)}), field)
 
 
 def from_text(name: str, given: object) -> object:
@@ -101,20 +111,7 @@ def from_text(name: str, given: object) -> object:
 @functools.cache
 def defaults() -> Mapping[str, Any]:
     """The value of each of `FIELDS` that nobody set. There is no image, and no command but claude."""
-    agent = Agent(name="agent")
-    box, request = ContainerConfig(image="image"), ExecuteOptions(prompt="", agent=agent)
-    holders = (
-        *((name, box) for name in BOX),
-        *((name, agent) for name in AGENT),
-        *((name, request) for name in REQUEST),
-    )
-    return {
-        **{name: getattr(holder, name) for name, holder in holders},
-        "image": None,
-        "command": None,
-        "records": True,
-        **{name: getattr(RecordLimits(), field) for name, field in RECORDS.items()},
-    }
+    return {**{name: _made(name) for name in OWNERS}, "image": None, "command": None, "records": True}
 
 
 def flag(name: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 import attrs
 
 from container_runner.config.container import ContainerConfig
-from container_runner.config.converter import structured
+from container_runner.config.converter import parse_toml, structured
 from container_runner.config.fields import (
     AGENT,
     BOX,
@@ -165,7 +165,11 @@ def _operator_tiers(
         refuse("--config", str(file), "a file outside of the workspace, because the agent can write what is in it")
     content: Mapping[str, Any] = {}
     if is_required or file.exists():
-        content = _toml(str(file), lambda: file.read_bytes(), "--config" if is_required else "file")
+        try:
+            content = parse_toml(file.read_bytes(), str(file))
+        except OSError as error:
+            name = "--config" if is_required else "file"
+            refuse(name, str(file), f"a file that can be read ({error.strerror})")
     for key in content:
         if key in FIELDS:
             refuse(key, NOT_SHOWN, f"{key} below [defaults], [agents.NAME] or [profiles.NAME]", source=str(file))
@@ -200,17 +204,6 @@ def _environment_tiers(environ: Mapping[str, str]) -> Iterator[tuple[str, Mappin
         yield f"environment {variable}", {name: from_text(name, environ[variable])}
 
 
-def _toml(source: str, read: Callable[[], bytes], name: str = "file") -> Mapping[str, Any]:
-    import tomllib
-
-    try:
-        return tomllib.loads(read().decode("utf-8"))
-    except OSError as error:
-        refuse(name, source, f"a file that can be read ({error.strerror})")
-    except (ValueError, RecursionError) as error:  # also a number or a nesting that Python does not take
-        refuse("syntax", str(error), "TOML, see https://toml.io", source=source)
-
-
 def _known(table: Mapping[str, Any], source: str) -> Mapping[str, Any]:
     for key in table:
         if key not in FIELDS:
@@ -227,4 +220,4 @@ def _read_workspace_file(file: Path) -> Mapping[str, Any]:
     except OSError as error:
         allowed = f"a regular file that can be read, of at most {LONGEST} bytes, and no symbolic link"
         refuse("file", error.strerror, allowed, source=str(file))
-    return _toml(str(file), lambda: content)
+    return parse_toml(content, str(file))

@@ -10,13 +10,7 @@ from typing import Any, Final
 import attrs
 
 from container_runner.config.container import ContainerConfig
-from container_runner.config.fields import (
-    FIELDS,
-    RECORDS,
-    Tables,
-    flag,
-    parse,
-)
+from container_runner.config.fields import FIELDS, RECORDS, Tables, flag, parse
 from container_runner.config.keys import refuse_key
 from container_runner.config.laws import NOT_SHOWN, refuse
 from container_runner.config.values import GIB, MIB, Mount, Tmpfs

@@ -48,21 +48,8 @@ from container_runner.stream.messages import ErrorMessage
 Status = Literal["ok", "warn", "fail", "skip"]
 
 NAMES: Final = (
-    "configuration",
-    "credentials",
-    "secrets",
-    "engine",
-    "daemon",
-    "rootless",
-    "versions",
-    "image",
-    "box",
-    "tools",
-    "agent",
-    "workspace",
-    "sessions",
-    "network",
-    "limits",
+    *("configuration", "credentials", "secrets", "engine", "daemon", "rootless", "versions"),
+    *("image", "box", "tools", "agent", "workspace", "sessions", "network", "limits"),
 )
 """All checks, in the order in which they are made."""
 

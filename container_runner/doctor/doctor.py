@@ -36,12 +36,7 @@ from container_runner.doctor.checks import (
 from container_runner.doctor.inside import check_inside, look_inside
 from container_runner.engine.engine import Engine
 from container_runner.engine.failures import classify
-from container_runner.errors import (
-    ConfigError,
-    ContainerRunnerError,
-    EngineError,
-    EngineNotFoundError,
-)
+from container_runner.errors import ConfigError, ContainerRunnerError, EngineError, EngineNotFoundError
 from container_runner.options import ExecuteOptions
 from container_runner.runner import ContainerRunner
 

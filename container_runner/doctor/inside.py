@@ -15,11 +15,7 @@ from container_runner.box.mounts import sessions_folder
 from container_runner.box.user import User
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
-from container_runner.doctor.advice import (
-    as_root,
-    give,
-    other_image,
-)
+from container_runner.doctor.advice import as_root, give, other_image
 from container_runner.doctor.checks import Check, is_rootless_docker, passed
 from container_runner.engine.engine import Engine
 from container_runner.options import ExecuteOptions

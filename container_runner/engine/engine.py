@@ -146,13 +146,7 @@ class Engine:
             graph_root = ""  # another machine's: the same path here holds containers that it knows nothing of
         return attrs.evolve(guess, dialect=dialect, version=_version(version), graph_root=graph_root)
 
-    async def run(
-        self,
-        command: Sequence[str],
-        *,
-        timeout: float = CONTROL_TIMEOUT,
-        check: bool = True,
-    ) -> Completed:
+    async def run(self, command: Sequence[str], *, timeout: float = CONTROL_TIMEOUT, check: bool = True) -> Completed:
         """Run one of argv.py's commands to its end.
 
         Raises:
