@@ -18,9 +18,9 @@ from container_runner.engine.engine import (
     PULL_TIMEOUT,
     RUN_TIMEOUT,
     ContainerInfo,
-    classify,
     start_limiter,
 )
+from container_runner.engine.failures import classify
 from container_runner.engine.manager import CLEANUP_TIMEOUT, DAEMON_LOST, Container, ContainerManager
 from container_runner.engine.pool import Pool, Warm
 from container_runner.errors import (
@@ -41,7 +41,7 @@ from container_runner.errors import (
     OutOfMemoryError,
 )
 from container_runner.options import ExecuteOptions
-from container_runner.records.records import Recorder
+from container_runner.records.recorder import Recorder
 from container_runner.stream.messages import Message
 from container_runner.stream.process import STDERR_TAIL, Completed, Process, settle
 from container_runner.stream.stream import RAISE_LIMIT, MessageStream, killed, total_timeout

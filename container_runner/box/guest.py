@@ -348,8 +348,9 @@ pipeline's other half ends the subshell that would wait for it. The agent waits 
 process that we still wait for. From then on nothing is written but to KEEPER, and nothing is opened but files of /proc.
 
 The host sends an empty line when the agent was silent, so that we look whether it is there: what kills all that it
-may also kills the ticker. A `read` that fails has met the lease's end, or a signal: dash and ash do not tell which. The end fails again and
-again, more often in a second than the ticker ever signals; an agent that sends so many ends its own run.
+may also kills the ticker. A `read` that fails has met the lease's end, or a signal: dash and ash do not tell which.
+The end fails again and again, more often in a second than the ticker ever signals; an agent that sends so many ends
+its own run.
 """
 
 
