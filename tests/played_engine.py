@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,7 +24,8 @@ def write(folder: Path, agent: Path = AGENT) -> Path:
     """Write the engine into *folder*: a program that runs *agent* for `claude`.
 
     Returns:
-        Its path, for --engine. It logs its commands in `folder/calls`, one JSON list a line.
+        Its path, for --engine. It logs its commands in `folder/calls`, one JSON list a line, and keeps the header that
+        the latest one got in `folder/header`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "docker"
@@ -37,31 +39,30 @@ def main(folder: Path, agent: str, words: list[str]) -> int:
         log.write(json.dumps(words) + "\n")
     if words[0] == "--version":
         print("Docker version 28.2.2, build e6534b4")
-    elif words[0] == "run":
-        name = next(word.partition("=")[2] for word in words if word.startswith("--name="))
-        mounts = (re.search(r"\bsrc=([^,]+),dst=/workspace(,|$)", word.replace("source=", "src=")) for word in words)
-        (folder / name).write_text(next((mount[1] for mount in mounts if mount), "/"))
-        print("f" * 64)
+    elif words[:3] == ["run", "--rm", "--interactive"]:
+        return play(folder, agent, words)
     elif words[0] == "inspect":
         print("[]")
-    elif words[:2] == ["exec", "--interactive"]:
-        return play(folder, agent, words)
     return 0
 
 
 def play(folder: Path, agent: str, words: list[str]) -> int:
-    name = words[words.index("--") + 1]
-    at = next(index for index, word in enumerate(words) if "\n" in word) + 2
-    run, _, size, grace, program, *arguments = words[at:]
-    prompt = sys.stdin.buffer.read(int(size))
-    print(f"container-runner: started {run} {os.getpid()}", file=sys.stderr, flush=True)
+    """Do what our script does: take header and prompt, run *agent* in the workspace, stop it when the lease ends."""
+    header = b"".join(sys.stdin.buffer.readline() for _ in range(int(sys.stdin.buffer.readline())))
+    (folder / "header").write_bytes(header)
+    fields = dict(word.partition("=")[::2] for word in shlex.split(header.decode("utf-8", "surrogateescape")))
+    prompt = sys.stdin.buffer.read(int(fields["size"]))
+    _, _, _, _, _, _, program, *arguments = words[words.index("--") + 1 :]
+    mounts = (re.search(r"\bsrc=([^,]+),dst=/workspace(,|$)", word) for word in words)
+    say(f"started {fields['token']}")
     process = subprocess.Popen(
         [agent if program == "claude" else program, *arguments],
         stdin=subprocess.PIPE,
-        cwd=(folder / name).read_text(),
+        cwd=next((mount[1] for mount in mounts if mount), "/"),
         start_new_session=True,
     )
-    threading.Thread(target=watch, args=(process, run, float(grace)), daemon=True).start()
+    lease = threading.Thread(target=watch, args=(process, float(fields["grace"])), daemon=True)
+    lease.start()
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # an agent need not read its prompt
         process.stdin.write(prompt)
@@ -69,23 +70,28 @@ def play(folder: Path, agent: str, words: list[str]) -> int:
         process.stdin.close()
     code = process.wait()
     code = 128 - code if code < 0 else code
-    print(f"container-runner: ended {run} {code}", file=sys.stderr, flush=True)
-    return code
+    say(f"ended {fields['token']} {code}")
+    print(f"\ncontainer-runner: ended {fields['token']} {code}", flush=True)
+    lease.join()
+    return 0
 
 
-def watch(process: subprocess.Popen[bytes], run: str, grace: float) -> None:
-    """Stop the agent when the lease ends."""
+def say(line: str) -> None:
+    with contextlib.suppress(OSError):  # who started us may be dead
+        print(f"container-runner: {line}", file=sys.stderr, flush=True)
+
+
+def watch(process: subprocess.Popen[bytes], grace: float) -> None:
+    """Stop the agent when the lease ends. As PID 1 the script ends it by its own end, and says no more."""
     while os.read(0, 4096):
         pass
-    for number, word in ((signal.SIGTERM, "term"), (signal.SIGKILL, "kill")):
-        with contextlib.suppress(OSError):  # who started us may be dead
-            print(f"container-runner: stop {run} {word}", file=sys.stderr, flush=True)
-        os.killpg(process.pid, number)
-        try:
-            process.wait(grace)
-        except subprocess.TimeoutExpired:
-            continue
-        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import string
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from container_runner import run as run_module
 from container_runner.agents import ClaudeRuntime, CommandRuntime
 from container_runner.box import guest
 from container_runner.box.argv import DOCKER, PODMAN, PODMAN_ROOTLESS
+from container_runner.box.mounts import mount_table
 from container_runner.box.plan import Plan
 from container_runner.config.container import ContainerConfig
 from container_runner.engine.engine import Engine
@@ -37,6 +39,7 @@ from container_runner.stream import process as process_module
 from container_runner.stream.messages import AssistantMessage, ErrorMessage, Message, ResultMessage
 from container_runner.stream.process import Completed, Process
 from container_runner.testing import FakeEngine
+from container_runner.testing.process import Stdin
 
 ENGINES = [Engine(binary=dialect.name, dialect=dialect, environ={}) for dialect in (DOCKER, PODMAN, PODMAN_ROOTLESS)]
 
@@ -95,18 +98,23 @@ def test_planning_changes_nothing(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_commands_of_an_ephemeral_run(tmp_path: Path) -> None:
+def test_an_ephemeral_run_is_one_command(tmp_path: Path) -> None:
     plan = runner(tmp_path).plan(options(), engine=ENGINES[0])
 
-    assert [command[1] for command in plan.commands] == ["run", "exec", "rm"]
-    assert plan.commands[:2] == (plan.run, plan.exec)
-    assert plan.commands[2][-1] == plan.container
+    assert plan.commands == (plan.run,)
+    assert plan.run[1:4] == ("run", "--rm", "--interactive")
+    assert plan.run[-len(plan.command) :] == plan.command
+    assert plan.run == (*plan.waiting, *plan.command)
+    assert plan.exec == ()
 
 
 def test_the_commands_of_a_persistent_run(tmp_path: Path) -> None:
     plan = runner(tmp_path, ephemeral=False).plan(options(), engine=ENGINES[0])
 
-    assert [command[1] for command in plan.commands] == ["ps", "run", "exec", "exec"]
+    assert [command[1] for command in plan.commands] == ["ps", "run", "exec"]
+    assert plan.commands[1:] == (plan.run, plan.exec)
+    assert plan.waiting == ()
+    assert plan.exec[-len(plan.command) :] == plan.command
     filters = {word.removeprefix("--filter=label=") for word in plan.commands[0] if word.startswith("--filter")}
     labels = {word.removeprefix("--label=") for word in plan.run if word.startswith("--label")}
     assert len(filters) == 4
@@ -127,7 +135,7 @@ def test_an_exec_can_be_turned_to_a_container_that_was_found(tmp_path: Path) -> 
     ("change", "same"),
     [
         ({}, True),
-        ({"env": {"A": "b"}, "max_containers": 2}, True),  # what concerns the exec, or us
+        ({"env": {"A": "b", "HTTPS_PROXY": "http://x"}, "max_containers": 2}, True),  # what concerns the exec, or us
         ({"memory": "1g"}, False),
         ({"image": "other"}, False),
         ({"network": "none"}, False),
@@ -140,6 +148,77 @@ def test_another_box_is_another_container(tmp_path: Path, change: dict[str, Any]
     second = runner(tmp_path, **{"ephemeral": False, **change}).plan(options(), engine=ENGINES[0])
 
     assert (first.reuse_labels == second.reuse_labels) is same
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"env": {"A": "b"}, "secrets": ["PWD"]}, True),  # what comes on stdin
+        ({"env": {"HTTPS_PROXY": "http://x"}}, False),  # what is spelled
+        ({"memory": "1g"}, False),
+        ({"time_limit": "1h"}, False),
+    ],
+)
+def test_a_container_of_a_pool_serves_whatever_run_brings_the_rest_on_stdin(
+    tmp_path: Path, change: dict[str, Any], same: bool
+) -> None:
+    first = runner(tmp_path).plan(options("one"), engine=ENGINES[0])
+    agent = Agent(name="bot", model="opus", system_prompt="Be brief.")
+    second = runner(tmp_path, **change).plan(options("two", agent=agent), engine=ENGINES[0])
+
+    assert first.command != second.command
+    assert (first.digest == second.digest) is same
+
+
+@pytest.mark.parametrize(
+    ("flag", "others"),
+    [
+        ("--mount=type=bind,src=/a,dst=/b", True),
+        ("--volume=/a:/b", True),
+        ("--volumes-from=x", True),
+        ("-v/a:/b", True),
+        ("--tmpfs=/x", True),
+        ("--runtime=runsc", False),
+        ("--env=A=--mount", False),
+    ],
+)
+def test_the_mounts_of_extra_args_are_let_be(tmp_path: Path, flag: str, others: bool) -> None:
+    plan = runner(tmp_path, extra_args=[flag]).plan(options(), engine=ENGINES[0])
+
+    assert plan.other_mounts is others
+    assert Stdin.of(plan.stdin()).fields["others"] == ("yes" if others else "")
+    assert not runner(tmp_path).plan(options(), engine=ENGINES[0]).other_mounts
+
+
+def test_what_an_agents_container_is_told_on_stdin(tmp_path: Path) -> None:
+    plan = runner(tmp_path, env={"A": "it's\nme"}).plan(options("2 + 2?", grace=7), engine=ENGINES[0])
+
+    told = Stdin.of(plan.stdin())
+
+    assert told.prompt == b"2 + 2?"
+    assert told.variables == {"A": "it's\nme"}
+    assert (told.fields["token"], told.fields["grace"], told.fields["size"]) == (plan.token, "7", "6")
+    assert told.fields["kernel"] == mount_table()[1]
+    assert told.fields["mounts"].strip("\n").split("\n") == plan.mounted.in_kernel(mount_table()[0])
+    assert not re.search(rb"\nset -- ", plan.stdin())
+    assert b"\nset -- claude -p " in plan.stdin(with_command=True)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(128 * 1024, True), (128 * 1024 + 1, False)])
+def test_a_variable_that_the_kernel_would_not_take_is_refused(tmp_path: Path, size: int, fits: bool) -> None:
+    value = "ä" + "x" * (size - len(b"NAME=\xc3\xa4\0"))
+    plan = runner(tmp_path, env={"NAME": value}).plan(options(), engine=ENGINES[0])
+
+    if fits:
+        environ = {"PATH": os.environ["PATH"], **Stdin.of(plan.stdin()).variables}
+        assert subprocess.run(["true"], env=environ, check=False).returncode == 0
+        with pytest.raises(OSError, match="too long"):
+            subprocess.run(["true"], env={**environ, "NAME": f"{value}x"}, check=False)
+        return
+    with pytest.raises(ConfigError) as caught:
+        plan.stdin()
+    assert (caught.value.field, caught.value.value) == ("env.NAME", f"{128 * 1024 + 1} bytes")
+    assert "xxx" not in str(caught.value)
 
 
 def test_other_agents_workspaces_and_state_folders_have_other_containers(tmp_path: Path) -> None:
@@ -175,6 +254,7 @@ def test_no_secret_is_in_a_plan_that_can_be_seen(tmp_path: Path, monkeypatch: py
     assert SECRET not in repr(plan.commands)
     assert SECRET not in repr(ContainerConfig(image="i", **config))  # type: ignore[arg-type]  # the fields vary
     assert set(plan.variables) == {"ANTHROPIC_API_KEY", "TOKEN", "MY_SECRET"}
+    assert Stdin.of(plan.stdin()).variables == plan.values
     assert plan.values["MY_SECRET"] == SECRET
 
 
@@ -266,34 +346,47 @@ def fixed(command: Sequence[str], *others: str) -> list[str]:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
 @given(
-    engine=st.sampled_from(ENGINES), prompt=WORD, config=CONFIGS, agent=AGENTS, resume=st.none() | hostile("abc-def")
+    engine=st.sampled_from(ENGINES),
+    prompt=WORD,
+    config=CONFIGS,
+    ephemeral=st.booleans(),
+    agent=AGENTS,
+    resume=st.none() | hostile("abc-def"),
 )
 def test_whatever_is_given_is_refused_or_changes_no_flag(
-    tmp_path: Path, engine: Engine, prompt: str, config: dict[str, Any], agent: dict[str, Any], resume: str | None
+    tmp_path: Path,
+    engine: Engine,
+    prompt: str,
+    config: dict[str, Any],
+    ephemeral: bool,
+    agent: dict[str, Any],
+    resume: str | None,
 ) -> None:
     try:
         given_ = options(prompt, agent=Agent(**agent), resume=resume)
-        plan = runner(tmp_path, **config).plan(given_, engine=engine)
+        plan = runner(tmp_path, ephemeral=ephemeral, **config).plan(given_, engine=engine)
     except ConfigError:
         return
 
-    plain = runner(tmp_path).plan(options(), engine=engine)
+    plain = runner(tmp_path, ephemeral=ephemeral).plan(options(), engine=engine)
     asked = {"--label": "labels", "--add-host": "add_host", "--device": "devices", "--ulimit": "ulimits",
              "--mount": "volumes", "--tmpfs": "tmpfs", "--publish": "ports"}  # fmt: skip
     assert shape(plan.run) == shape(plain.run) + Counter({flag: len(config[key]) for flag, key in asked.items()})
-    assert shape(plan.exec) == shape(plain.exec) + Counter({"--env": len(config["env"])})
     assert fixed(plan.run, *asked) == fixed(plain.run, *asked)
-    assert fixed(plan.exec, "--env") == fixed(plain.exec, "--env")
     assert values(plan.run, "--network") == [config["network"]]
-    assert values(plan.exec, "--user") == [config["user"]]
-    assert values(plan.run, "--user") == ["65534:65534"]
     assert {f"{key}={value}" for key, value in config["labels"].items()} <= {*values(plan.run, "--label")}
-    assert {*config["env"]} <= {value.partition("=")[0] for value in values(plan.exec, "--env")}
+    runs_agent = plan.run if ephemeral else plan.exec
+    if not ephemeral:
+        assert values(plan.run, "--user") == ["65534:65534"]
+        assert fixed(plan.exec) == fixed(plain.exec)
+        assert plan.exec[plan.exec.index("--") + 1] == plan.container
+    assert values(runs_agent, "--user") == [config["user"]]
+    assert values(runs_agent, "--env") == values(plain.run if ephemeral else plain.exec, "--env")
     assert not [word for command in (plan.run, plan.exec) for word in command if "\0" in word]
-    assert [word for word in plan.exec if word.startswith("--resume")] == ([f"--resume={resume}"] if resume else [])
+    assert [word for word in runs_agent if word.startswith("--resume")] == ([f"--resume={resume}"] if resume else [])
     assert plan.run[plan.run.index("--") + 1] == config["image"]
-    assert plan.exec[plan.exec.index("--") + 1] == plan.container
-    assert plan.stdin == prompt.encode()
+    told = Stdin.of(plan.stdin(with_command=True))
+    assert (told.prompt, told.variables) == (prompt.encode(), config["env"])
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
@@ -315,20 +408,36 @@ async def test_messages_come_as_the_agent_says_them(fake_engine: FakeEngine, tmp
     assert len(messages) == 3
 
 
-async def test_what_is_run_is_what_was_planned(fake_engine: FakeEngine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ephemeral", [True, False])
+async def test_what_is_run_is_what_was_planned(fake_engine: FakeEngine, tmp_path: Path, ephemeral: bool) -> None:
     fake_engine.reply("Hello.")
-    subject = runner(tmp_path)
+    subject = runner(tmp_path, ephemeral=ephemeral)
     await all_of(subject, options())
 
     plan = subject.plan(options())
 
-    ran = [fake_engine.run_argv, fake_engine.agent_argv]
-    assert [len(words) for words in ran] == [len(plan.run), len(plan.exec)]
-    run_id = ran[1][ran[1].index(guest.EXEC) + 2]
+    ran = [call.argv for call in fake_engine.calls if call.argv[1] in ("run", "exec")]
+    planned = plan.commands[-len(ran) :]
+    assert [len(words) for words in ran] == [len(words) for words in planned]
+    assert len(ran) == (1 if ephemeral else 2)
+    labels = [word for word in ran[0] if word.startswith("--label=container-runner.run=")]
+    run_id = labels[0].rpartition("=")[2]
     name = next(word for word in ran[0] if word.startswith("--name=")).removeprefix("--name=")
     shown = "\n".join(shlex.join(words) for words in ran).replace(run_id, "RUN").replace(name, "NAME")
     shown = re.sub(r"container-runner\.deadline=\d+", "container-runner.deadline=N", shown)
-    assert without_ids(plan).startswith(shown)
+    assert without_ids(plan).endswith(shown)
+
+
+async def test_an_ephemeral_run_that_goes_well_is_one_call(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    fake_engine.reply("Hello.")
+    subject = runner(tmp_path)
+    await all_of(subject, options())
+    del fake_engine.calls[:]  # the first run asks the engine what it is, and looks for what others left
+    fake_engine.reply("Again.")
+
+    await all_of(subject, options())
+
+    assert [call.argv[1] for call in fake_engine.calls] == ["run"]
 
 
 async def test_the_folders_that_the_first_run_makes_do_not_make_the_second_another_box(
@@ -352,89 +461,218 @@ async def test_the_folders_that_the_first_run_makes_do_not_make_the_second_anoth
     assert f"--label=container-runner.config={after}" in fake_engine.run_argv
 
 
-async def test_a_secret_goes_to_the_exec_alone_and_is_scrubbed_from_what_it_writes(
-    fake_engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ephemeral", [True, False])
+async def test_a_secret_goes_to_the_agents_stdin_alone_and_is_scrubbed_from_what_it_writes(
+    fake_engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ephemeral: bool
 ) -> None:
     monkeypatch.setenv("MY_SECRET", SECRET)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", f"{SECRET}-key")
     fake_engine.messages([], exit_code=1, stderr=f"invalid key {SECRET}!")
+    config = {"ephemeral": ephemeral, "secrets": ["MY_SECRET"], "env": {"TOKEN": f"{SECRET}-env"}}
 
-    error = await failure(runner(tmp_path, secrets=["MY_SECRET"]))
+    error = await failure(runner(tmp_path, **config))
 
     assert error.stderr.strip() == "invalid key [MY_SECRET]!"
+    told = [call for call in fake_engine.calls if SECRET.encode() in call.stdin]
+    assert [call.argv for call in told] == [fake_engine.agent_argv]
+    assert fake_engine.variables["MY_SECRET"] == SECRET
+    assert fake_engine.variables["ANTHROPIC_API_KEY"] == f"{SECRET}-key"
     for call in fake_engine.calls:
-        assert SECRET not in " ".join(call.argv)
-        assert (SECRET in call.env.values()) is (call.argv == fake_engine.agent_argv)
+        assert SECRET not in " ".join([*call.argv, *call.env, *call.env.values()])
+
+
+# Why an agent was not started
+
+ID = "ab" * 16
+"""The id of a run, and its token too, where a test says what they are."""
+
+
+@pytest.fixture
+def known_id(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("secrets.token_hex", lambda _: ID)
+    monkeypatch.setattr(run_module, "TRANSIENT", ())  # one attempt
+    return ID
+
+
+def inspected(status: str, **state: Any) -> bytes:
+    return orjson.dumps([{"Id": "f" * 64, "Name": "/x", "State": {"Status": status, **state}}] if status else [])
+
+
+NOT_STARTED = [
+    # code, stderr, kind, what the message names
+    (125, "docker: Error response from daemon: No such image: my/claude", "image_not_found", "image"),
+    (125, "docker: invalid reference format", "engine_argument", "argument"),
+    (1, "Cannot connect to the Docker daemon at unix:///x. Is it running?", "engine_unreachable", "daemon"),
+    (125, "docker: Error response from daemon: context deadline exceeded", "engine_busy", "just now"),
+    (127, 'docker: Error response from daemon: exec: "sh": executable file not found in $PATH: unknown.',
+     "image_unsuitable", "shell"),
+    (69, "container-runner: missing ID mkfifo wc", "image_unsuitable", "mkfifo, wc"),
+    (69, "container-runner: ksh93 ID ksh93", "image_unsuitable", "ksh93"),
+    (69, "container-runner: unsealed ID unsealed", "image_unsuitable", "my/claude"),
+    (69, "container-runner: mounts ID /workspace", "mount", "/workspace"),
+    (69, "container-runner: mounts ID", "mount", "a planned place"),
+    (69, "container-runner: no-command ID", "command_not_found", "claude"),
+    (69, "container-runner: not-executable ID", "command_not_executable", "claude"),
+    (69, "container-runner: prompt-lost ID", "engine_busy", "no room"),
+    (69, "container-runner: no-command not-the-ID", "container_gone", "ended while"),
+    (125, "?", "engine", "failed with code 125"),
+    (126, "?", "engine", "failed with code 126"),
+    (127, "?", "engine", "failed with code 127"),
+    (0, "", "container_gone", "ended while"),
+    (70, "", "container_gone", "ended while"),
+    (137, "", "container_gone", "ended while"),
+    (143, "Terminated", "container_gone", "ended while"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("verb", "code", "stderr", "kind"),
-    [
-        ("run", 125, "docker: Error response from daemon: No such image: my/claude", "image_not_found"),
-        ("run", 125, "docker: invalid reference format", "engine_argument"),
-        (
-            "run",
-            1,
-            "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?",
-            "engine_unreachable",
-        ),
-        ("exec", 127, "container-runner: no-command RUN", "command_not_found"),
-        ("exec", 126, "container-runner: not-executable RUN", "command_not_executable"),
-        ("exec", 69, "container-runner: missing RUN mkfifo wc", "image_unsuitable"),
-    ],
+    ("code", "stderr", "kind", "told"), NOT_STARTED, ids=[f"{code} {stderr[:40]}" for code, stderr, *_ in NOT_STARTED]
 )
 async def test_a_start_that_fails_is_one_error_and_leaves_nothing(
     fake_engine: FakeEngine,
     fp: FakeProcess,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    verb: str,
+    known_id: str,
+    code: int,
+    stderr: str,
+    kind: str,
+    told: str,
+) -> None:
+    fp.register(["docker", "run", fp.any()], returncode=code, stderr=stderr.replace(" ID", f" {known_id}") + "\n")
+    fake_engine.reply("never said")
+
+    (error,) = await all_of(runner(tmp_path), options())
+
+    assert isinstance(error, ErrorMessage)
+    assert (error.kind, error.exit_code) == (kind, code)
+    assert told in error.message
+    assert [call.argv[1] for call in fake_engine.calls].count("run") == 1
+    assert (fake_engine.calls[-1].argv[1] == "rm") is (code == 125)  # else its end was in order, and --rm did it
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "stderr", "kind"),
+    [
+        ("running", 126, "?", "engine"),
+        ("exited", 126, "?", "container_gone"),
+        ("", 126, "?", "container_gone"),
+        ("running", 69, f"container-runner: mounts {ID} /workspace", "mount"),
+        ("running", 69, f"container-runner: no-command {ID}", "command_not_found"),
+        ("exited", 255, "Error: cannot exec in a stopped state: unknown", "container_gone"),
+    ],
+)
+async def test_an_agent_that_is_not_started_in_a_kept_container(
+    fake_engine: FakeEngine,
+    fp: FakeProcess,
+    tmp_path: Path,
+    known_id: str,
+    status: str,
     code: int,
     stderr: str,
     kind: str,
 ) -> None:
-    run_id = "ab" * 16
-    monkeypatch.setattr("secrets.token_hex", lambda _: run_id)
-    fp.register(["docker", verb, fp.any()], returncode=code, stderr=stderr.replace("RUN", run_id) + "\n")
+    """It may be that its container ended at that moment, in words that nobody knows."""
+    fp.register(["docker", "exec", "--interactive", fp.any()], returncode=code, stderr=f"{stderr}\n")
+    fp.register(["docker", "inspect", fp.any()], stdout=inspected(status), occurrences=9)
     fake_engine.reply("never said")
 
-    (error,) = await all_of(runner(tmp_path), options())
+    error = await failure(runner(tmp_path, ephemeral=False))
 
-    assert isinstance(error, ErrorMessage)
-    assert error.kind == kind
-    assert fake_engine.calls[-1].argv[:2] == ("docker", "rm")
+    assert (error.kind, error.exit_code) == (kind, code)
+    assert [call.argv[1] for call in fake_engine.calls].count("rm") == 1, "it is spoiled"
 
 
-@pytest.mark.parametrize(
-    ("inspected", "kind"), [("running", "engine"), ("exited", "container_gone"), ("", "container_gone")]
-)
-async def test_an_exec_that_fails_in_words_that_nobody_knows(
-    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path, inspected: str, kind: str
+# Why nobody said how an agent ended
+
+LOST = [
+    # how the engine's client ended, what the engine says of the container, what its events say, kind
+    (-9, "", "", "exec_lost"),
+    (-15, "", "", "exec_lost"),
+    (125, "", "", "engine_unreachable"),
+    (137, "", "2026-01-01 container oom abc", "out_of_memory"),
+    (137, "", "", "container_gone"),
+    (137, "exited", "", "container_gone"),
+    (137, "exited and out of memory", "", "out_of_memory"),
+    (137, "running", "", "agent_killed"),
+    (143, "", "2026-01-01 container oom abc", "container_gone"),  # it was not killed
+    (143, "", "", "container_gone"),
+    (255, "", "", "container_gone"),
+]
+
+
+@pytest.mark.parametrize(("code", "status", "events", "kind"), LOST)
+@pytest.mark.parametrize("ephemeral", [True, False])
+async def test_an_agent_of_whose_end_nobody_tells(
+    fake_engine: FakeEngine,
+    fp: FakeProcess,
+    tmp_path: Path,
+    known_id: str,
+    ephemeral: bool,
+    code: int,
+    status: str,
+    events: str,
+    kind: str,
 ) -> None:
-    """It may be that its container ended at that moment, which another attempt may cure."""
-    info = [{"Id": "f" * 64, "Name": "/x", "State": {"Status": inspected}}] if inspected else []
-    failures = 3 if kind == "container_gone" else 1
-    fp.register(["docker", "exec", "--interactive", fp.any()], returncode=126, stderr="?\n", occurrences=failures)
-    fp.register(["docker", "inspect", fp.any()], stdout=orjson.dumps(info), occurrences=failures)
+    start = ["docker", *(["run", "--rm"] if ephemeral else ["exec"]), fp.any()]
+    fp.register(start, returncode=code, stderr=f"container-runner: started {known_id}\nits own words\n")
+    answer = inspected(status.partition(" ")[0], OOMKilled="memory" in status)
+    fp.register(["docker", "inspect", fp.any()], stdout=answer, occurrences=9)
+    fp.register(["docker", "events", fp.any()], stdout=events)
     fake_engine.reply("never said")
 
-    (error,) = await all_of(runner(tmp_path), options())
+    error = await failure(runner(tmp_path, ephemeral=ephemeral))
 
-    assert isinstance(error, ErrorMessage)
-    assert error.kind == kind
-    assert [call.argv[1] for call in fake_engine.calls].count("run") == failures
+    assert (error.kind, error.exit_code, error.stderr.strip()) == (kind, code, "its own words")
+    removed = [call.argv[1] for call in fake_engine.calls].count("rm")
+    assert removed == (1 if code in (125, -9, -15) or not ephemeral else 0)
+
+
+async def test_podman_can_not_tell_of_memory_what_is_gone(
+    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path, known_id: str
+) -> None:
+    fp.register(["podman", "run", fp.any()], returncode=137, stderr=f"container-runner: started {known_id}\n")
+    fake_engine.reply("never said")
+
+    assert (await failure(runner(tmp_path, engine="podman"))).kind == "container_gone"
+
+
+async def test_an_engine_that_does_not_answer_about_a_lost_agent_is_the_error(
+    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path, known_id: str
+) -> None:
+    fp.register(["docker", "run", fp.any()], returncode=1, stderr=f"container-runner: started {known_id}\n")
+    down = "Cannot connect to the Docker daemon at unix:///x"
+    fp.register(["docker", "inspect", fp.any()], returncode=1, stderr=down, occurrences=9)
+    fake_engine.reply("never said")
+
+    assert (await failure(runner(tmp_path))).kind == "engine_unreachable"
+
+
+async def test_an_agent_whose_container_ends_with_its_time_is_told_of_the_limit(
+    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path, known_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fp.register(["docker", "run", fp.any()], returncode=143, stderr=f"container-runner: started {known_id}\n")
+    fake_engine.reply("never said")
+    monkeypatch.setattr(run_module.Run, "_is_overdue", property(lambda _: True))
+
+    error = await failure(runner(tmp_path, time_limit="1m"))
+
+    assert error.kind == "container_gone"
+    assert "60 seconds" in error.message
+    assert "--time-limit" in error.next_step
 
 
 async def test_the_total_clock_runs_also_while_the_agent_is_started(
     fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path
 ) -> None:
-    fp.register(["docker", "run", fp.any()], stdout="f" * 64, callback=lambda _: time.sleep(0.5))
+    fp.register(["docker", "run", fp.any()], callback=lambda _: time.sleep(0.5))
     fake_engine.reply("never said")
 
     (error,) = await all_of(runner(tmp_path), options(timeout=0.2))
 
     assert isinstance(error, ErrorMessage)
     assert error.kind == "total_timeout"
-    assert fake_engine.calls[-1].argv[1] == "rm"
+    client = next(call for call in fake_engine.calls if call.argv == fake_engine.run_argv)
+    assert client.returncode == 0, "it was not cut off"
 
 
 async def test_a_start_that_failed_in_passing_is_tried_again_under_another_name(
@@ -511,44 +749,46 @@ async def test_a_start_is_not_tried_for_ever(fake_engine: FakeEngine, fp: FakePr
     assert [call.argv[1] for call in fake_engine.calls].count("run") == 3
 
 
-async def test_what_could_not_be_removed_is_an_error_with_its_name(
-    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path
+@pytest.mark.parametrize(("code", "kind"), [(0, "cleanup"), (3, "agent_failed")])
+async def test_what_could_not_be_removed_is_an_error_with_its_name_unless_the_agent_failed(
+    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path, known_id: str, code: int, kind: str
 ) -> None:
+    """The daemon was lost when the agent had ended, so that nobody has seen to --rm."""
+    result = b'{"type": "result", "subtype": "success", "is_error": false, "result": "4"}\n'
+    ended = f"container-runner: ended {known_id} {code}\n"
+    fp.register(
+        ["docker", "run", fp.any()],
+        stdout=(result if code == 0 else b"") + f"\n{ended}".encode(),
+        stderr=f"container-runner: started {known_id}\n{ended}",
+        returncode=125,
+    )
     fp.register(["docker", "rm", fp.any()], returncode=1, stderr="Error: device is stuck", occurrences=10)
-    fake_engine.reply("Done.")
+    fake_engine.reply("never said")
 
     error = await failure(runner(tmp_path))
 
-    assert error.kind == "cleanup"
-    assert "container-runner-bot-" in error.message
-
-
-async def test_an_agents_failure_is_told_though_its_container_could_not_be_removed(
-    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path
-) -> None:
-    fp.register(["docker", "rm", fp.any()], returncode=1, stderr="Error: device is stuck", occurrences=10)
-    fake_engine.messages([], exit_code=3)
-
-    assert (await failure(runner(tmp_path))).kind == "agent_failed"
+    assert error.kind == kind
+    assert ("container-runner-bot-" in error.message) is (kind == "cleanup")
 
 
 @pytest.mark.parametrize("how", ["break", "raise", "cancel"])
-async def test_however_a_reader_leaves_the_container_is_removed(
-    fake_engine: FakeEngine, tmp_path: Path, how: str
+@pytest.mark.parametrize("ephemeral", [True, False])
+async def test_however_a_reader_leaves_the_agent_is_stopped_by_its_lease(
+    fake_engine: FakeEngine, tmp_path: Path, how: str, ephemeral: bool
 ) -> None:
     fake_engine.messages([{"type": "system", "subtype": "init"}], hang=True)
 
     with contextlib.suppress(ZeroDivisionError), anyio.move_on_after(0.3 if how == "cancel" else 60):
-        async with aclosing(runner(tmp_path).execute(options())) as messages:
+        async with aclosing(runner(tmp_path, ephemeral=ephemeral).execute(options())) as messages:
             async for _ in messages:
                 if how == "break":
                     break
                 if how == "raise":
                     raise ZeroDivisionError
 
-    assert fake_engine.calls[-1].argv[:2] == ("docker", "rm")
-    exec_ = next(call for call in fake_engine.calls if call.argv == fake_engine.agent_argv)
-    assert exec_.returncode is not None
+    client = next(call for call in fake_engine.calls if call.argv == fake_engine.agent_argv)
+    assert client.returncode == 0
+    assert "rm" not in [call.argv[1] for call in fake_engine.calls]  # --rm has done it, or it waits for its next run
 
 
 @pytest.mark.parametrize(("code", "kind"), [(137, "agent_killed"), (139, "agent_killed"), (1, "agent_failed")])
@@ -629,7 +869,7 @@ def test_no_value_is_left(value: str, before: str, after: str) -> None:
 def test_a_plans_values_and_prompt_are_in_no_repr() -> None:
     hidden = {field.name for field in attrs.fields(Plan) if field.repr is False}
 
-    assert {"values", "stdin"} <= hidden
+    assert {"values", "prompt", "token"} <= hidden
 
 
 async def test_a_start_that_takes_too_long_says_so(
@@ -643,7 +883,7 @@ async def test_a_start_that_takes_too_long_says_so(
 
     error = await failure(runner(tmp_path))
 
-    assert (error.kind, error.message) == ("engine_timeout", "The agent had not started after 60 seconds.")
+    assert (error.kind, error.message) == ("engine_timeout", "The agent had not started in time.")
 
 
 async def test_a_shell_that_floods_instead_of_starting_the_agent(
@@ -651,12 +891,11 @@ async def test_a_shell_that_floods_instead_of_starting_the_agent(
 ) -> None:
     monkeypatch.setattr(run_module, "STOP_SLACK", 0.5)
     engine = tmp_path / "docker"
-    engine.write_text(f"""\
+    engine.write_text("""\
 #!/bin/sh
 case $1 in
   --version) echo "Docker version 28.2.2, build e6534b4" ;;
-  run) echo {"f" * 64} ;;
-  exec) exec 2>&-; exec yes No such container ;;
+  run) exec 2>&-; exec yes No such container ;;
 esac
 """)
     engine.chmod(0o755)

@@ -62,11 +62,11 @@ async def test_a_reply_is_a_whole_successful_run(fake_engine: FakeEngine, runner
     assert isinstance(last, ResultMessage)
     assert (last.result, last.is_error) == ("It is 4.", False)
     assert fake_engine.stdin == b"2 + 2?"
-    assert fake_engine.run_argv[:3] == ("docker", "run", "--detach")
+    assert fake_engine.run_argv[:4] == ("docker", "run", "--rm", "--interactive")
+    assert fake_engine.run_argv == fake_engine.agent_argv
     assert fake_engine.agent_argv[-4:-1] == ("-p", "--output-format=stream-json", "--verbose")
     verbs = [call.argv[1] for call in fake_engine.calls]
-    assert (verbs[0], verbs[-1]) == ("--version", "rm")
-    assert verbs.index("run") < verbs.index("exec")
+    assert (verbs[0], verbs.count("run"), {*verbs} & {"exec", "rm"}) == ("--version", 1, set())
 
 
 async def test_prepared_runs_are_used_in_their_order(fake_engine: FakeEngine, runner: ContainerRunner) -> None:
@@ -110,8 +110,9 @@ async def test_an_agent_that_hangs_is_stopped_by_its_lease(fake_engine: FakeEngi
 
     assert isinstance(last, ErrorMessage)
     assert last.kind == "total_timeout"
-    ended = next(call for call in fake_engine.calls if call.argv[1:3] == ("exec", "--interactive"))
-    assert ended.returncode == 143
+    assert last.stop == "term"
+    ended = next(call for call in fake_engine.calls if call.argv == fake_engine.agent_argv)
+    assert ended.returncode == 0  # our script's, which has told the agent's own
 
 
 async def test_a_reader_that_leaves_early_ends_the_run(fake_engine: FakeEngine, runner: ContainerRunner) -> None:
@@ -122,7 +123,8 @@ async def test_a_reader_that_leaves_early_ends_the_run(fake_engine: FakeEngine, 
         break
     await messages.aclose()
 
-    assert fake_engine.calls[-1].argv[1] == "rm"
+    ended = next(call for call in fake_engine.calls if call.argv == fake_engine.agent_argv)
+    assert ended.returncode == 0
 
 
 async def test_a_persistent_agent_can_be_played(fake_engine: FakeEngine, tmp_path: Path) -> None:
@@ -132,6 +134,21 @@ async def test_a_persistent_agent_can_be_played(fake_engine: FakeEngine, tmp_pat
     *_, last = await all_of(ContainerRunner(ClaudeRuntime(), config, tmp_path), options())
 
     assert isinstance(last, ResultMessage)
+    assert fake_engine.run_argv[:3] == ("docker", "run", "--detach")
+    assert fake_engine.agent_argv[:3] == ("docker", "exec", "--interactive")
+    assert fake_engine.stdin == b"Hello"
+
+
+async def test_an_agent_whose_lease_ends_before_it_got_its_prompt_never_starts(
+    fake_engine: FakeEngine, runner: ContainerRunner
+) -> None:
+    plan = runner.plan(options())
+    for stdin in (b"", plan.stdin()[:100], plan.stdin()[:-1]):
+        fake_engine.reply("never said")
+
+        done = await run(plan.run, stdin=stdin, timeout=10)
+
+        assert (done.returncode, done.stdout, done.stderr) == (70, b"", "")
 
 
 @pytest.mark.parametrize("engine", ["docker", "podman", "auto"])
@@ -155,7 +172,7 @@ async def test_an_agent_without_a_container_can_be_played(fake_engine: FakeEngin
     assert fake_engine.calls[0].stdin == b"prompt"
 
 
-async def test_secrets_are_in_a_calls_environment_and_not_in_its_repr(
+async def test_secrets_are_among_the_variables_and_not_in_a_calls_repr(
     fake_engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOKEN", "s3cr3t")
@@ -164,8 +181,8 @@ async def test_secrets_are_in_a_calls_environment_and_not_in_its_repr(
 
     await all_of(runner, options())
 
-    call = next(call for call in fake_engine.calls if call.argv == fake_engine.agent_argv)
-    assert call.env["TOKEN"] == "s3cr3t"
+    assert fake_engine.variables == {"TOKEN": "s3cr3t"}
+    assert not [call for call in fake_engine.calls if "s3cr3t" in " ".join((*call.argv, *call.env.values()))]
     assert "s3cr3t" not in repr(fake_engine.calls)
 
 
@@ -342,7 +359,7 @@ def test_what_was_prepared_and_never_ran_fails_a_strict_test_only(project: pytes
 
     assert found == {"passed": 4, "errors": 2}
     assert "registered that nobody ran:\ndocker ps" in text
-    assert "registered that nobody ran:\nENGINE exec --interactive" in text
+    assert "registered that nobody ran:\nENGINE RUN ATTACHED ATTACHED" in text
 
 
 def test_an_error_in_a_callback_fails_the_test(project: pytest.Pytester) -> None:

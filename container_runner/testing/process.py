@@ -162,6 +162,9 @@ class PlayedProcess:
     def _answer_agent(self, run: AgentRun) -> int:
         """What our script and the agent in it would say."""
         self._read_stdin(attached=True)
+        needed = Stdin.length(self._call.stdin)
+        if needed is None or len(self._call.stdin) < needed:
+            return guest.EXIT_NO_HEADER  # the lease ended in front of the agent
         token = Stdin.of(self._call.stdin).fields["token"]
         self._say(stderr=guest.started_line(token) + b"\n" + run.stderr, stdout=run.stdout)
         # The agent lives as long as its lease, which ends with stdin.

@@ -13,19 +13,29 @@ from hypothesis import strategies as st
 from container_runner.box import argv, guest
 from container_runner.box.argv import DOCKER, PODMAN, PODMAN_ROOTLESS, Dialect
 from container_runner.box.environment import ContainerEnv
-from container_runner.box.mounts import ContainerMounts
+from container_runner.box.mounts import TMP_SIZE, ContainerMounts
 from container_runner.box.user import User
 from container_runner.config.container import ContainerConfig
 from container_runner.config.values import Mount, PortBinding, Tmpfs
 from container_runner.errors import ConfigError
 
 USER = User(1000, 1001)
-WORKSPACE = ContainerMounts(mounts=(Mount("/src", "/workspace"),), masks=(), credentials_by_name=False)
-NOTHING = ContainerMounts(mounts=(), masks=(), credentials_by_name=False)
+OUR_TMPFS = (
+    Tmpfs("/tmp", size=TMP_SIZE, executable=True),
+    Tmpfs("/container-runner/home", size=TMP_SIZE, executable=True),
+    Tmpfs("/container-runner/run", size=52 * 1024 * 1024, executable=True),
+)
+ENV = ContainerEnv(spelled=("HOME=/h", "TERM=x"), named=("TOKEN",), values={"TOKEN": "secret"})
 
-HEAD = ["--detach", "--rm", "--name=NAME", "--label=container-runner.run=r", "--pull=never", "--entrypoint=sh"]
+
+def mounted(*mounts: Mount, tmpfs: tuple[Tmpfs, ...] = OUR_TMPFS, masks: tuple[str, ...] = ()) -> ContainerMounts:
+    return ContainerMounts(mounts=mounts, tmpfs=tmpfs, masks=masks, credentials_by_name=False)
+
+
+WORKSPACE = mounted(Mount("/src", "/workspace"))
+
+HEAD = ["--name=NAME", "--label=container-runner.run=r", "--pull=never", "--entrypoint=sh"]
 BOX = [
-    "--workdir=/",
     "--cap-drop=ALL",
     "--security-opt=no-new-privileges",
     "--ipc=private",
@@ -39,13 +49,19 @@ BOX = [
     "--pids-limit=512",
     "--tmpfs=/tmp:rw,nosuid,nodev,exec,size=536870912,mode=1777",
     "--tmpfs=/container-runner/home:rw,nosuid,nodev,exec,size=536870912,mode=1777",
-    "--tmpfs=/container-runner/run:rw,nosuid,nodev,noexec,size=51380224,mode=1777",
+    "--tmpfs=/container-runner/run:rw,nosuid,nodev,exec,size=54525952,mode=1777",
     "--mount=type=bind,src=/src,dst=/workspace",
 ]
-TAIL = ["--", "my/claude", "-c", guest.PID1, "sh", "lease", "86400"]
+AGENT = ["--env=HOME=/h", "--env=TERM=x"]
+MORE = {"docker": [], "podman": ["--http-proxy=false", "--read-only-tmpfs=false"]}
 
 
-def run_argv(dialect: Dialect = DOCKER, mounts: ContainerMounts = WORKSPACE, **config: Any) -> list[str]:
+def run_argv(
+    dialect: Dialect = DOCKER,
+    mounts: ContainerMounts = WORKSPACE,
+    command: tuple[str, ...] = ("claude", "-p"),
+    **config: Any,
+) -> list[str]:
     return argv.run_argv(
         dialect.name,
         dialect,
@@ -54,7 +70,9 @@ def run_argv(dialect: Dialect = DOCKER, mounts: ContainerMounts = WORKSPACE, **c
         user=USER,
         mounts=mounts,
         labels={"container-runner.run": "r"},
-        workspace_is_mounted=mounts is WORKSPACE,
+        env=ENV,
+        run_id="RUN",
+        command=command,
     )
 
 
@@ -67,34 +85,58 @@ def added(**config: Any) -> tuple[list[str], list[str]]:
 # The whole list
 
 
-@pytest.mark.parametrize(
-    ("dialect", "identity", "more"),
-    [
-        (DOCKER, ["--user=65534:65534"], []),
-        (PODMAN, ["--user=65534:65534"], ["--http-proxy=false", "--read-only-tmpfs=false"]),
-        (
-            PODMAN_ROOTLESS,
-            ["--user=65534:65534", "--userns=keep-id"],
-            ["--http-proxy=false", "--read-only-tmpfs=false"],
-        ),
-    ],
+DIALECTS = pytest.mark.parametrize(
+    ("dialect", "mapping"),
+    [(DOCKER, []), (PODMAN, []), (PODMAN_ROOTLESS, ["--userns=keep-id"])],
     ids=["docker", "podman", "podman-rootless"],
 )
-def test_run_with_the_default_configuration(dialect: Dialect, identity: list[str], more: list[str]) -> None:
-    # podman would copy what the image has there.
-    box = [f"{word},notmpcopyup" if word.startswith("--tmpfs=") and dialect is not DOCKER else word for word in BOX]
 
-    assert run_argv(dialect) == [dialect.name, "run", *HEAD, *identity, *box, *more, *TAIL]
+
+def box(dialect: Dialect) -> list[str]:
+    # podman would copy what the image has there.
+    return [f"{word},notmpcopyup" if word.startswith("--tmpfs=") and dialect is not DOCKER else word for word in BOX]
+
+
+@DIALECTS
+def test_an_ephemeral_run_is_one_command_from_the_container_to_the_agent(dialect: Dialect, mapping: list[str]) -> None:
+    assert run_argv(dialect) == [
+        *(dialect.name, "run", "--rm", "--interactive"),
+        *HEAD,
+        *("--user=1000:1001", *mapping, "--workdir=/workspace"),
+        *box(dialect),
+        *AGENT,
+        *MORE[dialect.name],
+        *("--", "my/claude", "-c", guest.SEAL, "RUN", guest.GUEST, "86400", "claude", "-p"),
+    ]
+
+
+@DIALECTS
+def test_a_container_of_a_pool_is_that_command_without_the_agents(dialect: Dialect, mapping: list[str]) -> None:
+    assert run_argv(dialect, command=()) == run_argv(dialect)[:-2]
+
+
+@DIALECTS
+def test_a_kept_container_has_another_user_and_nothing_of_the_agents(dialect: Dialect, mapping: list[str]) -> None:
+    assert run_argv(dialect, command=(), ephemeral=False) == [
+        *(dialect.name, "run", "--detach"),
+        *HEAD,
+        *("--user=65534:65534", *mapping, "--workdir=/"),
+        *box(dialect),
+        *MORE[dialect.name],
+        *("--", "my/claude", "-c", guest.KEEPER, "sh", "86400"),
+    ]
 
 
 def test_run_with_everything_on() -> None:
     words = run_argv(
         PODMAN,
-        ContainerMounts(
-            mounts=(Mount("/a", "/workspace", True), Mount("/b,c", "/data")),
+        mounted(
+            Mount("/a", "/workspace", True),
+            Mount("/b,c", "/data"),
+            tmpfs=(Tmpfs("/tmp", size=4096), Tmpfs("/cache", size=1024 * 1024, executable=True, mode=0o700)),
             masks=("/workspace/state",),
-            credentials_by_name=True,
         ),
+        (),
         ephemeral=False,
         network="net",
         memory="512m",
@@ -111,7 +153,6 @@ def test_run_with_everything_on() -> None:
         add_host=["db:10.0.0.1"],
         devices=["/dev/fuse"],
         ports=["8080:80", "[::1]:53:5353/udp"],
-        tmpfs=["/cache:size=1m,exec,mode=700"],
         extra_args=["--runtime=runsc"],
         time_limit=60,
     )
@@ -146,10 +187,7 @@ def test_run_with_everything_on() -> None:
         "--add-host=db:10.0.0.1",
         "--publish=127.0.0.1:8080:80/tcp",
         "--publish=[::1]:53:5353/udp",
-        "--tmpfs=/tmp:rw,nosuid,nodev,exec,size=536870912,mode=1777,notmpcopyup",
-        "--tmpfs=/container-runner/home:rw,nosuid,nodev,exec,size=536870912,mode=1777,notmpcopyup",
-        "--tmpfs=/container-runner/run:rw,nosuid,nodev,noexec,size=51380224,mode=1777,notmpcopyup",
-        "--tmpfs=/workspace:rw,nosuid,nodev,exec,size=536870912,mode=1777,notmpcopyup",
+        "--tmpfs=/tmp:rw,nosuid,nodev,noexec,size=4096,mode=1777,notmpcopyup",
         "--tmpfs=/cache:rw,nosuid,nodev,exec,size=1048576,mode=700,notmpcopyup",
         "--mount=type=bind,src=/a,dst=/workspace,readonly",
         '--mount=type=bind,"src=/b,c",dst=/data',
@@ -160,9 +198,8 @@ def test_run_with_everything_on() -> None:
         "--",
         "my/claude",
         "-c",
-        guest.PID1,
+        guest.KEEPER,
         "sh",
-        "keep",
         "60",
     ]
 
@@ -170,7 +207,20 @@ def test_run_with_everything_on() -> None:
 @pytest.mark.parametrize(
     ("config", "there", "gone"),
     [
-        ({"ephemeral": False}, ["keep"], ["--rm", "lease"]),
+        (
+            {"ephemeral": False},
+            ["--detach", "--user=65534:65534", "--workdir=/", guest.KEEPER, "sh"],
+            [
+                "--rm",
+                "--interactive",
+                "--user=1000:1001",
+                "--workdir=/workspace",
+                *AGENT,
+                guest.SEAL,
+                "RUN",
+                guest.GUEST,
+            ],
+        ),
         ({"labels": {"a": "b"}}, ["--label=a=b"], []),
         ({"pull": "always"}, ["--pull=always"], ["--pull=never"]),
         ({"read_only": False}, [], ["--read-only"]),
@@ -192,11 +242,10 @@ def test_run_with_everything_on() -> None:
         ({"devices": ["/dev/a:/dev/b:r"]}, ["--device=/dev/a:/dev/b:r"], []),
         ({"add_host": ["h:host-gateway"]}, ["--add-host=h:host-gateway"], []),
         ({"ports": [PortBinding(80, 8080, "::1")]}, ["--publish=[::1]:8080:80/tcp"], []),
-        ({"tmpfs": [Tmpfs("/x", size=4096)]}, ["--tmpfs=/x:rw,nosuid,nodev,noexec,size=4096,mode=1777"], []),
         ({"extra_args": ["--hostname=h", "-h"]}, ["--hostname=h", "-h"], []),
         ({"time_limit": "2m"}, ["120"], ["86400"]),
-        # What concerns the exec, the mounts or us alone changes nothing of `run`.
-        ({"user": "5:6"}, [], []),
+        # What concerns who the agent is, its variables, the mounts, or us alone is given as values of its own.
+        ({"user": "5:6", "tmpfs": ["/x"]}, [], []),
         ({"env": {"A": "B"}, "secrets": ["C"]}, [], []),
         ({"pool": 3, "unprotected": [".envrc"]}, [], []),
         ({"max_containers": 9, "credentials": "none", "workspace_mode": "ro", "engine": "x"}, [], []),
@@ -225,13 +274,6 @@ def test_pid_1_is_never_the_agents_user(uid: int, pid1: int) -> None:
     assert User(uid, uid).for_pid1 == User(pid1, pid1)
 
 
-def test_without_a_workspace_there_is_a_scratch_folder() -> None:
-    scratch = "--tmpfs=/workspace:rw,nosuid,nodev,exec,size=536870912,mode=1777"
-
-    assert scratch in run_argv(mounts=NOTHING)
-    assert scratch not in run_argv()
-
-
 def test_our_labels_win_over_the_configured_ones() -> None:
     labels = [word for word in run_argv(labels={"b": "1", "a": "2"}) if word.startswith("--label=")]
 
@@ -242,16 +284,13 @@ def test_our_labels_win_over_the_configured_ones() -> None:
 
 
 def test_exec() -> None:
-    env = ContainerEnv(spelled=("HOME=/h", "TERM=x"), named=("TOKEN",), values={"TOKEN": "secret"})
     words = argv.exec_argv(
         "docker",
         name="NAME",
         user=USER,
-        env=env,
+        env=ENV,
         run_id="RUN",
-        ephemeral=True,
-        stdin_size=12,
-        grace=3,
+        time_limit=60,
         command=["claude", "-p", "--", "-x"],
     )
 
@@ -263,17 +302,14 @@ def test_exec() -> None:
         "--workdir=/workspace",
         "--env=HOME=/h",
         "--env=TERM=x",
-        "--env=TOKEN",
         "--",
         "NAME",
         "sh",
         "-c",
-        guest.EXEC,
-        "sh",
+        guest.JOIN,
         "RUN",
-        "lease",
-        "12",
-        "3",
+        guest.GUEST,
+        "60",
         "claude",
         "-p",
         "--",
@@ -281,13 +317,24 @@ def test_exec() -> None:
     ]
 
 
+@pytest.mark.parametrize("ephemeral", [True, False])
+def test_a_variable_that_travels_on_stdin_is_on_no_command_line(ephemeral: bool) -> None:
+    exec_ = argv.exec_argv("docker", name="NAME", user=USER, env=ENV, run_id="RUN", time_limit=60, command=["agent"])
+
+    for words in (run_argv(ephemeral=ephemeral), exec_):
+        flags = words[: words.index("--")]
+        assert not [word for word in flags if "TOKEN" in word or "secret" in word]
+
+
+def test_events() -> None:
+    assert argv.events_argv("docker", name="N", event="oom", since=1.5, until=2.0004) == [
+        *("docker", "events", "--since=1.500", "--until=2.000", "--filter=container=N", "--filter=event=oom")
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (
-            argv.probe_argv("docker", name="N", user=USER, group=7),
-            ["docker", "exec", "--user=1000:1001", "--", "N", "sh", "-c", guest.PROBE, "sh", "7"],
-        ),
         (argv.remove_argv("docker", DOCKER, name="N"), ["docker", "rm", "--force", "--volumes", "--", "N"]),
         (
             argv.remove_argv("podman", PODMAN_ROOTLESS, name="N"),
@@ -298,14 +345,6 @@ def test_exec() -> None:
             ["docker", "ps", "--all", "--quiet", "--no-trunc", "--filter=label=a.b", "--filter=label=c=d"],
         ),
         (argv.inspect_argv("docker", ["A", "B"]), ["docker", "inspect", "--type=container", "--", "A", "B"]),
-        (
-            argv.kill_argv("docker", name="N", user=USER, run_id="RUN", group=7),
-            ["docker", "exec", "--user=1000:1001", "--", "N", "sh", "-c", guest.KILL, "sh", "RUN", "7"],
-        ),
-        (
-            argv.hold_argv("docker", name="N", user=USER, run_id="RUN"),
-            ["docker", "exec", "--interactive", "--user=1000:1001", "--", "N", "sh", "-c", guest.HOLD, "sh", "RUN"],
-        ),
         (argv.info_argv("docker"), ["docker", "info", "--format={{json .}}"]),
         (argv.version_argv("docker"), ["docker", "version", "--format={{json .}}"]),
         (argv.image_argv("docker", "i:1"), ["docker", "image", "inspect", "--format={{.Id}}", "--", "i:1"]),
@@ -333,12 +372,10 @@ def test_the_other_verbs(words: list[str], expected: list[str]) -> None:
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_persons_command_gets_the_same_variables_and_a_terminal_if_there_is_one(terminal: bool) -> None:
-    env = ContainerEnv(spelled=("HOME=/h",), named=("TOKEN",), values={"TOKEN": "secret"})
-
-    assert argv.shell_argv("docker", name="N", user=USER, env=env, terminal=terminal, command=["bash", "-l"]) == [
+    assert argv.shell_argv("docker", name="N", user=USER, env=ENV, terminal=terminal, command=["bash", "-l"]) == [
         *("docker", "exec", "--interactive"),
         *(["--tty", "--detach-keys=ctrl-@,ctrl-_"] if terminal else []),
-        *("--user=1000:1001", "--workdir=/workspace", "--env=HOME=/h", "--env=TOKEN", "--", "N", "bash", "-l"),
+        *("--user=1000:1001", "--workdir=/workspace", *AGENT, "--env=TOKEN", "--", "N", "bash", "-l"),
     ]
 
 
@@ -367,7 +404,7 @@ def fields_of(word: str) -> list[str]:
 
 @pytest.mark.parametrize("path", ["/a,b", '/a"b', '/"', "/a b", "/a:b", "/ä€😀", "/a=b", "/a,readonly", "/a\\b", "/'"])
 def test_a_mount_reads_back_as_it_was_meant(path: str) -> None:
-    mounts = ContainerMounts(mounts=(Mount(path, path, True),), masks=(path,), credentials_by_name=False)
+    mounts = mounted(Mount(path, path, True), masks=(path,))
     bind, mask = [word for word in run_argv(mounts=mounts) if word.startswith("--mount=")]
 
     assert fields_of(bind) == ["type=bind", f"src={path}", f"dst={path}", "readonly"]
@@ -385,7 +422,7 @@ def test_every_accepted_mount_reads_back(source: str, target: str, read_only: bo
         mount = Mount(source, target, read_only)
     except ConfigError:
         return
-    mounts = ContainerMounts(mounts=(mount,), masks=(), credentials_by_name=False)
+    mounts = mounted(mount)
     (word,) = [word for word in run_argv(mounts=mounts) if word.startswith("--mount=")]
 
     expected = ["type=bind", f"src={source}", f"dst={mount.target}", *(["readonly"] if read_only else [])]

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from container_runner.agents.runtime import Credentials
+from container_runner.box import guest
 from container_runner.box.mounts import (
+    TMP_SIZE,
     ContainerMounts,
     build_container_mounts,
+    mount_table,
     prepare_sessions,
     recheck,
     resolve_source,
@@ -21,7 +24,7 @@ from container_runner.box.mounts import (
 )
 from container_runner.box.user import User
 from container_runner.config.container import ContainerConfig
-from container_runner.config.values import Mount
+from container_runner.config.values import Mount, Tmpfs
 from container_runner.errors import ConfigError, StateError
 from container_runner.options import Agent
 
@@ -83,6 +86,20 @@ def test_workspace_sessions_and_volumes_in_this_order(tmp_path: Path, workspace:
         Mount(str(tmp_path / "data"), "/data", read_only=True),
     )
     assert found.masks == ()
+
+
+def test_what_is_writable_in_the_container_and_gone_with_it(tmp_path: Path, workspace: Path) -> None:
+    found = build(tmp_path, workspace, tmpfs=["/cache:size=1m,exec"])
+
+    assert [tmpfs.target for tmpfs in found.tmpfs] == [
+        *("/tmp", "/container-runner/home", "/container-runner/run", "/cache")
+    ]
+    assert {tmpfs.executable for tmpfs in found.tmpfs} == {True}
+    assert found.tmpfs[2].size > guest.PROMPT_LIMIT
+
+
+def test_without_a_workspace_there_is_a_scratch_folder(tmp_path: Path) -> None:
+    assert Tmpfs("/workspace", size=TMP_SIZE, executable=True) in build(tmp_path).tmpfs
 
 
 def test_nothing_is_created(tmp_path: Path, workspace: Path) -> None:
@@ -215,6 +232,115 @@ def test_a_volume_that_holds_the_state_folder_is_refused(tmp_path: Path, workspa
     (tmp_path / "holder").mkdir()
     with pytest.raises(ConfigError):
         build(tmp_path, workspace, state=tmp_path / "holder/state", volumes=[f"{tmp_path}/holder:/x"])
+
+
+# What the kernel is to say of them in the container
+
+TABLE = """\
+22 28 0:20 / /sys rw,nosuid - sysfs sysfs rw
+28 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
+31 28 254:2 /@home /home rw,relatime - btrfs /dev/vdb rw,subvol=/@home
+32 31 0:50 / /home/me/project/node_modules rw - tmpfs tmpfs rw
+33 31 0:51 / /home/me/project\\040two rw - tmpfs tmpfs rw
+34 28 254:3 /data /srv/ro ro,relatime - ext4 /dev/vdc rw
+35 28 254:4 / /srv/over rw - ext4 /dev/vdd rw
+36 28 254:5 / /srv/over rw - ext4 /dev/vde rw
+37 28 254:6 /a\\134b /srv/back\\134slash rw - ext4 /dev/vdf rw
+38 28 0:60 / /srv/rw\\011tab rw - tmpfs tmpfs rw
+"""
+"""As a machine's /proc/self/mountinfo has it."""
+
+
+def kernel(*mounts: Mount, table: str = TABLE, **others: Any) -> list[str]:
+    fields = {"tmpfs": (), "masks": (), **others}
+    return ContainerMounts(mounts=mounts, credentials_by_name=False, **fields).in_kernel(table)
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        ("/opt/tools", "rw 254:1 /opt/tools"),  # of the root file system
+        ("/", "rw 254:1 /"),
+        ("/home", "rw 254:2 /@home"),
+        ("/home/me/work", "rw 254:2 /@home/me/work"),  # not of the root's, though that holds it too
+        ("/home/me/project/node_modules", "rw 0:50 /"),  # a mount itself
+        ("/home/me/project/node_modules/x", "rw 0:50 /x"),
+        ("/home/me/project/node_modules.old", "rw 254:2 /@home/me/project/node_modules.old"),  # beside one
+        ("/homes", "rw 254:1 /homes"),
+        ("/home/me/project two/x", "rw 0:51 /x"),
+        ("/srv/back\\slash/x y", "rw 254:6 /a\\134b/x\\040y"),
+        ("/srv/over/x", "rw 254:5 /x"),  # the later mount hides the earlier one
+        ("/srv/ro/x", "ro 254:3 /data/x"),  # a bind of a read-only mount is read-only
+    ],
+)
+def test_a_bind_is_the_place_in_its_file_system(source: str, place: str) -> None:
+    assert kernel(Mount(source, "/t"))[0] == f"/t {place}"
+
+
+def test_a_read_only_bind() -> None:
+    assert kernel(Mount("/opt", "/t", True), Mount("/srv/ro", "/u", True)) == [
+        "/t ro 254:1 /opt",
+        "/u ro 254:3 /data",
+    ]
+
+
+def test_a_target_is_spelled_as_the_kernel_spells_it() -> None:
+    mounted = kernel(Mount("/opt", "/a b\\c"), masks=("/m n",), tmpfs=(Tmpfs("/t u"),))
+
+    assert mounted == ["/t\\040u rw tmpfs /", "/m\\040n ro tmpfs /", "/a\\040b\\134c rw 254:1 /opt"]
+
+
+def test_mounts_below_a_source_may_come_along() -> None:
+    assert kernel(Mount("/home/me", "/workspace"), Mount("/srv", "/srv", True)) == [
+        "/workspace rw 254:2 /@home/me",
+        "/workspace/project\\040two * 0:51 /",
+        "/workspace/project/node_modules * 0:50 /",
+        "/srv ro 254:1 /srv",
+        "/srv/rw\\011tab * 0:60 /",
+        "/srv/back\\134slash * 254:6 /a\\134b",
+        "/srv/over * 254:5 /",
+        "/srv/over * 254:4 /",
+        "/srv/ro * 254:3 /data",
+    ]
+
+
+def test_a_mount_beside_a_source_does_not() -> None:
+    assert kernel(Mount("/home/me/project", "/w")) == [
+        "/w rw 254:2 /@home/me/project",
+        "/w/node_modules * 0:50 /",
+    ]
+
+
+def test_without_a_table_targets_and_modes_are_all_that_is_known() -> None:
+    mounts = Mount("/home/me", "/workspace"), Mount("/opt", "/t", True)
+
+    assert kernel(*mounts, table="", masks=("/workspace/x",)) == [
+        "/workspace/x ro tmpfs /",
+        "/workspace rw - -",
+        "/t ro - -",
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="no Linux")
+def test_this_machines_table_tells_where_a_folder_is(tmp_path: Path) -> None:
+    """Its device is what the kernel says of the folder, if no file system of many devices is below it."""
+    table, boot = mount_table()
+
+    assert len(boot) == 36
+    (line, *_) = kernel(Mount(str(tmp_path), "/t"), table=table)
+    _, _, device, root = line.split(" ")
+    found = [row.split(" ") for row in table.splitlines()]
+    assert device in {row[2] for row in found}
+    assert str(tmp_path).endswith(root.rpartition("/")[2])
+
+
+def test_a_machine_without_proc_has_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+
+    assert mount_table() == ("", "")
 
 
 # Just before the run

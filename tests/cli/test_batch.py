@@ -36,7 +36,7 @@ def results(file: Path) -> list[dict[str, Any]]:
 def runs(place: Place) -> int:
     """How many agents were started."""
     calls = place.folder / "engine" / "calls"
-    return calls.read_text().count('["exec", "--interactive"') if calls.exists() else 0
+    return calls.read_text().count('["run", "--rm"') if calls.exists() else 0
 
 
 @pytest.mark.parametrize(("name", "text"), [("jobs.jsonl", ""), ("jobs.jsonl", "\n \n"), ("jobs.toml", "[defaults]\n")])
@@ -140,7 +140,7 @@ def test_a_job_says_more_than_its_prompt(place: Place) -> None:
 
     assert done.returncode == 0, done.stderr
     assert (place.folder / "other" / "here.txt").read_text() == "hello\n"
-    words = place.exec_argv()
+    words = place.agent_argv()
     assert {"--model=m1", "--resume=abc", "--fork-session", "--tools=Read", "--max-turns=3"} <= {*words}
     assert "--append-system-prompt=Be brief." in words
     assert any("container-runner-bob-" in word for word in words)
@@ -169,7 +169,7 @@ def test_toml_has_defaults(place: Place) -> None:
 
     assert done.returncode == 0, done.stderr
     assert [row["id"] for row in results(file)] == ["1", "x"]
-    assert "--model=m2" in place.exec_argv()
+    assert "--model=m2" in place.agent_argv()
 
 
 def test_jobs_come_from_stdin(place: Place) -> None:

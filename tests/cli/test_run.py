@@ -52,10 +52,10 @@ class Place:
             check=False,
         )
 
-    def exec_argv(self) -> list[str]:
+    def agent_argv(self) -> list[str]:
         """The latest command that ran an agent."""
         calls = [json.loads(call) for call in (self.folder / "engine" / "calls").read_text().splitlines()]
-        (*_, last) = (call for call in calls if call[:2] == ["exec", "--interactive"])
+        (*_, last) = (call for call in calls if call[:2] == ["run", "--rm"])
         return [str(word) for word in last]
 
 
@@ -94,7 +94,7 @@ def test_the_command_at_the_end_goes_on_with_the_session(place: Place) -> None:
     assert again[:2] == ["container-runner", "run"]
     assert {"--memory=1g", "--label=a=b", "--system-prompt=Be it's self", "--no-read-only"} <= {*again}
     assert second.returncode == 0, second.stderr
-    assert resume in place.exec_argv()
+    assert resume in place.agent_argv()
     assert resume in second.stderr
     assert second.stderr.count("--resume=") == 1
 
@@ -247,14 +247,19 @@ def test_what_is_refused_is_named_before_anything_starts(place: Place, words: li
         (["--arg=--fast"], "--fast"),
         (["--session-id=abc"], "--session-id=abc"),
         (["--include-partial-messages"], "--include-partial-messages"),
-        (["--grace=7"], "7"),
     ],
 )
 def test_flags_reach_the_agent(place: Place, flags: list[str], word: str) -> None:
     done = place.run("run", "hello", *flags)
 
     assert done.returncode == 0, done.stderr
-    assert word in place.exec_argv()
+    assert word in place.agent_argv()
+
+
+def test_the_grace_period_reaches_the_script_around_the_agent(place: Place) -> None:
+    assert place.run("run", "hello", "--grace=7").returncode == 0
+
+    assert "grace=7" in (place.folder / "engine" / "header").read_text().splitlines()
 
 
 def test_mcp_servers_come_from_a_file(place: Place) -> None:
@@ -264,7 +269,7 @@ def test_mcp_servers_come_from_a_file(place: Place) -> None:
 
         place.run("run", "hello", f"--mcp-config={place.folder / 'mcp.json'}")
 
-        (given,) = (word for word in place.exec_argv() if word.startswith("--mcp-config="))
+        (given,) = (word for word in place.agent_argv() if word.startswith("--mcp-config="))
         assert json.loads(given.partition("=")[2]) == {"mcpServers": servers}
 
 
@@ -278,7 +283,7 @@ def test_the_time_to_leave_after_the_result_can_be_set(place: Place, timeout: st
 def test_no_partial_messages_come_into_a_pipe(place: Place) -> None:
     place.run("run", "hello")
 
-    assert "--include-partial-messages" not in place.exec_argv()
+    assert "--include-partial-messages" not in place.agent_argv()
 
 
 def test_an_output_that_takes_no_unicode_gets_question_marks(place: Place) -> None:

@@ -374,7 +374,7 @@ GOOD: dict[str, list[Any]] = {
     "shm_size": [None, "1g", 4096],
     "add_host": [["db:10.0.0.1", "db.x:::1", "me:host-gateway"]],
     "devices": [["/dev/fuse", "/dev/a:/dev/b", "/dev/dri/card0:/dev/dri/card0:rw"]],
-    "extra_args": [[], *alone("--runtime=runsc --init --privileged -eX=1 --userns=keep-id --tty-x -P -hx")],
+    "extra_args": [[], *alone("--runtime=runsc --privileged -eX=1 --userns=keep-id --tty-x --pids-x -P -hx")],
     "time_limit": ["60s", "30d", 3600],
 }
 
@@ -438,6 +438,7 @@ BAD: dict[str, list[Any]] = {
         *(*LIST, "--init", ["--runtime", "runsc"], ["-d\n"], ["-u" + "0" * 9999]),
         *alone("-- - --- word -d -it -Pit -t=1 -u0 -u=0 -a=stdout --rm --rm=false --detach --help --tty"),
         *alone("--interactive=true --user=0 --name=x --entrypoint=sh"),
+        *alone("--init --init=false --pid=host --pid --workdir=/x --workdir -w -w/x -w=/x -Pw/x"),
         *alone("--env-file=./x -v../x:/y --mount=type=bind,src=./x,dst=/y"),
     ],
     "time_limit": [None, True, "", "1", 0, 59, "31d", float("nan"), float("inf"), 10**400, []],

@@ -14,8 +14,7 @@ import pytest
 from pytest_subprocess import FakeProcess
 
 from container_runner.agents import CommandRuntime
-from container_runner.box import argv
-from container_runner.box.argv import DOCKER
+from container_runner.box.argv import DOCKER, PODMAN
 from container_runner.box.plan import Plan
 from container_runner.config.container import ContainerConfig
 from container_runner.engine.engine import Engine
@@ -25,6 +24,7 @@ from container_runner.engine.owner import Owner
 from container_runner.errors import ContainerGoneError, EngineArgumentError, EngineError, StateError
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.runner import ContainerRunner
+from container_runner.stream.process import Process
 from container_runner.testing import FakeEngine
 
 ENGINE = Engine(binary="docker", dialect=DOCKER, environ={})
@@ -41,7 +41,6 @@ class World:
         self._fp.register(["docker", "ps", self._fp.any()], stdout=ids, occurrences=times)
         self._fp.register(["docker", "inspect", self._fp.any()], stdout=orjson.dumps(containers), occurrences=times)
         self._fp.register(["docker", "rm", self._fp.any()], occurrences=20)
-        self._fp.register(["docker", "exec", self._fp.any()], occurrences=20)
         self._fp.register(["docker", "run", self._fp.any()], stdout="f" * 64, occurrences=20)
 
     def did(self, verb: str) -> list[tuple[str, ...]]:
@@ -70,7 +69,9 @@ def manager(state: Path) -> ContainerManager:
 @pytest.fixture
 def plan(state: Path) -> Callable[..., Plan]:
     def make(**config: Any) -> Plan:
-        runner = ContainerRunner(CommandRuntime("agent"), ContainerConfig(**{"image": "i", **config}), state)
+        runner = ContainerRunner(
+            CommandRuntime("agent"), ContainerConfig(**{"image": "i", "ephemeral": False, **config}), state
+        )
         return runner.plan(ExecuteOptions(prompt="x", agent=Agent(name="bot")), engine=ENGINE)
 
     return make
@@ -91,23 +92,24 @@ def container(
 # Getting one
 
 
-async def test_an_ephemeral_container_is_always_made(world: World, manager: ContainerManager, plan: Any) -> None:
+async def test_a_kept_container_is_made_if_there_is_none(world: World, manager: ContainerManager, plan: Any) -> None:
     world.holds()
     wanted = plan()
 
     got = await manager.get_or_create(wanted)
+    assert manager.is_in_use(got.name)
     await manager.release(got, wanted)
 
     assert (got.name, got.created) == (wanted.container, True)
     assert world.did("run") == [wanted.run]
-    assert world.did("ps") == []
-    assert world.removed == [wanted.container]
+    assert not world.removed
+    assert not manager.is_in_use(got.name)
 
 
 async def test_a_persistent_container_is_found_by_its_labels(
     world: World, manager: ContainerManager, plan: Any
 ) -> None:
-    wanted = plan(ephemeral=False)
+    wanted = plan()
     world.holds(container("kept", wanted.reuse_labels))
 
     got = await manager.get_or_create(wanted)
@@ -119,7 +121,7 @@ async def test_a_persistent_container_is_found_by_its_labels(
 
 
 async def test_one_that_has_ended_is_replaced(world: World, manager: ContainerManager, plan: Any) -> None:
-    wanted = plan(ephemeral=False)
+    wanted = plan()
     world.holds(container("old", wanted.reuse_labels, status="exited"))
 
     got = await manager.get_or_create(wanted)
@@ -129,23 +131,22 @@ async def test_one_that_has_ended_is_replaced(world: World, manager: ContainerMa
     assert world.removed == ["old"]
 
 
-@pytest.mark.parametrize("code", [0, 1])
-async def test_whoever_leaves_last_ends_what_was_left(
-    fp: FakeProcess, world: World, manager: ContainerManager, plan: Any, code: int
+async def test_one_that_was_good_a_moment_ago_is_not_looked_for_again(
+    world: World, manager: ContainerManager, state: Path, plan: Any
 ) -> None:
-    """A container in which that can not be done is not used again."""
-    fp.register(["docker", "exec", fp.any()], returncode=code, occurrences=5)
-    wanted = plan(ephemeral=False)
+    wanted = plan()
     world.holds(container("kept", wanted.reuse_labels))
-    first, second = await manager.get_or_create(wanted), await manager.get_or_create(wanted)
+    await manager.release(await manager.get_or_create(wanted), wanted)
+    assert len(world.did("ps")) == 1
 
-    await manager.release(first, wanted, is_good=True)
-    assert not world.did("exec")
+    again = await manager.get_or_create(wanted)
+    assert (again.name, again.created, len(world.did("ps"))) == ("kept", False, 1)
+    await manager.release(again, wanted)
 
-    await manager.release(second, wanted, is_good=True)
-    assert world.did("exec") == [tuple(argv.sweep_argv("docker", name="kept", user=wanted.user))]
-    assert world.removed == (["kept"] if code else [])
-    assert not manager.is_in_use("kept")
+    other = ContainerManager(ENGINE, state)  # as another process has it
+    spoiled, _ = await other.get_or_create(wanted), await other.get_or_create(wanted)
+    await other.release(spoiled, wanted, is_spoiled=True)
+    assert (await manager.get_or_create(wanted)).created
 
 
 async def test_the_locks_of_containers_that_somebody_else_removed_go(
@@ -172,12 +173,12 @@ async def test_one_whose_time_is_half_over_is_replaced(
     world: World, manager: ContainerManager, plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run would die of its age."""
-    wanted = plan(ephemeral=False)
+    wanted = plan()
     deadline = int(time.time()) + wanted.time_limit // 2 + 60 + DEADLINE_SLACK
     world.holds(container("kept", {**wanted.reuse_labels, DEADLINE_LABEL: str(deadline)}))
     assert (await manager.get_or_create(wanted)).name == "kept"
     found = await manager.get_or_create(wanted)
-    await manager.release(found, wanted, is_good=True)
+    await manager.release(found, wanted)
 
     now = time.time() + 120
     monkeypatch.setattr(time, "time", lambda: now)
@@ -185,24 +186,25 @@ async def test_one_whose_time_is_half_over_is_replaced(
     assert (await manager.get_or_create(wanted)).created
 
 
-async def test_one_that_can_be_neither_swept_nor_removed_is_let_go_of(
+async def test_one_that_can_not_be_removed_is_let_go_of_and_replaced_by_the_next_run(
     fp: FakeProcess, world: World, manager: ContainerManager, plan: Any
 ) -> None:
-    """Its lock too, or every later run of the agent would wait for it."""
-    fp.register(["docker", "exec", fp.any()], returncode=1, occurrences=5)
-    fp.register(["docker", "rm", fp.any()], returncode=1, stderr="device is stuck", occurrences=5)
-    wanted = plan(ephemeral=False)
+    """Its lock is let go of too, or every later run of the agent would wait for it."""
+    fp.register(["docker", "rm", fp.any()], returncode=1, stderr="device is stuck")
+    wanted = plan()
     world.holds(container("kept", wanted.reuse_labels))
     got = await manager.get_or_create(wanted)
 
     with pytest.raises(EngineError):
-        await manager.release(got, wanted)
-
+        await manager.release(got, wanted, is_spoiled=True)
     assert not manager.is_in_use("kept")
+
+    assert (await manager.get_or_create(wanted)).created
+    assert world.removed == ["kept", "kept"]
 
 
 async def test_a_spoiled_container_goes_when_nobody_uses_it(world: World, manager: ContainerManager, plan: Any) -> None:
-    wanted = plan(ephemeral=False)
+    wanted = plan()
     world.holds(container("kept", wanted.reuse_labels))
     first, second = await manager.get_or_create(wanted), await manager.get_or_create(wanted)
 
@@ -218,7 +220,7 @@ async def test_a_spoiled_container_is_not_used_while_another_run_is_in_it(
     world: World, manager: ContainerManager, state: Path, plan: Any
 ) -> None:
     """Nor by another process, which has not seen what spoiled it."""
-    wanted = plan(ephemeral=False)
+    wanted = plan()
     world.holds(container("kept", wanted.reuse_labels))
     first, second = await manager.get_or_create(wanted), await manager.get_or_create(wanted)
     await manager.release(first, wanted, is_spoiled=True)
@@ -231,27 +233,10 @@ async def test_a_spoiled_container_is_not_used_while_another_run_is_in_it(
     assert world.removed == ["kept"]
 
 
-async def test_one_that_an_engine_without_an_answer_keeps_is_replaced_by_the_next_run(
-    fp: FakeProcess, world: World, manager: ContainerManager, plan: Any
-) -> None:
-    """What its last run has left in it could not be ended."""
-    fp.register(["docker", "exec", fp.any()], returncode=1, stderr="Cannot connect to the Docker daemon at x")
-    wanted = plan(ephemeral=False)
-    world.holds(container("kept", wanted.reuse_labels))
-    got = await manager.get_or_create(wanted)
-
-    await manager.release(got, wanted, is_good=True)
-    assert not world.removed
-    assert not manager.is_in_use("kept")
-
-    assert (await manager.get_or_create(wanted)).created
-    assert world.removed == ["kept"]
-
-
 async def test_a_paused_container_is_left_to_the_run_that_waits_in_it(
     world: World, manager: ContainerManager, plan: Any, state: Path
 ) -> None:
-    wanted = plan(ephemeral=False)
+    wanted = plan()
     world.holds(container("paused", wanted.reuse_labels, status="paused"))
     lock = LockFile(state / "locks/container.paused.lock")
     assert lock.try_acquire(shared=True)
@@ -269,7 +254,7 @@ async def test_a_paused_container_is_left_to_the_run_that_waits_in_it(
 async def test_one_that_an_engine_shows_by_mistake_is_neither_used_nor_removed(
     world: World, manager: ContainerManager, plan: Any, change: str
 ) -> None:
-    wanted = plan(ephemeral=False)
+    wanted = plan()
     other = container("other", {**wanted.reuse_labels, "container-runner.config": "another"}, status="exited")
     if change == "not ours":
         other = container("other", wanted.reuse_labels, status="exited")
@@ -291,13 +276,100 @@ async def test_one_that_can_not_be_made_is_removed_by_its_name(
     fp.register(["docker", "ps", fp.any()])
     fp.register(["docker", "run", fp.any()], returncode=125, stderr="docker: invalid reference format")
     fp.register(["docker", "rm", fp.any()])
-    wanted = plan(ephemeral=False)
+    wanted = plan()
 
     with pytest.raises(EngineArgumentError):
         await manager.get_or_create(wanted)
 
     assert fake_engine.calls[-1].argv[-1] == wanted.container
     assert not list((state / "locks").glob("container.*"))
+
+
+# Ending a client
+
+END = """\
+#!/bin/sh
+cd "${0%/*}"
+case $1 in
+  rm) echo "$*" >>removed ;;
+  *) eval "$2" ;;
+esac
+"""
+
+
+class Clients:
+    """A real engine's clients, as small scripts."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._program = folder / "docker"
+        self._program.write_text(END)
+        self._program.chmod(0o755)
+        self.manager = ContainerManager(Engine(binary=str(self._program), dialect=DOCKER, environ={}), folder / "state")
+
+    async def start(self, script: str) -> Process:
+        return await Process.start([str(self._program), "run", script], hold_stdin=True)
+
+    @property
+    def removed(self) -> str:
+        file = self._folder / "removed"
+        return file.read_text() if file.exists() else ""
+
+
+@pytest.fixture
+def clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clients:
+    monkeypatch.setattr("container_runner.engine.manager.TERM_GRACE", 2)
+    return Clients(tmp_path)
+
+
+LEASE = "cat >/dev/null"
+"""What lives until its stdin ends."""
+
+ENDS = [
+    # script, whether it has ended in order: in an ephemeral container and in a kept one
+    ("exit 0", True, True),
+    ("exit 3", True, False),  # an agent's parent was killed; the container is gone, or not to be used again
+    (LEASE, True, True),
+    (f"{LEASE}; exit 1", True, False),  # what a run has left in a kept container could not be ended
+    (f"{LEASE}; sleep 0.5", True, True),  # in the middle of a start, say
+    (f"{LEASE}; exit 137", True, False),
+    (f"{LEASE}; exit 125", False, False),  # docker's client, whose daemon has gone
+    ("exit 125", False, False),
+    ("kill -KILL $$", False, False),
+    (f"{LEASE}; kill -KILL $$", False, False),
+    ("exec sleep 1000", False, False),  # it does not look at its stdin
+]
+
+
+@pytest.mark.parametrize(("script", "ephemeral", "kept"), ENDS, ids=[case[0] for case in ENDS])
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_a_client_is_ended_by_its_stdin_and_only_what_it_leaves_is_removed(
+    clients: Clients, script: str, ephemeral: bool, kept: bool, is_kept: bool
+) -> None:
+    process = await clients.start(script)
+    if LEASE not in script and "sleep" not in script:
+        await process.wait(30)
+
+    in_order = await clients.manager.end_client(process, "it", kept=is_kept)
+
+    assert process.returncode is not None
+    assert in_order is (kept if is_kept else ephemeral)
+    assert clients.removed == ("" if ephemeral or is_kept else "rm --force --volumes -- it\n")
+
+
+async def test_what_it_leaves_and_can_not_be_removed_is_an_error(clients: Clients, tmp_path: Path) -> None:
+    (tmp_path / "docker").write_text(END.replace(">>removed", ">&2; exit 1"))
+
+    with pytest.raises(EngineError):
+        await clients.manager.end_client(await clients.start("kill -KILL $$"), "it")
+
+
+async def test_what_a_client_says_while_it_ends_is_taken(clients: Clients) -> None:
+    """It would wait for ever for somebody who does."""
+    process = await clients.start(f"{LEASE}; head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2; exit 3")
+
+    assert await clients.manager.end_client(process, "it")
+    assert process.returncode == 3
 
 
 # Keeping few
@@ -415,6 +487,9 @@ LIVES: list[tuple[str, dict[str, str], str, bool]] = [
     ("ours", Owner.current().to_labels(), "running", True),
     ("a dead one's", dead().to_labels(), "running", False),
     ("a dead one's, ended", dead().to_labels(), "exited", False),
+    ("a dead one's, never started", dead().to_labels(), "created", False),
+    ("a dead one's, half started", dead().to_labels(), "initialized", False),
+    ("ours, being made", Owner.current().to_labels(), "created", True),
     ("another machine's", {**elsewhere().to_labels(), **SOON}, "running", True),
     ("another machine's, too old", {**elsewhere().to_labels(), **PAST}, "running", False),
     ("another machine's, without a deadline", elsewhere().to_labels(), "running", True),
@@ -431,6 +506,7 @@ LIVES: list[tuple[str, dict[str, str], str, bool]] = [
     ("kept, paused", {**PERSISTENT, **dead().to_labels()}, "paused", True),
     ("kept, ended", {**PERSISTENT, **Owner.current().to_labels()}, "exited", False),
     ("kept, just made", {**PERSISTENT, **Owner.current().to_labels()}, "created", True),
+    ("kept, half started by a dead one", {**PERSISTENT, **dead().to_labels()}, "initialized", False),
     ("kept, made by a dead one", {**PERSISTENT, **dead().to_labels()}, "created", False),
     ("kept, made elsewhere", {**PERSISTENT, **elsewhere().to_labels(), **SOON}, "created", True),
     ("kept, made elsewhere long ago", {**PERSISTENT, **elsewhere().to_labels(), **PAST}, "created", False),
@@ -457,6 +533,24 @@ async def test_one_that_can_not_be_removed_does_not_stop_the_others(
     world.holds(container("stuck", dead().to_labels()), container("easy", dead().to_labels()))
 
     assert [info.name for info in await manager.prune()] == ["easy"]
+
+
+async def test_podmans_monitor_of_one_that_does_not_run_is_ended_before_its_id_is_forgotten(
+    fp: FakeProcess, fake_engine: FakeEngine, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        "container_runner.engine.manager.end_forgotten", lambda id_: ended.append((id_, len(fake_engine.calls)))
+    )
+    manager = ContainerManager(Engine(binary="podman", dialect=PODMAN, environ={}), state)
+    for status in ("initialized", "running", "paused", "created"):
+        fp.register(["podman", "inspect", fp.any()], stdout=orjson.dumps([container(status, status=status)]))
+        fp.register(["podman", "rm", fp.any()])
+
+        await manager.remove(status)
+
+    assert ended == [("initialized".ljust(64, "0"), 1), ("created".ljust(64, "0"), 7)]
+    assert [call.argv[1] for call in fake_engine.calls] == ["inspect", "rm"] * 4
 
 
 def test_a_dead_owner_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:

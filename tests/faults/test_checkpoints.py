@@ -28,8 +28,25 @@ cd FOLDER || exit
 case $1 in
   --version) echo 'Docker version 28.0.0, build fake' ;;
   run)
-    for word; do case $word in --name=*) : >"${word#--name=}" ;; esac; done
-    printf '%064d\\n' 1
+    for word; do case $word in --name=*) name=${word#--name=} ;; esac; done
+    : >"$name"
+    trap 'rm -f "$name"' EXIT  # --rm
+    read -r lines || exit 70
+    header=
+    while [ "$lines" -gt 0 ]; do
+      IFS= read -r line || exit 70
+      header="$header$line
+" lines=$((lines - 1))
+    done
+    eval "$header"
+    prompt=$(head -c "$size")
+    echo "container-runner: started $token" >&2
+    echo '{"type":"system","subtype":"init","session_id":"s"}'
+    [ "$prompt" != stay ] || cat >/dev/null
+    echo '{"type":"result","subtype":"success","is_error":false,"result":"ok","session_id":"s"}'
+    echo "container-runner: ended $token 0" >&2
+    printf '\ncontainer-runner: ended %s 0\n' "$token"
+    cat >/dev/null
     ;;
   rm)
     for word; do :; done
@@ -37,21 +54,6 @@ case $1 in
     ;;
   ps) ;;
   inspect) echo '[]' ;;
-  exec)
-    while [ "$1" != -- ]; do shift; done
-    shift 6
-    prompt=$(head -c "$3")
-    echo "container-runner: started $1 7" >&2
-    echo '{"type":"system","subtype":"init","session_id":"s"}'
-    if [ "$prompt" = stay ]; then
-      cat >/dev/null
-      echo "container-runner: stop $1 term" >&2
-    fi
-    echo '{"type":"result","subtype":"success","is_error":false,"result":"ok","session_id":"s"}'
-    echo "container-runner: ended $1 0" >&2
-    printf '\ncontainer-runner: ended %s 0\n' "$1"
-    cat >/dev/null
-    ;;
 esac
 """
 

@@ -179,7 +179,6 @@ async def test_stdin_ends_by_itself_or_is_held_until_it_is_closed() -> None:
     assert await process.read(30) == [b"hello"]
     with pytest.raises(TimeoutError):
         await process.read(0.1)
-    assert process.stdin_is_open
 
     process.close_stdin()
     process.close_stdin()
@@ -386,11 +385,62 @@ async def test_a_process_that_has_said_all_is_kept_until_its_reader_has_it_all()
 
 
 async def test_the_last_line_alone_is_no_line_for_the_reader() -> None:
-    process = await Process.start(sh("echo END 0; read -r nothing"), hold_stdin=True, end=b"END ")
+    process = await Process.start(sh("echo END 0; read -r nothing; exit 3"), hold_stdin=True, end=b"END ")
 
     assert await process.read(30) == []
-    assert not process.stdin_is_open
+    assert await process.wait(30) == 3  # because its stdin has ended
+    process.close()
+
+
+# A process that waits, and is given its work later
+
+WAITS = sh("echo READY >&2; read -r size; echo OPEN $(head -c $size | wc -c) >&2; echo one; echo END 0; cat")
+
+
+async def waiting(script: list[str] = WAITS) -> Process:
+    process = await Process.start(script, hold_stdin=True, gate=b"READY")
+    assert await process.wait_for_gate(30)
+    return process
+
+
+@pytest.mark.parametrize("size", [0, 5, 3 * MB], ids=["nothing", "little", "more than a pipe holds"])
+async def test_what_is_sent_later_arrives_whole_and_opens_a_gate_of_its_own(size: int) -> None:
+    process = await waiting()
+
+    process.send(b"%d\n" % size + b"x" * size, gate=GATE, end=b"END ")
+
+    assert process.gate_line is None  # the first gate's line is nobody's any more
+    assert await process.wait_for_gate(30)
+    assert process.gate_line == b"OPEN %d" % size
+    assert await rest_of(process) == [b"one"]
+    assert process.has_said_all
+    assert await process.wait(30) == 0
+    process.close()
+
+
+async def test_what_is_sent_comes_with_its_own_limit_for_lines() -> None:
+    process = await waiting(sh("echo READY >&2; read -r line; echo OPEN 1 >&2; echo $line; echo END"))
+
+    process.send(b"x" * 99 + b"\n", gate=GATE, end=b"END", line_limit=50)
+
+    assert await process.wait_for_gate(30)
+    (line,) = await rest_of(process)
+    assert isinstance(line, OversizedLine)
+    assert line.size == 99
     await end(process)
+
+
+async def test_a_process_that_ends_instead_of_taking_its_work_opens_no_gate() -> None:
+    process = await waiting(sh("echo READY >&2; exec <&-; echo sorry >&2; exit 4"))
+    await process.wait(30)
+
+    process.send(b"x" * 3 * MB, gate=GATE, end=b"END")
+
+    assert not await process.wait_for_gate(30)
+    assert process.gate_line is None
+    assert await rest_of(process) == []
+    assert (bytes(process.stderr), await process.wait()) == (b"sorry\n", 4)
+    process.close()
 
 
 async def test_a_gate_that_never_opens_is_told_at_the_end_of_stderr() -> None:
