@@ -4,22 +4,39 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from container_runner.agents import ClaudeRuntime as ClaudeRuntime
+    from container_runner.agents import Command as Command
+    from container_runner.agents import CommandLineRuntime as CommandLineRuntime
     from container_runner.agents import CommandRuntime as CommandRuntime
+    from container_runner.agents import Credentials as Credentials
     from container_runner.agents import Runtime as Runtime
     from container_runner.box.environment import build_container_env as build_container_env
     from container_runner.box.mounts import build_container_mounts as build_container_mounts
     from container_runner.box.plan import Plan as Plan
     from container_runner.config.container import ContainerConfig as ContainerConfig
-    from container_runner.config.container import RecordLimits as RecordLimits
+    from container_runner.config.limits import RecordLimits as RecordLimits
     from container_runner.config.values import Mount as Mount
     from container_runner.config.values import PortBinding as PortBinding
     from container_runner.config.values import Tmpfs as Tmpfs
+    from container_runner.doctor.checks import Check as Check
+    from container_runner.doctor.doctor import examine as examine
     from container_runner.engine.engine import Engine as Engine
     from container_runner.engine.manager import ContainerManager as ContainerManager
+    from container_runner.errors import AgentError as AgentError
     from container_runner.errors import ConfigError as ConfigError
     from container_runner.errors import ContainerRunnerError as ContainerRunnerError
+    from container_runner.errors import EngineError as EngineError
+    from container_runner.errors import StateError as StateError
+    from container_runner.errors import UnsupportedRuntimeError as UnsupportedRuntimeError
+    from container_runner.fleet.batch import Job as Job
+    from container_runner.fleet.batch import JobResult as JobResult
+    from container_runner.fleet.batch import ResultFile as ResultFile
+    from container_runner.fleet.batch import Watch as Watch
+    from container_runner.fleet.batch import run_batch as run_batch
     from container_runner.options import Agent as Agent
     from container_runner.options import ExecuteOptions as ExecuteOptions
+    from container_runner.records.records import Records as Records
+    from container_runner.records.records import RunRecord as RunRecord
+    from container_runner.records.summary import RunSummary as RunSummary
     from container_runner.runner import ContainerRunner as ContainerRunner
     from container_runner.stream.lines import OversizedLine as OversizedLine
     from container_runner.stream.messages import AssistantMessage as AssistantMessage
@@ -39,48 +56,36 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "Agent": "options",
-    "AssistantMessage": "stream.messages",
-    "ClaudeRuntime": "agents",
-    "CommandRuntime": "agents",
-    "ConfigError": "errors",
-    "ContainerConfig": "config.container",
-    "ContainerManager": "engine.manager",
-    "ContainerRunner": "runner",
-    "ContainerRunnerError": "errors",
-    "Engine": "engine.engine",
-    "ErrorMessage": "stream.messages",
-    "ExecuteOptions": "options",
-    "Message": "stream.messages",
-    "Mount": "config.values",
-    "OutputLine": "stream.messages",
-    "OversizedLine": "stream.lines",
-    "Plan": "box.plan",
-    "PortBinding": "config.values",
-    "RecordLimits": "config.container",
-    "ResultMessage": "stream.messages",
-    "Runtime": "agents",
-    "StreamEvent": "stream.messages",
-    "SystemMessage": "stream.messages",
-    "TextBlock": "stream.messages",
-    "ThinkingBlock": "stream.messages",
-    "Tmpfs": "config.values",
-    "ToolResultBlock": "stream.messages",
-    "ToolUseBlock": "stream.messages",
-    "UnknownMessage": "stream.messages",
-    "UserMessage": "stream.messages",
-    "build_container_env": "box.environment",
-    "build_container_mounts": "box.mounts",
-    "parse_line": "stream.messages",
+_NAMES = {
+    "agents": "ClaudeRuntime Command CommandLineRuntime CommandRuntime Credentials Runtime",
+    "box.environment": "build_container_env",
+    "box.mounts": "build_container_mounts",
+    "box.plan": "Plan",
+    "config.container": "ContainerConfig",
+    "config.limits": "RecordLimits",
+    "config.values": "Mount PortBinding Tmpfs",
+    "doctor.checks": "Check",
+    "doctor.doctor": "examine",
+    "engine.engine": "Engine",
+    "engine.manager": "ContainerManager",
+    "errors": "AgentError ConfigError ContainerRunnerError EngineError StateError UnsupportedRuntimeError",
+    "fleet.batch": "Job JobResult ResultFile Watch run_batch",
+    "options": "Agent ExecuteOptions",
+    "records.records": "Records RunRecord",
+    "records.summary": "RunSummary",
+    "runner": "ContainerRunner",
+    "stream.lines": "OversizedLine",
+    "stream.messages": (
+        "AssistantMessage ErrorMessage Message OutputLine ResultMessage StreamEvent SystemMessage TextBlock "
+        "ThinkingBlock ToolResultBlock ToolUseBlock UnknownMessage UserMessage parse_line"
+    ),
 }
-"""Where each public name is defined. A name's module is imported when the name is first used, so that a program
+"""The public names, by the module that defines them. It is imported when one of them is first used, so that a program
 that only asks for the version, or pytest looking for plugins, does not wait for the rest."""
 
-__all__ = [
-    "__version__",
-    *_MODULES,
-]
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = ["__version__", *sorted(_MODULES)]
 
 
 def __getattr__(name: str) -> object:

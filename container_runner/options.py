@@ -88,50 +88,42 @@ def _prompt(_: object, attribute: attrs.Attribute[str], value: object) -> None:
 class Agent:
     """Who works, on what, and with which freedoms.
 
+    Attributes:
+        name: The agent's name. It owns a sessions folder and, in persistent mode, a container.
+        workspace: The folder on the host that the agent works on, /workspace in the container. None: an empty scratch
+            folder that is gone after the run.
+        model: The model to use. None: the agent's own default.
+        system_prompt: Replaces the agent's own system prompt.
+        permission_mode: How the agent asks before it acts. None: in a container it does not ask (the box is the limit);
+            on the host the agent's own default.
+        allowed_tools: Tools that it may use without asking, as "Read" or "Bash(git log:*)".
+        disallowed_tools: Tools that it may not use.
+        tools: The only tools that exist for it. Empty: all of them.
+        setting_sources: Which of claude's settings files it reads: user, project, local. Empty: the agent's own
+            default.
+        plugin_dirs: Plugin folders, as paths in the container.
+        mcp_servers: MCP servers by name. They stand on the command line: write a secret as ${NAME} and list NAME in
+            `secrets`.
+        max_turns: How many turns it may take. None: no limit.
+        args: More arguments for the agent's command, after ours.
+
     Raises:
         ConfigError: a value that we refuse.
     """
 
     name: str = attrs.field(validator=_name)
-    """The agent's name. It owns a sessions folder and, in persistent mode, a container."""
-
     workspace: str | Path | None = attrs.field(default=None)
-    """The folder on the host that the agent works on, /workspace in the container. None: an empty scratch folder
-    that is gone after the run."""
-
     model: str | None = attrs.field(default=None, validator=_argument)
-    """The model to use. None: the agent's own default."""
-
     system_prompt: str | None = attrs.field(default=None, validator=_argument)
-    """Replaces the agent's own system prompt."""
-
     permission_mode: PermissionMode | None = attrs.field(default=None)
-    """How the agent asks before it acts. None: in a container it does not ask (the box is the limit); on the host
-    the agent's own default."""
-
     allowed_tools: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
-    """Tools that it may use without asking, as "Read" or "Bash(git log:*)"."""
-
     disallowed_tools: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
-    """Tools that it may not use."""
-
     tools: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
-    """The only tools that exist for it. Empty: all of them."""
-
     setting_sources: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
-    """Which of claude's settings files it reads: user, project, local. Empty: the agent's own default."""
-
     plugin_dirs: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
-    """Plugin folders, as paths in the container."""
-
     mcp_servers: Mapping[str, Any] = attrs.field(factory=dict)
-    """MCP servers by name. They stand on the command line: write a secret as ${NAME} and list NAME in `secrets`."""
-
     max_turns: int | None = attrs.field(default=None)
-    """How many turns it may take. None: no limit."""
-
     args: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
-    """More arguments for the agent's command, after ours."""
 
     @workspace.validator
     def _check_workspace(self, _: object, value: object) -> None:
@@ -162,46 +154,37 @@ class Agent:
 class ExecuteOptions:
     """One request to an agent.
 
+    Attributes:
+        prompt: What to do. It reaches the agent on stdin, so it may be long, and may begin with a dash.
+        agent: Who does it.
+        resume: The id of the session to go on with.
+        fork: Go on in a copy of that session, under a new id.
+        session_id: The id that a new session gets. None: the agent chooses.
+        append_system_prompt: Added to the system prompt.
+        include_partial_messages: Yield a StreamEvent for each piece of text as it comes.
+        timeout: Seconds that the run may take in all, its start included. None: the container's time limit alone.
+        idle_timeout: Seconds that it may be silent. A tool that runs is silent too.
+        result_timeout: Seconds that it may take to leave after its result.
+        grace: Whole seconds between asking it to stop (TERM) and making it stop (KILL).
+        line_limit: The longest line in bytes that is kept whole; a longer one becomes an OversizedLine. Default: 256
+            MiB. None: any length, so an agent that never ends its line can fill the memory.
+
     Raises:
         ConfigError: a value that we refuse.
     """
 
     prompt: str = attrs.field(validator=_prompt, repr=False)
-    """What to do. It reaches the agent on stdin, so it may be long, and may begin with a dash."""
-
     agent: Agent = attrs.field(validator=attrs.validators.instance_of(Agent))
-    """Who does it."""
-
     resume: str | None = attrs.field(default=None, validator=_session)
-    """The id of the session to go on with."""
-
     fork: bool = attrs.field(default=False)
-    """Go on in a copy of that session, under a new id."""
-
     session_id: str | None = attrs.field(default=None, validator=_session)
-    """The id that a new session gets. None: the agent chooses."""
-
     append_system_prompt: str | None = attrs.field(default=None, validator=_argument)
-    """Added to the system prompt."""
-
     include_partial_messages: bool = False
-    """Yield a StreamEvent for each piece of text as it comes."""
-
     timeout: float | None = attrs.field(default=None, validator=_seconds)
-    """Seconds that the run may take in all, its start included. None: the container's time limit alone."""
-
     idle_timeout: float | None = attrs.field(default=1800.0, validator=_seconds)
-    """Seconds that it may be silent. A tool that runs is silent too."""
-
     result_timeout: float | None = attrs.field(default=10.0, validator=_seconds)
-    """Seconds that it may take to leave after its result."""
-
     grace: int = attrs.field(default=3)
-    """Whole seconds between asking it to stop (TERM) and making it stop (KILL)."""
-
     line_limit: int | None = attrs.field(default=LINE_LIMIT)
-    """The longest line in bytes that is kept whole; a longer one becomes an OversizedLine. Default: 256 MiB. None: any
-    length, so an agent that never ends its line can fill the memory."""
 
     @grace.validator
     def _check_grace(self, _: object, value: object) -> None:

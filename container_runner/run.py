@@ -18,9 +18,9 @@ from container_runner.engine.engine import (
     PULL_TIMEOUT,
     RUN_TIMEOUT,
     ContainerInfo,
-    classify,
     start_limiter,
 )
+from container_runner.engine.failures import classify
 from container_runner.engine.manager import CLEANUP_TIMEOUT, DAEMON_LOST, Container, ContainerManager
 from container_runner.engine.pool import Pool, Warm
 from container_runner.errors import (
@@ -41,7 +41,7 @@ from container_runner.errors import (
     OutOfMemoryError,
 )
 from container_runner.options import ExecuteOptions
-from container_runner.records.records import Recorder
+from container_runner.records.recorder import Recorder
 from container_runner.stream.messages import Message
 from container_runner.stream.process import STDERR_TAIL, Completed, Process, settle
 from container_runner.stream.stream import RAISE_LIMIT, MessageStream, killed, total_timeout
@@ -55,6 +55,9 @@ TRANSIENT: Final = (ContainerGoneError, EngineBusyError, NameTakenError)
 
 STOP_SLACK: Final = 5.0
 """Seconds beyond the grace period after which a client whose agent was stopped is given up."""
+
+LOOK_INTERVAL: Final = 30.0
+"""Seconds between two questions to the engine whether the container of a silent agent is there."""
 
 KILLED: Final = 128 + 9
 """The exit code of a container whose PID 1 was killed."""
@@ -98,6 +101,8 @@ class Run:
         self._process: Process | None = None
         self._started_at = 0.0
         """When the client was started, in seconds since the epoch."""
+        self._looked_at = began_at
+        """When the engine was last asked for the container, on the event loop's clock."""
         self._is_spoiled = False
         """Whether a kept container is one that no other run should use."""
         self.stopped_by: str | None = None
@@ -321,6 +326,10 @@ class Run:
 
     async def _check(self) -> None:
         """Make sure, after a silence, that the client still waits for somebody."""
+        self._running.prod()  # our script looks after the agent
+        if anyio.current_time() < self._looked_at + LOOK_INTERVAL:
+            return
+        self._looked_at = anyio.current_time()
         try:
             info = await self._info()
         except EngineError as error:  # an engine that does not answer just now says nothing about the agent
@@ -408,7 +417,7 @@ class Run:
         if exit_code == 0 and not self._plan.ephemeral:  # no script ends like this: a client that was told to go
             message = "The engine's client was ended before the agent was."
             return ExecLostError(message, exit_code=exit_code, stderr=stderr)
-        if exit_code in (0, 1) or (info is not None and info.is_running):
+        if exit_code == guest.EXIT_LOST or (info is not None and info.is_running):
             message = "Our script around the agent was killed inside the container."
             return AgentKilledError(message, signal=9, exit_code=exit_code, stderr=stderr)
         return self._gone(exit_code=exit_code, stderr=stderr)

@@ -19,7 +19,8 @@ from container_runner.box.environment import build_container_env, host_environme
 from container_runner.box.mounts import build_container_mounts, resolve_workspace
 from container_runner.box.plan import Plan
 from container_runner.box.user import User
-from container_runner.config.container import ContainerConfig, RecordLimits
+from container_runner.config.container import ContainerConfig
+from container_runner.config.limits import RecordLimits
 from container_runner.engine.engine import Engine
 from container_runner.engine.manager import (
     AGENT_LABEL,
@@ -37,7 +38,7 @@ from container_runner.engine.owner import Owner
 from container_runner.engine.pool import Pool
 from container_runner.errors import AgentError, ConfigError, ContainerRunnerError, UnsupportedRuntimeError
 from container_runner.options import Agent, ExecuteOptions
-from container_runner.records.records import Recorder
+from container_runner.records.recorder import Recorder
 from container_runner.run import Run
 from container_runner.stream.messages import ErrorMessage, Message
 from container_runner.stream.process import settle

@@ -1,4 +1,4 @@
-"""docs/reference/configuration.md, from the fields of `ContainerConfig` and the docstrings under them."""
+"""docs/reference/configuration.md, from the fields of `ContainerConfig` and what its docstring says of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import attrs
 
 from container_runner.cli.config import as_toml, explanations
 from container_runner.cli.flags import field_help
-from container_runner.config.container import ContainerConfig, Mount, PortBinding, Tmpfs
-from container_runner.config.tiers import FIELDS, defaults
+from container_runner.config.container import ContainerConfig
+from container_runner.config.fields import FIELDS, defaults
+from container_runner.config.values import Mount, PortBinding, Tmpfs
 
 HEAD = """\
 <!-- Written by `python -m scripts.reference` from the docstrings in container_runner: change those. -->

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from container_runner.records.page import render_page
-from container_runner.records.records import RunSummary
+from container_runner.records.summary import RunSummary
 from container_runner.records.transcript import Part, converse, parse_record
 from container_runner.stream.messages import Usage
 

@@ -21,7 +21,8 @@ from container_runner.cli.app import app
 from container_runner.cli.batch import make_jobs
 from container_runner.cli.flags import RunFlags
 from container_runner.cli.options import ExecuteFlags
-from container_runner.config.tiers import TABLES, effective
+from container_runner.config.fields import Tables
+from container_runner.config.tiers import effective
 from container_runner.testing import FakeEngine
 
 ROOT = Path(__file__).parent.parent
@@ -189,7 +190,7 @@ def test_toml_is_a_configuration(block: Block, tmp_path: Path, monkeypatch: pyte
             if "prompt_file" in job:
                 (tmp_path / job["prompt_file"]).write_text("Hello")
         assert list(make_jobs(file, RunFlags(workspace=workspace), ExecuteFlags(), None))
-    elif table.keys() & {*TABLES}:
+    elif table.keys() & attrs.fields_dict(Tables).keys():
         for agent in ("somebody", *table.get("agents", {})):
             for profile in (None, *table.get("profiles", {})):
                 found = effective(agent=agent, workspace=workspace, file=file, profile=profile)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -100,6 +101,32 @@ def test_the_command_works_in_a_clean_environment(installed: Installed) -> None:
     assert "container-runner" in command("completion", "fish")
     assert json.loads(command("init", "--image=i", "--json"))["path"].endswith("config.toml")
     assert 'image = "i"' in command("config", f"--workspace={workspace}")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package in it, but none of its source."""
+    folder = tmp_path_factory.mktemp("compiled")
+    shutil.copytree(ROOT / "container_runner", folder / "container_runner")
+    quietly(sys.executable, "-m", "compileall", "-q", "-b", str(folder))
+    for source in folder.rglob("*.py"):
+        source.unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words", [["run", "--help"], ["config"], ["config", "schema"], ["logs", "--help"]], ids=" ".join
+)
+def test_no_help_is_read_from_source(words: list[str], compiled: Path, tmp_path: Path) -> None:
+    environ = {**os.environ, "HOME": str(tmp_path), "COLUMNS": "100"}
+
+    def told(folder: Path, *options: str) -> str:
+        command = [sys.executable, *options, "-m", "container_runner", *words]
+        return subprocess.run(command, env=environ, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+    assert not list(compiled.rglob("*.py"))
+    assert told(compiled) == told(ROOT)
+    assert told(ROOT, "-OO"), "it works without docstrings too, though it has less to say"
 
 
 def test_the_installed_package_is_what_is_imported_and_every_module_imports(installed: Installed) -> None:

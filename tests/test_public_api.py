@@ -66,6 +66,13 @@ def test_type_checkers_see_the_same_names_from_the_same_modules() -> None:
         assert getattr(importlib.import_module(str(module)), name) is getattr(container_runner, name)
 
 
+def test_what_the_pages_import_is_public() -> None:
+    root = Path(container_runner.__file__).parent.parent
+    for page in (root / "README.md", *root.glob("docs/**/*.md")):
+        inner = re.findall(r"^ *(?:from|import) (container_runner\.\S+)", page.read_text("utf-8"), re.MULTILINE)
+        assert set(inner) <= {"container_runner.testing"}, page
+
+
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         container_runner.nothing_of_the_kind  # noqa: B018  the access is what raises

@@ -32,6 +32,9 @@ TOOLS: Final = ("chmod", "cp", "head", "mkfifo", "rm", "sleep", "wc")
 PROMPT_LIMIT: Final = 48 * 1024 * 1024
 """The longest prompt in bytes: it is kept in RUN_DIR until the agent has opened it."""
 
+EXIT_LOST: Final = 3
+"""The agent's own parent in here was killed, so that nobody could say how the agent ended."""
+
 EXIT_NO_HEADER: Final = 70
 EXIT_REFUSED: Final = 69
 
@@ -76,7 +79,7 @@ drop() {{
 tick() {{
   rest=
   for held in $runs; do
-    [ "${{held#*:}}" -lt 10 ] || exit 0
+    [ "${{held#*:}}" -lt 5 ] || exit 0
     rest="$rest ${{held%:*}}:$((${{held#*:}} + 1))"
   done
   runs=$rest
@@ -99,7 +102,7 @@ done
 """PID 1 of a kept container, under another uid than the agent's: `sh -c KEEPER sh LIMIT`, the time limit in seconds.
 
 Each run's script says "here" with its secret token every two seconds, and at its end "gone". One that falls silent for
-ten of our own ticks was stopped or killed: its lease may have ended unseen, so the container ends. What an agent
+five of our own ticks was stopped or killed: its lease may have ended unseen, so the container ends. What an agent
 writes into the FIFO knows no token. (Ticks, and not a clock: a machine that slept has not missed any.)
 """
 
@@ -293,7 +296,7 @@ leave() {{
     sweep && printf 'gone %s\\n' "$token" >&4 || exit 1
     rm -f "$tmp/go-$run" "$tmp/ended-$run"
   }}
-  exit 0
+  exit "${{1:-0}}"
 }}
 stop() {{
   trap '' TERM USR1
@@ -310,7 +313,7 @@ tick() {{
   jobs
   now || stop
   printf 'here %s\\n' "$token" >&4
-  kill -0 "$child" || {{ [ "$kept" = yes ] && [ -e "$tmp/ended-$run" ]; }} || leave
+  kill -0 "$child" || {{ [ "$kept" = yes ] && [ -e "$tmp/ended-$run" ]; }} || leave {EXIT_LOST}
   [ "$clock" -lt "$limit" ] || stop
 }}
 now || leave
@@ -322,7 +325,7 @@ printf 'here %s\\n' "$token" >&4
 sh -c "$ticker" "$ticker" "$$" </dev/null >/dev/null 2>&1 4>&- &
 : >"$tmp/go-$run"
 while :; do
-  IFS= read -r line && continue
+  IFS= read -r line && {{ tick; continue; }}
   now || stop
   [ "$clock" = "$at" ] || at=$clock misses=0
   misses=$((misses + 1))
@@ -344,8 +347,10 @@ the image's; after it, the exit code on "ended" is the agent's own.
 pipeline's other half ends the subshell that would wait for it. The agent waits for `go`, so that it can not stop a
 process that we still wait for. From then on nothing is written but to KEEPER, and nothing is opened but files of /proc.
 
-A `read` that fails has met the lease's end, or a signal: dash and ash do not tell which. The end fails again and
-again, more often in a second than the ticker ever signals; an agent that sends so many ends its own run.
+The host sends an empty line when the agent was silent, so that we look whether it is there: what kills all that it
+may also kills the ticker. A `read` that fails has met the lease's end, or a signal: dash and ash do not tell which.
+The end fails again and again, more often in a second than the ticker ever signals; an agent that sends so many ends
+its own run.
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -19,23 +19,39 @@ from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags
 from container_runner.cli.text import clean, duration, job_line, line, taken
 from container_runner.cli.view import View, left_by, take_any_script, wants_live, watched
-from container_runner.config import tiers as policy
-from container_runner.config.container import ContainerConfig
-from container_runner.config.laws import NOT_SHOWN, instead
+from container_runner.config.converter import structured
+from container_runner.config.fields import AGENT, BOX, FIELDS, REQUEST, flag, parse
+from container_runner.config.keys import refuse_key
+from container_runner.config.laws import NOT_SHOWN, law, optional
 from container_runner.errors import ConfigError, EngineError, error_class
 from container_runner.fleet.batch import Job, JobResult, ResultFile, Watch, finished, run_batch
-from container_runner.options import Agent, ExecuteOptions
 from container_runner.runner import ContainerRunner
 from container_runner.stream.messages import Message
 
 if TYPE_CHECKING:
     from container_runner.cli.live import BatchView
 
-_OPTIONS = [
-    field.name for field in attrs.fields(ExecuteOptions) if field.name not in ("agent", "include_partial_messages")
-]
-_AGENT = [field.name for field in attrs.fields(Agent) if field.name not in ("name", "workspace")]
-KEYS = ("id", "prompt", "prompt_file", "workspace", "agent", *_AGENT, *(name for name in _OPTIONS if name != "prompt"))
+
+def is_prompt(value: object) -> bool:
+    """Whether *value* is text with something in it."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+@attrs.frozen(kw_only=True)
+class JobTable:
+    """What a job says of itself. What it may say of the agent and of the request are the `FIELDS` of these."""
+
+    id: str | None = None
+    prompt: str | None = attrs.field(default=None, validator=optional(law("some text", is_prompt)))
+    prompt_file: Path | None = None
+    workspace: Path | None = None
+    agent: str | None = None
+    resume: str | None = None
+    fork: bool | None = None
+    session_id: str | None = None
+
+
+KEYS = (*attrs.fields_dict(JobTable), *AGENT, *(name for name in REQUEST if name != "include_partial_messages"))
 """What a job may say."""
 
 MOST_FAILED = 10
@@ -171,18 +187,18 @@ def _make_job(
     for key in table:
         if key not in KEYS:
             _refuse_key(key, KEYS)
-    given = {name: _path(table, name, folder) for name in ("workspace", "prompt_file") if name in table}
-    named = {name: _word(table, name) for name in ("agent",) if name in table}
-    workspace = {"workspace": given["workspace"]} if "workspace" in given else {}
-    runner, options = prepare("…", attrs.evolve(flags, **workspace, **named), box)
+    job = structured(JobTable, table, strangers=True)
+    places = {} if job.workspace is None else {"workspace": folder / job.workspace.expanduser()}
+    names = {} if job.agent is None else {"agent": job.agent}
+    runner, options = prepare("…", attrs.evolve(flags, **places, **names), box)
     options = more.apply(options)
-    said = {name: policy.parse(name, value, where) for name, value in table.items() if name in policy.FIELDS}
+    said = {name: parse(name, value, where) for name, value in table.items() if name in FIELDS}
     said |= {name: table[name] for name in ("resume", "fork", "session_id") if name in table}
-    agent = attrs.evolve(options.agent, **{name: said.pop(name) for name in _AGENT if name in said})
+    agent = attrs.evolve(options.agent, **{name: said.pop(name) for name in AGENT if name in said})
     return Job(
-        id=table.get("id", number),
+        id=number if job.id is None else job.id,
         runner=_shared(runner, runners),
-        options=attrs.evolve(options, agent=agent, prompt=_prompt(table, given.get("prompt_file")), **said),
+        options=attrs.evolve(options, agent=agent, prompt=_prompt(job, folder), **said),
     )
 
 
@@ -199,38 +215,26 @@ def _shared(runner: ContainerRunner, runners: list[ContainerRunner]) -> Containe
     return runner
 
 
-def _prompt(table: Mapping[str, Any], file: Path | None) -> Any:
-    if (file is None) == ("prompt" not in table):
+def _prompt(job: JobTable, folder: Path) -> str:
+    if (job.prompt_file is None) == (job.prompt is None):
         raise ConfigError("prompt", NOT_SHOWN, "either prompt or prompt_file")
-    prompt = table.get("prompt")
-    if file is not None:
-        try:
-            prompt = file.read_bytes().decode("utf-8", "replace")
-        except OSError as error:
-            raise ConfigError("prompt_file", str(file), f"a file that can be read ({error.strerror})") from None
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ConfigError("prompt", prompt, "some text")
+    if job.prompt_file is None:
+        return job.prompt or ""
+    file = folder / job.prompt_file.expanduser()
+    try:
+        prompt = file.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise ConfigError("prompt_file", str(file), f"a file that can be read ({error.strerror})") from None
+    if not is_prompt(prompt):
+        raise ConfigError("prompt_file", str(file), "a file with some text in it")
     return prompt
 
 
-def _word(table: Mapping[str, Any], name: str) -> str:
-    value = table[name]
-    if not isinstance(value, str):
-        raise ConfigError(name, value, "a string")
-    return value
-
-
-def _path(table: Mapping[str, Any], name: str, folder: Path) -> Path:
-    """A path in the file, relative to the file's own folder."""
-    return folder / Path(_word(table, name)).expanduser()
-
-
-def _refuse_key(key: str, known: tuple[str, ...], source: str | None = None) -> NoReturn:
-    if key in {field.name for field in attrs.fields(ContainerConfig)}:
-        allowed = f"a flag, as --{key.replace('_', '-')}: the box is given for all jobs"
+def _refuse_key(key: str, known: Iterable[str], source: str | None = None) -> NoReturn:
+    if key in BOX:
+        allowed = f"a flag, as {flag(key)}: the box is given for all jobs"
         raise ConfigError(key, NOT_SHOWN, allowed, source=source)
-    allowed = instead(key, known, listed="`container-runner batch --help` tells of the others")
-    raise ConfigError(clean(key), NOT_SHOWN, allowed, source=source)
+    refuse_key(key, known, listed="`container-runner batch --help` tells of the others", source=source)
 
 
 class _Json(View):

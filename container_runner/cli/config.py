@@ -18,11 +18,10 @@ from container_runner.cli.containers import JsonFlag
 from container_runner.cli.flags import ConfigFlags, RunFlags, effective_from_flags, field_help
 from container_runner.cli.options import hidden
 from container_runner.cli.text import clean
-from container_runner.config.container import ContainerConfig, RecordLimits
+from container_runner.config.fields import FIELDS, HINTS, OWNERS, defaults
 from container_runner.config.protected import PROTECTED
-from container_runner.config.tiers import FIELDS, TIGHTENING, defaults
+from container_runner.config.tightening import TIGHTENING
 from container_runner.config.values import DAY, Mount, PortBinding, Tmpfs
-from container_runner.options import Agent, ExecuteOptions
 
 HIDDEN = frozenset({"env", "mcp_servers"})
 """Tables whose values may be secrets: only their keys are printed."""
@@ -147,10 +146,7 @@ def explanations() -> Mapping[str, str]:
     return {
         "command": "The command to run in the container instead of claude. It gets the prompt on stdin.",
         "records": "Whether each run leaves a transcript and a summary in the state folder.",
-        **{f"records_{name}": text for name, text in field_help(RecordLimits).items()},
-        **field_help(ExecuteOptions),
-        **field_help(Agent),
-        **field_help(ContainerConfig),
+        **{name: field_help(kind)[field] for name, (kind, field) in OWNERS.items()},
     }
 
 
@@ -175,11 +171,11 @@ _SPECIAL: Mapping[str, dict[str, Any]] = {
 def json_schema(*, workspace: bool = False) -> dict[str, Any]:
     """The JSON Schema of the operator's file, or of a *workspace*'s."""
     names = [name for name in FIELDS if not workspace or name in (*TIGHTENING, "labels", "tmpfs")]
-    hints, help_ = _hints(), explanations()
+    help_ = explanations()
     table = {
         "type": "object",
         "additionalProperties": False,
-        "properties": {name: _field(name, hints.get(name), help_[name], defaults()[name]) for name in names},
+        "properties": {name: _field(name, HINTS[name], help_[name], defaults()[name]) for name in names},
     }
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "container-runner"}
     if workspace:
@@ -196,14 +192,6 @@ def json_schema(*, workspace: bool = False) -> dict[str, Any]:
             "profiles": {"description": "Chosen by --profile.", **tables},
         },
         "$defs": {"table": table},
-    }
-
-
-def _hints() -> dict[str, Any]:
-    return {
-        name: hint
-        for kind in (ExecuteOptions, Agent, ContainerConfig)
-        for name, hint in typing.get_type_hints(kind).items()
     }
 
 

@@ -19,25 +19,29 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
 class EngineFlags:
-    """Which engine is meant."""
+    """Which engine is meant.
+
+    Attributes:
+        engine: auto, docker, podman, or a program's name or path. Default: as configured, else auto.
+        config: Your configuration file. Default: config.toml in the folder for such things in your home.
+        profile: The name of one of its [profiles].
+    """
 
     engine: str | None = None
-    """auto, docker, podman, or a program's name or path. Default: as configured, else auto."""
-
     config: Path | None = None
-    """Your configuration file. Default: config.toml in the folder for such things in your home."""
-
     profile: str | None = None
-    """The name of one of its [profiles]."""
 
 
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
 class ContainerFlags(EngineFlags):
-    """Which containers are meant."""
+    """Which containers are meant.
+
+    Attributes:
+        state_dir: Where sessions and locks are kept. Default: the folder for such things in your home.
+    """
 
     state_dir: Path | None = None
-    """Where sessions and locks are kept. Default: the folder for such things in your home."""
 
 
 JsonFlag = Annotated[bool, Parameter(negative=())]

@@ -17,7 +17,7 @@ from container_runner.cli.text import clean
 from container_runner.errors import ConfigError
 
 if TYPE_CHECKING:
-    from container_runner.doctor.doctor import Check
+    from container_runner.doctor.checks import Check
     from container_runner.options import ExecuteOptions
     from container_runner.runner import ContainerRunner
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import functools
 import hashlib
 import inspect
 import re
@@ -19,6 +19,7 @@ from cyclopts import Group, Parameter
 
 from container_runner.agents import ClaudeRuntime, CommandRuntime
 from container_runner.config.container import ContainerConfig
+from container_runner.config.fields import FIELDS
 from container_runner.config.tiers import Effective, effective
 from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions, PermissionMode
@@ -36,15 +37,12 @@ _AS_FLAGS = {
 """Help for fields that a command line spells otherwise than a file."""
 
 
+@functools.cache
 def field_help(kind: type[Any]) -> dict[str, str]:
-    """The docstrings under the fields of a class, by the fields' names."""
-    (definition,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(definition, ast.ClassDef)  # noqa: S101  it is a class's source
-    found: dict[str, str] = {}
-    for field, text in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            found[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
-    return found
+    """The explanation of each field of a class: "Attributes:" in its docstring; "" where docstrings were stripped."""
+    _, _, told = (inspect.getdoc(kind) or "").partition("\nAttributes:\n")
+    found = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", told.partition("\n\n")[0], re.MULTILINE)
+    return dict.fromkeys(attrs.fields_dict(kind), "") | {name: " ".join(text.split()) for name, text in found}
 
 
 def _make_flags() -> type[Any]:
@@ -84,7 +82,7 @@ def effective_from_flags(flags: RunFlags, box: Any) -> Effective:
     Raises:
         ConfigError: a value that is refused, named as the source that it came from.
     """
-    given: dict[str, Any] = {name: getattr(flags, name) for name in _CONFIGURABLE}
+    given: dict[str, Any] = {name: value for name, value in attrs.asdict(flags).items() if name in FIELDS}
     hints = typing.get_type_hints(ContainerConfig)
     for name, value in ({} if box is None else attrs.asdict(box, recurse=False)).items():
         given[name] = dict(_pair(name, word) for word in value) if typing.get_origin(hints[name]) is Mapping else value
@@ -106,95 +104,58 @@ def _pair(name: str, word: str) -> tuple[str, str]:
     return key, value
 
 
-_CONFIGURABLE = (
-    "model",
-    "system_prompt",
-    "append_system_prompt",
-    "permission_mode",
-    "allowed_tools",
-    "disallowed_tools",
-    "max_turns",
-    "command",
-    "timeout",
-    "idle_timeout",
-    "records",
-    "records_max_age",
-    "records_max_total",
-    "records_max_run",
-)
-"""The fields of `RunFlags` that a file can set as well."""
-
-
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
 class RunFlags:
-    """What `run` and `argv` have in common, beside the box."""
+    """What `run` and `argv` have in common, beside the box.
+
+    Attributes:
+        workspace: The folder that the agent works on.
+        agent: The agent's name. Its sessions are kept under it. Default: made of the workspace's path.
+        model: The model to use.
+        system_prompt: Replaces the agent's own system prompt.
+        append_system_prompt: Added to the system prompt.
+        permission_mode: How the agent asks before it acts. Default: it does not, the box is the limit.
+        allowed_tools: A tool that it may use without asking. Can be given again.
+        disallowed_tools: A tool that it may not use. Can be given again.
+        max_turns: How many turns it may take.
+        command: Run this command in the container instead of claude, as "my-agent --fast". It gets the prompt on stdin.
+        resume: The id of a session to go on with.
+        fork: Go on in a copy of that session.
+        timeout: The time that the agent may take in all: "30m", or seconds. Default: any.
+        idle_timeout: The time that it may be silent: "5m", or seconds; 0: any. Default: 30m.
+        state_dir: Where sessions and locks are kept. Default: the folder for such things in your home.
+        config: Your configuration file. Default: config.toml in the folder for such things in your home.
+        profile: The name of one of its [profiles].
+        records: Leave a transcript and a summary in the state folder, which is the default, or do not.
+        records_max_age: How long records are kept. Default: 30d.
+        records_max_total: How much all records of the state folder may take. Default: 1g.
+        records_max_run: The size at which a transcript ends. Default: 256m.
+        json: Print JSON for programs instead of text for people.
+    """
 
     workspace: Annotated[Path, Parameter(alias="-w", group=_AGENT)] = Path()
-    """The folder that the agent works on."""
-
     agent: Annotated[str | None, Parameter(group=_AGENT)] = None
-    """The agent's name. Its sessions are kept under it. Default: made of the workspace's path."""
-
     model: Annotated[str | None, Parameter(group=_AGENT)] = None
-    """The model to use."""
-
     system_prompt: Annotated[str | None, Parameter(group=_AGENT)] = None
-    """Replaces the agent's own system prompt."""
-
     append_system_prompt: Annotated[str | None, Parameter(group=_AGENT)] = None
-    """Added to the system prompt."""
-
     permission_mode: Annotated[PermissionMode | None, Parameter(group=_AGENT)] = None
-    """How the agent asks before it acts. Default: it does not, the box is the limit."""
-
     allowed_tools: Annotated[tuple[str, ...], Parameter(group=_AGENT, alias="--allowed-tool", negative=())] = ()
-    """A tool that it may use without asking. Can be given again."""
-
     disallowed_tools: Annotated[tuple[str, ...], Parameter(group=_AGENT, alias="--disallowed-tool", negative=())] = ()
-    """A tool that it may not use. Can be given again."""
-
     max_turns: Annotated[int | None, Parameter(group=_AGENT)] = None
-    """How many turns it may take."""
-
     command: Annotated[str | None, Parameter(group=_AGENT)] = None
-    """Run this command in the container instead of claude, as "my-agent --fast". It gets the prompt on stdin."""
-
     resume: Annotated[str | None, Parameter(group=_RUN)] = None
-    """The id of a session to go on with."""
-
     fork: Annotated[bool, Parameter(group=_RUN, negative=())] = False
-    """Go on in a copy of that session."""
-
     timeout: Annotated[str | None, Parameter(group=_RUN)] = None
-    """The time that the agent may take in all: "30m", or seconds. Default: any."""
-
     idle_timeout: Annotated[str | None, Parameter(group=_RUN)] = None
-    """The time that it may be silent: "5m", or seconds; 0: any. Default: 30m."""
-
     state_dir: Annotated[Path | None, Parameter(group=_RUN)] = None
-    """Where sessions and locks are kept. Default: the folder for such things in your home."""
-
     config: Annotated[Path | None, Parameter(group=_RUN)] = None
-    """Your configuration file. Default: config.toml in the folder for such things in your home."""
-
     profile: Annotated[str | None, Parameter(group=_RUN)] = None
-    """The name of one of its [profiles]."""
-
     records: Annotated[bool | None, Parameter(group=_RUN)] = None
-    """Leave a transcript and a summary in the state folder, which is the default, or do not."""
-
     records_max_age: Annotated[str | None, Parameter(group=_RUN)] = None
-    """How long records are kept. Default: 30d."""
-
     records_max_total: Annotated[str | None, Parameter(group=_RUN)] = None
-    """How much all records of the state folder may take. Default: 1g."""
-
     records_max_run: Annotated[str | None, Parameter(group=_RUN)] = None
-    """The size at which a transcript ends. Default: 256m."""
-
     json: Annotated[bool, Parameter(group=_RUN, negative=())] = False
-    """Print JSON for programs instead of text for people."""
 
 
 def prepare(prompt: str, flags: RunFlags, box: Any) -> tuple[ContainerRunner, ExecuteOptions]:

@@ -15,8 +15,10 @@ from cyclopts import Parameter
 
 from container_runner.cli.config import as_toml, explanations, quoted
 from container_runner.cli.text import clean
+from container_runner.config.fields import FIELDS, defaults, parse
 from container_runner.config.protected import WORKSPACE_FILE
-from container_runner.config.tiers import FIELDS, TIGHTENING, default_file, defaults, parse
+from container_runner.config.tiers import default_file
+from container_runner.config.tightening import TIGHTENING
 from container_runner.errors import ConfigError, StateError
 
 EXAMPLES: dict[str, str] = {

@@ -16,7 +16,8 @@ from cyclopts import Parameter
 from container_runner.errors import ConfigError
 
 if TYPE_CHECKING:
-    from container_runner.records.records import Records, RunRecord, RunSummary
+    from container_runner.records.records import Records, RunRecord
+    from container_runner.records.summary import RunSummary
 
 POLL: Final = 0.1
 """Seconds between two looks at a transcript that is followed."""
@@ -25,19 +26,19 @@ POLL: Final = 0.1
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
 class AgentFlags:
-    """Whose records are meant."""
+    """Whose records are meant.
+
+    Attributes:
+        agent: The agent's name. Default: the one that `run` would give the folder.
+        workspace: The folder that the agent works on.
+        all_agents: Those of all agents of the state folder.
+        state_dir: Where sessions and records are kept. Default: the folder for such things in your home.
+    """
 
     agent: str | None = None
-    """The agent's name. Default: the one that `run` would give the folder."""
-
     workspace: Annotated[Path, Parameter(alias="-w")] = Path()
-    """The folder that the agent works on."""
-
     all_agents: Annotated[bool, Parameter(name=["--all", "-a"], negative=())] = False
-    """Those of all agents of the state folder."""
-
     state_dir: Path | None = None
-    """Where sessions and records are kept. Default: the folder for such things in your home."""
 
 
 def agent_of(flags: AgentFlags) -> str | None:

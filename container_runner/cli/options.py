@@ -11,7 +11,7 @@ import attrs
 import orjson
 from cyclopts import Group, Parameter
 
-from container_runner.config.tiers import flag, from_text, parse
+from container_runner.config.fields import flag, from_text, parse
 from container_runner.errors import ConfigError
 from container_runner.options import ExecuteOptions
 
@@ -28,37 +28,31 @@ def _several(alias: str) -> Parameter:
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
 class ExecuteFlags:
-    """More of `ExecuteOptions` and `Agent`. What is not given stays as it is without the flag."""
+    """More of `ExecuteOptions` and `Agent`. What is not given stays as it is without the flag.
+
+    Attributes:
+        tools: The only tools that the agent has. Can be given again.
+        setting_sources: A settings file of claude's to read: user, project or local. Can be given again.
+        plugin_dirs: A plugin's folder, as a path in the container. Can be given again.
+        mcp_config: A JSON file with MCP servers, by name or below "mcpServers".
+        args: One more argument for the agent's command, as --arg=--verbose. Can be given again.
+        session_id: The id that a new session gets. Default: the agent chooses.
+        include_partial_messages: Pass on each piece of text as it comes. Default: only in the live view.
+        result_timeout: The time that it may take to leave after its result: "1m", or seconds; 0: any. Default: 10.
+        grace: Whole seconds between asking the agent to stop and making it stop. Default: 3.
+        line_limit: The longest line of output that is kept whole, as "1m". 0: any length. Default: 256m.
+    """
 
     tools: Annotated[tuple[str, ...], _several("--tool")] = ()
-    """The only tools that the agent has. Can be given again."""
-
     setting_sources: Annotated[tuple[str, ...], _several("--setting-source")] = ()
-    """A settings file of claude's to read: user, project or local. Can be given again."""
-
     plugin_dirs: Annotated[tuple[str, ...], _several("--plugin-dir")] = ()
-    """A plugin's folder, as a path in the container. Can be given again."""
-
     mcp_config: Annotated[Path | None, Parameter(group=_AGENT)] = None
-    """A JSON file with MCP servers, by name or below "mcpServers"."""
-
     args: Annotated[tuple[str, ...], _several("--arg")] = ()
-    """One more argument for the agent's command, as --arg=--verbose. Can be given again."""
-
     session_id: Annotated[str | None, Parameter(group=_RUN)] = None
-    """The id that a new session gets. Default: the agent chooses."""
-
     include_partial_messages: Annotated[bool | None, Parameter(group=_RUN)] = None
-    """Pass on each piece of text as it comes. Default: only in the live view."""
-
     result_timeout: Annotated[str | None, Parameter(group=_RUN)] = None
-    """The time that the agent may take to leave after its result: "1m", or seconds; 0: any. Default: 10."""
-
     grace: Annotated[int | None, Parameter(group=_RUN)] = None
-    """Whole seconds between asking the agent to stop and making it stop. Default: 3."""
-
     line_limit: Annotated[str | None, Parameter(group=_RUN)] = None
-    """The longest line of output that is kept whole, as "1m". 0: any length. Default: 256m."""
 
     def apply(self, options: ExecuteOptions) -> ExecuteOptions:
         """*options* with what these flags say.

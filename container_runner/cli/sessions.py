@@ -57,11 +57,7 @@ def list_(*, json: JsonFlag = False, flags: AgentFlags | None = None) -> None:
 
 @app.command
 def show(
-    session: str = "",
-    *,
-    html: Path | None = None,
-    json: JsonFlag = False,
-    flags: AgentFlags | None = None,
+    session: str = "", *, html: Path | None = None, json: JsonFlag = False, flags: AgentFlags | None = None
 ) -> None:
     """Show a session: what was asked, said and done, with the changes to files.
 

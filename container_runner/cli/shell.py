@@ -21,19 +21,19 @@ SHELL = ("sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash; exec sh")
 @Parameter(name="*")
 @attrs.frozen(kw_only=True)
 class ShellFlags:
-    """Who a person is in the container, and with which variables."""
+    """Who a person is in the container, and with which variables.
+
+    Attributes:
+        user: Somebody else than the agent's user, as UID or UID:GID.
+        env: Another variable, as NAME=VALUE. Can be given again.
+        secrets: Pass on the agent's credentials and the configured secrets from your environment, as a run does.
+        secret: The name of another variable of yours to pass on. Can be given again.
+    """
 
     user: str | None = None
-    """Somebody else than the agent's user, as UID or UID:GID."""
-
     env: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = ()
-    """Another variable, as NAME=VALUE. Can be given again."""
-
     secrets: Annotated[bool, Parameter(negative=())] = False
-    """Pass on the agent's credentials and the configured secrets from your environment, as a run does."""
-
     secret: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = ()
-    """The name of another variable of yours to pass on. Can be given again."""
 
 
 def shell(

@@ -12,8 +12,8 @@ import attrs
 
 from container_runner.cli.logs import local_time
 from container_runner.cli.text import clean, duration, line, taken
+from container_runner.records.edits import Change
 from container_runner.records.transcript import (
-    Change,
     Done,
     Failure,
     Item,

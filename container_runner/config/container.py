@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self, TypeVar
@@ -17,11 +18,11 @@ from typing import Any, Literal, Self, TypeVar
 import attrs
 
 from container_runner.config import paths
+from container_runner.config.converter import parse_toml, structured
 from container_runner.config.laws import (
     NOT_SHOWN,
     boolean,
     each,
-    instead,
     is_address,
     is_line,
     is_name,
@@ -46,72 +47,17 @@ from container_runner.config.values import (
     parse_duration,
     parse_size,
 )
-from container_runner.errors import ConfigError
-
-__all__ = [
-    "LABEL_PREFIX",
-    "ContainerConfig",
-    "Mount",
-    "PortBinding",
-    "RecordLimits",
-    "Tmpfs",
-    "parse_duration",
-    "parse_size",
-]
 
 LABEL_PREFIX = "container-runner."
 """The labels that belong to us: they say which containers are ours, and whose."""
 
-
-_C = TypeVar("_C", bound=attrs.AttrsInstance)
 _V = TypeVar("_V", Mount, PortBinding, Tmpfs)
 
 
-def _as_given(value: Any, _: object) -> Any:
-    return value
-
-
-def _structured(kind: type[_C], table: Mapping[Any, Any]) -> _C:
-    """A *kind* with the fields of *table*. The fields' own converters and validators check the values."""
-    import cattrs  # slow to import, and only tables need it
-
-    # Without detailed validation the first refusal arrives as it is, a ConfigError that names its field.
-    converter = cattrs.Converter(forbid_extra_keys=True, prefer_attrib_converters=True, detailed_validation=False)
-    # cattrs would make "5" of 5 and True of "no"; here each field takes only what it says it takes.
-    for primitive in (bool, float, int, str):
-        converter.register_structure_hook(primitive, _as_given)
-    converter.register_structure_hook_func(lambda hint: not attrs.has(hint), _as_given)
-    fields = attrs.fields_dict(kind)
-    try:
-        return converter.structure(table, kind)
-    except cattrs.ForbiddenExtraKeysError as error:
-        key = next((key for key in table if key in error.extra_fields), None)
-        name = key if isinstance(key, str) and key.isidentifier() else "a key"
-        refuse(name, NOT_SHOWN, instead(name, fields))  # it may well be `api_key`
-    except KeyError:
-        name = next(name for name in fields if fields[name].default is attrs.NOTHING and name not in table)
-        refuse(name, None, "a value; this key is required")
-
-
-def _value(kind: type[_V], where: str, given: object) -> _V:
-    """The Mount, PortBinding or Tmpfs that *given* is, spells, or has the fields of."""
-    if isinstance(given, kind):
+def _values(kind: type[tuple[_V, ...]], field: str, given: Sequence[_V | str | Mapping[str, Any]]) -> tuple[_V, ...]:
+    if isinstance(given, tuple) and all(isinstance(item, typing.get_args(kind)[0]) for item in given):
         return given
-    if not isinstance(given, str | Mapping):
-        refuse(where, given, kind.FORMS)
-    try:
-        value = kind.parse(given) if isinstance(given, str) else _structured(kind, given)
-    except ConfigError as error:
-        if isinstance(given, str):
-            refuse(where, given, error.allowed)
-        refuse(f"{where}.{error.field}", error.value, error.allowed)
-    return value
-
-
-def _values(kind: type[_V], field: str, given: Sequence[_V | str | Mapping[str, Any]]) -> tuple[_V, ...]:
-    if not isinstance(given, list | tuple):
-        refuse(field, given, f"a list, each item {kind.FORMS}")
-    return tuple(_value(kind, f"{field}[{index}]", item) for index, item in enumerate(given))
+    return structured(kind, given, field)
 
 
 def _strings(value: Sequence[str]) -> tuple[str, ...]:
@@ -137,15 +83,15 @@ def _time_limit(value: float | str) -> int:
 
 
 def _volumes(value: Sequence[Mount | str | Mapping[str, Any]]) -> tuple[Mount, ...]:
-    return _values(Mount, "volumes", value)
+    return _values(tuple[Mount, ...], "volumes", value)
 
 
 def _ports(value: Sequence[PortBinding | str | Mapping[str, Any]]) -> tuple[PortBinding, ...]:
-    return _values(PortBinding, "ports", value)
+    return _values(tuple[PortBinding, ...], "ports", value)
 
 
 def _tmpfs(value: Sequence[Tmpfs | str | Mapping[str, Any]]) -> tuple[Tmpfs, ...]:
-    return _values(Tmpfs, "tmpfs", value)
+    return _values(tuple[Tmpfs, ...], "tmpfs", value)
 
 
 def _valid_env(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -268,172 +214,141 @@ class ContainerConfig:
     Lists may be given as lists or tuples, sizes and times as strings, and what is in `volumes`, `ports` and
     `tmpfs` as values, strings or tables. `attrs.evolve` makes a changed copy, checked again.
 
+    Attributes:
+        image: The image, as in `docker run`: `name`, `name:tag`, `registry/name@sha256:...`. It needs a shell and the
+            agent; it is not pulled unless `pull` says so.
+        engine: `auto` takes what the variable CONTAINER_RUNNER_ENGINE names; else docker, if it is there and so is its
+            daemon's socket (or DOCKER_HOST, or DOCKER_CONTEXT); else podman. `docker`, `podman`, or the name or path of
+            a program that understands the same arguments.
+        ephemeral: Whether each run has a container of its own, removed at its end. `false` keeps one for the next run,
+            which is faster and lets one run see what another left.
+        network: `bridge` lets the agent reach the internet, which it needs to reach its model. `none` cuts it off, and
+            the name of a network that you made decides for itself. `host` removes the wall between the agent and every
+            service on this machine.
+        memory: The memory limit, as a size of at least "6m" ("512m", "2g", or bytes). Swap is off, so it is the limit
+            of both. An agent that needs more is killed.
+        cpu_shares: The weight against other containers when the processors are busy, 2 to 262144. An engine's own
+            default is 1024, so that an agent gives way to the rest of the machine.
+        cpus: The most processors that it may use, such as `1.5`. None: all of them.
+        cpu_period: The scheduler's period in microseconds, 1000 to 1000000, for `cpu_quota`. `cpus` says the same in
+            one number, so the two are not given together.
+        cpu_quota: The microseconds of processor time in each `cpu_period`, at least 1000.
+        pids_limit: The most processes and threads at a time, at least 16, so that a fork bomb stays in the box. To the
+            engines 0 and -1 mean unlimited, so both are refused.
+        user: Who the agent is in the container: "UID:GID" in numbers; "UID" alone stands for the group of the same
+            number. None: you, or the workspace's owner if you are root. The uid 0 is refused, because what root writes
+            to the workspace is root's, unless it is spelled `root`, which stands for 0:0.
+        max_containers: The most kept containers of one agent, from 1. Beyond it, those that nobody uses are removed,
+            oldest first.
+        pool: How many unused containers `ContainerRunner.warm` keeps ready, so that an ephemeral run starts faster.
+            Each is used once.
+        volumes: More folders of the host: "host:container", with ":ro" to only read them, or tables with the fields of
+            `Mount`. Folders that hold keys or the system are refused when the container is made.
+        workspace_mode: `rw` lets the agent change the workspace, `ro` only read it.
+        unprotected: Paths in a writable workspace that the agent may write although the host acts on them later:
+            `.git/hooks`, `.git/config`, `.claude`, `.envrc` and the like are read-only if they exist. `.git` stands for
+            all below it. docs/how-to/configuration.md has the list.
+        credentials: How the agent gets its login. `env` passes the token variables of this process, `file` mounts the
+            login file and nothing beside it, `auto` takes the first that there is, and `none` gives nothing.
+        env: Variables for the agent, as NAME = "value". The values are on no command line, and `repr` leaves them out;
+            for a secret prefer `secrets`, which keeps it out of the configuration as well.
+        secrets: Names of variables of this process to pass on to the agent. Only names: a value here is refused, and
+            not repeated in the error.
+        ports: Ports of the container to open on the host: "8080:80" (host:container), "80" for both, with an address
+            before it or "/udp" after it. Without an address only this machine can connect. They need a network of their
+            own, so not `none` or `host`.
+        tmpfs: More folders in memory, writable though `read_only` is set: "/path" or "/path:size=64m,exec,mode=700".
+            /tmp is there already.
+        labels: Labels for the container, keys and values of letters, digits and `_.-`, which every engine can filter
+            by. Keys below `container-runner.` are ours.
+        read_only: Whether the image's own files are read-only in the container, so that nothing outside of the
+            workspace, the volumes and the tmpfs folders can be changed.
+        pull: When to fetch the image. `never` runs what you built or fetched and nothing else, `missing` fetches it if
+            it is not here, `always` asks for a newer one each time.
+        ulimits: Limits of each process, as "name=soft" or "name=soft:hard"; -1 is unlimited. Core dumps, which would
+            hold the agent's memory, are off whatever stands here.
+        gpus: Graphics processors: `all`, how many ("2"), or which ("device=0,1"). None: none.
+        shm_size: The size of /dev/shm, as a size. None: the engine's default, 64m. Browsers want more.
+        add_host: Names for the container's hosts file, as "name:address"; the address `host-gateway` is this machine.
+        devices: Devices of the host, as "/dev/x", "/dev/x:/dev/y" or "/dev/x:/dev/y:rwm". Each is a hole in the box.
+        extra_args: More flags for the engine's `run`, such as "--runtime=runsc", each with its value in one word. They
+            come last and win, and are not otherwise checked: `--privileged`, `--cap-add` or `--security-opt` here undo
+            what the rest of this page does. Paths must be absolute. Everybody on the machine can see them, so no
+            secrets.
+        time_limit: The time after which a container ends by itself, whatever happened to us: "60s" to "30d", or
+            seconds. The default is "1d".
+
     Raises:
         ConfigError: for a value that is refused.
     """
 
     image: str = attrs.field(validator=law("an image's name such as python:3.12-slim", _is_image))
-    """The image, as in `docker run`: `name`, `name:tag`, `registry/name@sha256:...`. It needs a shell and
-    the agent; it is not pulled unless `pull` says so."""
-
     engine: str = attrs.field(
         default="auto", validator=law("auto, docker, podman, or a program's name or path", _is_engine)
     )
-    """`auto` takes what the variable CONTAINER_RUNNER_ENGINE names; else docker, if it is there and so is its
-    daemon's socket (or DOCKER_HOST, or DOCKER_CONTEXT); else podman. `docker`, `podman`, or the name or path of
-    a program that understands the same arguments."""
-
     ephemeral: bool = attrs.field(default=True, validator=boolean)
-    """Whether each run has a container of its own, removed at its end. `false` keeps one for the next run,
-    which is faster and lets one run see what another left."""
-
     network: str = attrs.field(
         default="bridge",
         validator=law(
-            "none, bridge, host or a network's name (container:NAME would share another container's network)",
-            is_name,
+            "none, bridge, host or a network's name (container:NAME would share another container's network)", is_name
         ),
     )
-    """`bridge` lets the agent reach the internet, which it needs to reach its model. `none` cuts it off, and
-    the name of a network that you made decides for itself. `host` removes the wall between the agent and
-    every service on this machine."""
-
     memory: int = attrs.field(default=2 * GIB, converter=_memory)
-    """The memory limit, as a size of at least "6m" ("512m", "2g", or bytes). Swap is off, so it is the limit
-    of both. An agent that needs more is killed."""
-
     cpu_shares: int = attrs.field(default=512, validator=whole(2, 262_144))
-    """The weight against other containers when the processors are busy, 2 to 262144. An engine's own default
-    is 1024, so that an agent gives way to the rest of the machine."""
-
     cpus: float | None = attrs.field(
         default=None, validator=optional(law("a number of processors from 0.01 to 10000", _is_cpus))
     )
-    """The most processors that it may use, such as `1.5`. None: all of them."""
-
     cpu_period: int | None = attrs.field(default=None, validator=optional(whole(1_000, 1_000_000)))
-    """The scheduler's period in microseconds, 1000 to 1000000, for `cpu_quota`. `cpus` says the same in one
-    number, so the two are not given together."""
-
     cpu_quota: int | None = attrs.field(default=None, validator=optional(whole(1_000, 10_000_000_000)))
-    """The microseconds of processor time in each `cpu_period`, at least 1000."""
-
     pids_limit: int = attrs.field(default=512, validator=whole(16, 4_194_304))
-    """The most processes and threads at a time, at least 16, so that a fork bomb stays in the box. To the
-    engines 0 and -1 mean unlimited, so both are refused."""
-
     user: str | None = attrs.field(
         default=None,
         validator=optional(law('"UID" or "UID:GID" with a UID over 0, or "root" if you mean it', _is_user)),
     )
-    """Who the agent is in the container: "UID:GID" in numbers; "UID" alone stands for the group of the same
-    number. None: you, or the workspace's owner if you are root. The uid 0 is refused, because what root
-    writes to the workspace is root's, unless it is spelled `root`, which stands for 0:0."""
-
     max_containers: int = attrs.field(default=5, validator=whole(1, 10_000))
-    """The most kept containers of one agent, from 1. Beyond it, those that nobody uses are removed, oldest
-    first."""
-
     pool: int = attrs.field(default=0, validator=whole(0, 100))
-    """How many unused containers `ContainerRunner.warm` keeps ready, so that an ephemeral run starts faster. Each is
-    used once."""
-
     volumes: tuple[Mount, ...] = attrs.field(default=(), converter=_volumes)
-    """More folders of the host: "host:container", with ":ro" to only read them, or tables with the fields of
-    `Mount`. Folders that hold keys or the system are refused when the container is made."""
-
     workspace_mode: Literal["rw", "ro"] = attrs.field(default="rw", validator=one_of("rw", "ro"))
-    """`rw` lets the agent change the workspace, `ro` only read it."""
-
     unprotected: tuple[str, ...] = attrs.field(
         default=(),
         converter=_strings,
         validator=each(f"one of {', '.join(PROTECTED)}", lambda value: value in PROTECTED),
     )
-    """Paths in a writable workspace that the agent may write although the host acts on them later: `.git/hooks`,
-    `.git/config`, `.claude`, `.envrc` and the like are read-only if they exist. `.git` stands for all below it.
-    docs/how-to/configuration.md has the list."""
-
     credentials: Literal["auto", "env", "file", "none"] = attrs.field(
         default="auto", validator=one_of("auto", "env", "file", "none")
     )
-    """How the agent gets its login. `env` passes the token variables of this process, `file` mounts
-    the login file and nothing beside it, `auto` takes the first that there is, and `none` gives nothing."""
-
     env: Mapping[str, str] = attrs.field(
         factory=dict, converter=_frozen, validator=_valid_env, hash=False, repr=_names_only
     )
-    """Variables for the agent, as NAME = "value". The values are on no command line, and `repr` leaves them
-    out; for a secret prefer `secrets`, which keeps it out of the configuration as well."""
-
     secrets: tuple[str, ...] = attrs.field(
         default=(),
         converter=_strings,
         validator=each("the name of a variable, without its value", is_variable, lambda _: NOT_SHOWN),
     )
-    """Names of variables of this process to pass on to the agent. Only names: a value here is refused, and
-    not repeated in the error."""
-
     ports: tuple[PortBinding, ...] = attrs.field(default=(), converter=_ports)
-    """Ports of the container to open on the host: "8080:80" (host:container), "80" for both, with an address
-    before it or "/udp" after it. Without an address only this machine can connect. They need a network of
-    their own, so not `none` or `host`."""
-
     tmpfs: tuple[Tmpfs, ...] = attrs.field(default=(), converter=_tmpfs)
-    """More folders in memory, writable though `read_only` is set: "/path" or "/path:size=64m,exec,mode=700".
-    /tmp is there already."""
-
     labels: Mapping[str, str] = attrs.field(
-        factory=dict,
-        converter=_frozen,
-        validator=_valid_labels,
-        hash=False,
-        repr=_plain,
+        factory=dict, converter=_frozen, validator=_valid_labels, hash=False, repr=_plain
     )
-    """Labels for the container, keys and values of letters, digits and `_.-`, which every engine can filter
-    by. Keys below `container-runner.` are ours."""
-
     read_only: bool = attrs.field(default=True, validator=boolean)
-    """Whether the image's own files are read-only in the container, so that nothing outside of the workspace,
-    the volumes and the tmpfs folders can be changed."""
-
     pull: Literal["never", "missing", "always"] = attrs.field(
         default="never", validator=one_of("never", "missing", "always")
     )
-    """When to fetch the image. `never` runs what you built or fetched and nothing else, `missing` fetches it
-    if it is not here, `always` asks for a newer one each time."""
-
     ulimits: tuple[str, ...] = attrs.field(
         default=(),
         converter=_strings,
         validator=each('"name=soft" or "name=soft:hard", such as nofile=1024:2048', _is_ulimit),
     )
-    """Limits of each process, as "name=soft" or "name=soft:hard"; -1 is unlimited. Core dumps, which would hold
-    the agent's memory, are off whatever stands here."""
-
     gpus: str | None = attrs.field(default=None, validator=optional(law('"all", "2" or "device=0,1"', _is_gpus)))
-    """Graphics processors: `all`, how many ("2"), or which ("device=0,1"). None: none."""
-
     shm_size: int | None = attrs.field(default=None, converter=attrs.converters.optional(_shm_size))
-    """The size of /dev/shm, as a size. None: the engine's default, 64m. Browsers want more."""
-
     add_host: tuple[str, ...] = attrs.field(
-        default=(),
-        converter=_strings,
-        validator=each('"name:address" or "name:host-gateway"', _is_host_entry),
+        default=(), converter=_strings, validator=each('"name:address" or "name:host-gateway"', _is_host_entry)
     )
-    """Names for the container's hosts file, as "name:address"; the address `host-gateway` is this machine."""
-
     devices: tuple[str, ...] = attrs.field(
         default=(),
         converter=_strings,
-        validator=each(
-            '"/dev/x", "/dev/x:/dev/y" or "/dev/x:/dev/y:rwm", without \'..\'',
-            _is_device,
-        ),
+        validator=each('"/dev/x", "/dev/x:/dev/y" or "/dev/x:/dev/y:rwm", without \'..\'', _is_device),
     )
-    """Devices of the host, as "/dev/x", "/dev/x:/dev/y" or "/dev/x:/dev/y:rwm". Each is a hole in the box."""
-
     extra_args: tuple[str, ...] = attrs.field(
         default=(),
         converter=_strings,
@@ -444,14 +359,7 @@ class ContainerConfig:
             _flag_only,
         ),
     )
-    """More flags for the engine's `run`, such as "--runtime=runsc", each with its value in one word. They
-    come last and win, and are not otherwise checked: `--privileged`, `--cap-add` or `--security-opt` here
-    undo what the rest of this page does. Paths must be absolute. Everybody on the machine can see them, so no
-    secrets."""
-
     time_limit: int = attrs.field(default=DAY, converter=_time_limit)
-    """The time after which a container ends by itself, whatever happened to us: "60s" to "30d", or seconds.
-    The default is "1d"."""
 
     def __attrs_post_init__(self) -> None:
         if self.cpus is not None and (self.cpu_period is not None or self.cpu_quota is not None):
@@ -496,12 +404,7 @@ class ContainerConfig:
         Raises:
             ConfigError: for an unknown key or a value that is refused; `field` may be "volumes[0].target".
         """
-        try:
-            if not isinstance(mapping, Mapping):
-                refuse("configuration", NOT_SHOWN, "a table")
-            return _structured(cls, mapping)
-        except ConfigError as error:
-            raise (error.with_source(source) if source else error) from None
+        return structured(cls, mapping, source=source)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -510,53 +413,9 @@ class ContainerConfig:
         Raises:
             ConfigError: if the file can not be read, is not TOML, or has a value that is refused.
         """
-        import tomllib
-
         source = os.fspath(path)
         try:
-            mapping = tomllib.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            refuse("file", error.strerror, "a file that can be read", source=source)
-        except (ValueError, RecursionError) as error:  # also a number or a nesting that Python does not take
-            refuse("syntax", str(error), "TOML, see https://toml.io", source=source)
-        return cls.from_mapping(mapping, source=source)
-
-
-def _limit(field: str, value: object, parse: Callable[[str, str], float]) -> float:
-    if isinstance(value, str):
-        return parse(value, field)
-    if isinstance(value, bool) or not (isinstance(value, int | float) and value > 0):
-        kind = "a time such as 12h or 30d" if parse is parse_duration else "a size such as 256m or 1g"
-        refuse(field, value, f"{kind}, or a number over 0")
-    return value
-
-
-def _max_age(value: float | str) -> float:
-    return _limit("records_max_age", value, parse_duration)
-
-
-def _max_total(value: float | str) -> float:
-    return _limit("records_max_total", value, parse_size)
-
-
-def _max_run(value: float | str) -> float:
-    return _limit("records_max_run", value, parse_size)
-
-
-@attrs.frozen(kw_only=True)
-class RecordLimits:
-    """How much is kept of what runs leave to read. It is looked after when a process starts its first run.
-
-    Raises:
-        ConfigError: a value that is no number over 0, or no text that stands for one.
-    """
-
-    max_age: float = attrs.field(default=30.0 * DAY, converter=_max_age)
-    """The time after which a run's records are removed: "30d", or seconds; `inf` keeps them."""
-
-    max_total: float = attrs.field(default=GIB, converter=_max_total)
-    """How much the records of a state folder may take in all: "1g", or bytes. The oldest runs go first."""
-
-    max_run: float = attrs.field(default=256 * MIB, converter=_max_run)
-    """The size at which a transcript ends: "256m", or bytes. The run goes on, and its summary says that the transcript
-    is incomplete."""
+            data = Path(path).read_bytes()
+        except (OSError, ValueError) as error:  # a NUL in the path is the latter
+            refuse("file", getattr(error, "strerror", str(error)), "a file that can be read", source=source)
+        return cls.from_mapping(parse_toml(data, source), source=source)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import attrs
@@ -33,25 +33,6 @@ def refuse(field: str, value: object, allowed: str, *, source: str | None = None
     except Exception:  # an int of 5,000 digits, a list 5,000 deep
         value = NOT_SHOWN
     raise ConfigError(field, value, allowed, source=source) from None
-
-
-def instead(key: str, known: Iterable[str], *, listed: str | None = None, spell: Callable[[str], str] = str) -> str:
-    """What would have been accepted instead of *key*: the nearest of the *known* ones, and what the others are.
-
-    Args:
-        listed: the words for where the others are listed. Default: they are named, unless they are many.
-        spell: how the nearest one is written.
-    """
-    import difflib  # slow to import, and only a mistake needs it
-
-    keys = list(known)
-    guess = difflib.get_close_matches(key, keys, n=1)
-    others = f"the keys are {', '.join(keys)}"
-    if not guess:
-        return others
-    if len(keys) > 9:
-        listed = listed or "`container-runner config` lists all keys"
-    return f"perhaps {spell(guess[0])}; {listed or others}"
 
 
 Test = Callable[[Any], object]

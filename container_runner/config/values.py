@@ -99,7 +99,13 @@ _TARGET = f"an absolute path in the container without '..', not / and not below 
 
 @attrs.frozen
 class Mount:
-    """A folder or file of the host that is in the container too: `Mount("/data", "/d", read_only=True)`."""
+    """A folder or file of the host that is in the container too: `Mount("/data", "/d", read_only=True)`.
+
+    Attributes:
+        source: The path on the host, absolute or starting with `~`. It is kept as given until the mount is made.
+        target: The path in the container: absolute, without `..`, and not one that the kernel or we need.
+        read_only: Whether the container may only read. File systems mounted below the source may stay writable.
+    """
 
     FORMS: ClassVar[str] = (
         '"host:container", "host:container:ro" or "host:container:rw";'
@@ -113,13 +119,8 @@ class Mount:
             _is_source,
         )
     )
-    """The path on the host, absolute or starting with `~`. It is kept as given until the mount is made."""
-
     target: str = attrs.field(converter=_normalised, validator=law(_TARGET, _is_target))
-    """The path in the container: absolute, without `..`, and not one that the kernel or we need."""
-
     read_only: bool = attrs.field(default=False, validator=boolean)
-    """Whether the container may only read. File systems mounted below the source may stay writable."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -139,23 +140,23 @@ class Mount:
 
 @attrs.frozen
 class PortBinding:
-    """A port of the container that the host listens on: `PortBinding(80, 8080)`."""
+    """A port of the container that the host listens on: `PortBinding(80, 8080)`.
+
+    Attributes:
+        container_port: The port in the container, 1 to 65535.
+        host_port: The port on the host, 1 to 65535.
+        host_ip: The address of the host to listen on. The default lets nobody in but this machine.
+        protocol: `tcp` or `udp`.
+    """
 
     FORMS: ClassVar[str] = (
         '"8080:80" (host:container), "80", "0.0.0.0:8080:80" or "[::1]:8080:80", and /udp after it for UDP'
     )
 
     container_port: int = attrs.field(validator=whole(1, 65_535))
-    """The port in the container, 1 to 65535."""
-
     host_port: int = attrs.field(validator=whole(1, 65_535))
-    """The port on the host, 1 to 65535."""
-
     host_ip: str = attrs.field(default="127.0.0.1", validator=law("an IPv4 or IPv6 address", is_address))
-    """The address of the host to listen on. The default lets nobody in but this machine."""
-
     protocol: Literal["tcp", "udp"] = attrs.field(default="tcp", validator=one_of("tcp", "udp"))
-    """`tcp` or `udp`."""
 
     _TEXT: ClassVar[re.Pattern[str]] = re.compile(
         r"(?:(?:(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<v4>[0-9.]+)):)?(?P<host>[0-9]{1,5}):)?"
@@ -190,7 +191,14 @@ def _tmpfs_mode(value: int | str) -> int:
 
 @attrs.frozen
 class Tmpfs:
-    """A folder in the container's memory: `Tmpfs("/cache", size="256m")`. It is always nosuid and nodev."""
+    """A folder in the container's memory: `Tmpfs("/cache", size="256m")`. It is always nosuid and nodev.
+
+    Attributes:
+        target: The path in the container, as `Mount.target`, and without `:`.
+        size: The most that it holds, as a size ("64m"); it counts towards the memory limit.
+        executable: Whether programs in it may be run.
+        mode: The folder's permissions, an int or octal digits in a string; everybody's and sticky by default.
+    """
 
     FORMS: ClassVar[str] = '"/path" or "/path:size=64m,exec,mode=700", with any of the three options'
 
@@ -198,20 +206,13 @@ class Tmpfs:
         converter=_normalised,
         validator=law(f"{_TARGET}, and without ':'", lambda value: _is_target(value) and ":" not in value),
     )
-    """The path in the container, as `Mount.target`, and without `:`."""
-
     size: int = attrs.field(default=64 * MIB, converter=_tmpfs_size)
-    """The most that it holds, as a size ("64m"); it counts towards the memory limit."""
-
     executable: bool = attrs.field(default=False, validator=boolean)
-    """Whether programs in it may be run."""
-
     mode: int = attrs.field(
         default=0o1777,
         converter=_tmpfs_mode,
         validator=law("octal digits such as 700 or 1777", lambda mode: type(mode) is int and 0 <= mode <= 0o7777),
     )
-    """The folder's permissions, an int or octal digits in a string; everybody's and sticky by default."""
 
     @classmethod
     def parse(cls, text: str) -> Self:

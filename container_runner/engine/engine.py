@@ -1,9 +1,8 @@
-"""docker or podman: which one it is, its answers as values, its failures as errors."""
+"""docker or podman: which one it is, and its answers as values."""
 
 from __future__ import annotations
 
 import datetime as dt
-import errno
 import os
 import re
 import shutil
@@ -20,23 +19,8 @@ import orjson
 from container_runner.box import argv
 from container_runner.box.argv import DOCKER, PODMAN, PODMAN_ROOTLESS, Dialect
 from container_runner.box.environment import ENGINE_VARIABLE, client_environment
-from container_runner.errors import (
-    ConfigError,
-    ContainerGoneError,
-    EngineArgumentError,
-    EngineBusyError,
-    EngineError,
-    EngineNotFoundError,
-    EnginePermissionError,
-    EngineUnreachableError,
-    ImageNotFoundError,
-    ImageUnsuitableError,
-    MountError,
-    NameTakenError,
-    NetworkNotFoundError,
-    PortError,
-    PullFailedError,
-)
+from container_runner.engine.failures import classify, spawn_error
+from container_runner.errors import ContainerGoneError, EngineNotFoundError
 from container_runner.stream import process
 from container_runner.stream.process import Completed, Process
 
@@ -52,56 +36,7 @@ PULL_TIMEOUT: Final = 1800.0
 CONTROL_PATIENCE: Final = 2.0
 """Seconds that a control command may still take when its caller is cancelled, and as many again after TERM."""
 
-_FAILURES: Final[tuple[tuple[str, type[EngineError], str], ...]] = (
-    (r"permission denied while trying to connect|dial unix [^\n]*permission denied", EnginePermissionError,
-     "You may not speak to the engine's daemon."),
-    (r"Cannot connect to the Docker daemon|failed to connect to the docker API|error during connect"
-     r"|unable to connect to Podman|Cannot connect to Podman|dial unix [^\n]*(no such file|connection refused)",
-     EngineUnreachableError, "The engine's daemon does not answer."),
-    (r"Unable to find image|initializing source|pull access denied|manifest unknown|toomanyrequests|pinging container"
-     r" registry|error pulling image", PullFailedError, "The image could not be pulled."),
-    (r"No such image|image not known", ImageNotFoundError, "The image is not on this machine."),
-    (r"is already in use by", NameTakenError, "A container with this name exists already."),
-    (r"bind source path does not exist|statfs [^\n]*no such file", MountError, "A folder to mount does not exist."),
-    (r"(?:unable to find )?network (?:with name or ID )?(?P<name>[^\s:]+)(?:: network)? not found"
-     r"|network [^\n]* not found|unable to find network", NetworkNotFoundError, "The network {name} does not exist."),
-    (r"cannot expose privileged port (?P<name>\d+)", PortError,
-     "The port {name} may only be opened by root."),
-    (r"port is already allocated|address already in use", PortError,
-     "A port of the host is in use already."),
-    (r"cannot assign requested address", PortError, "This machine has no such address to listen on."),
-    (r"No such container|no such container|no container with name or ID|container has already been removed",
-     ContainerGoneError, "The container is not there any more."),
-    (r"is not running|container state improper|is paused, unpause|cannot exec in a stopped (state|container)"
-     r"|error writing config to pipe", ContainerGoneError,
-     "The container does not run."),
-    (r'exec: "sh": executable file not found|exec: "sh": stat sh|executable file `sh` not found', ImageUnsuitableError,
-     "The image has no shell."),
-    (r"resource temporarily unavailable|device or resource busy|context deadline exceeded|connection reset by peer"
-     r"|i/o timeout|database is locked|TLS handshake timeout|too many open files|unexpected EOF"
-     r"|conmon bytes|no logs from conmon", EngineBusyError,
-     "The engine could not do it just now."),
-    (r"unknown flag|unknown shorthand flag|invalid argument|invalid reference format|flag needs an argument|bad flag"
-     r"|repository name must be lowercase|Range of CPUs|invalid value|Unknown runtime|OCI runtime \"[^\"]*\" not found",
-     EngineArgumentError, "The engine refused an argument."),
-)  # fmt: skip
-"""What the engines really say (reliability 3 and 9), and what it means. The first match counts, and gives the name."""
-
 _ID = re.compile(rb"[0-9a-f]{64}")
-
-
-def classify(done: Completed, verb: str) -> EngineError:
-    """The error for a command of the engine that failed. A pure function of what it printed.
-
-    docker prints what keeps an exec from starting on stdout, podman on stderr, so both are looked at.
-    """
-    said = f"{done.stderr}\n{done.text[:4096]}" if len(done.stdout) < 65536 else done.stderr
-    for pattern, kind, message in _FAILURES:
-        if match := re.search(pattern, said):
-            told = message.replace("{name}", match.groupdict().get("name") or "").replace("  ", " ")
-            return kind(told, exit_code=done.returncode, stderr=_relevant(said))
-    message = f"The engine's `{verb}` failed with code {done.returncode}."
-    return EngineError(message, exit_code=done.returncode, stderr=_relevant(said))
 
 
 @attrs.frozen(kw_only=True)
@@ -212,13 +147,7 @@ class Engine:
             graph_root = ""  # another machine's: the same path here holds containers that it knows nothing of
         return attrs.evolve(guess, dialect=dialect, version=_version(version), graph_root=graph_root)
 
-    async def run(
-        self,
-        command: Sequence[str],
-        *,
-        timeout: float = CONTROL_TIMEOUT,
-        check: bool = True,
-    ) -> Completed:
+    async def run(self, command: Sequence[str], *, timeout: float = CONTROL_TIMEOUT, check: bool = True) -> Completed:
         """Run one of argv.py's commands to its end.
 
         Raises:
@@ -359,18 +288,6 @@ def _limiter(variable: _Limiter) -> anyio.CapacityLimiter:
         return limiter
 
 
-def spawn_error(command: Sequence[str], error: OSError) -> EngineError | ConfigError:
-    """The error for a client that could not even be started."""
-    if error.errno == errno.E2BIG:
-        longest = max(len(os.fsencode(word)) for word in command)
-        return ConfigError("arguments", f"{longest} bytes in the longest", "less than 128 KiB each and 2 MB in all")
-    if isinstance(error, PermissionError):
-        return EngineNotFoundError(f"The program {command[0]!r} can not be run: {error.strerror}.")
-    if isinstance(error, FileNotFoundError):
-        return EngineNotFoundError(f"There is no program {command[0]!r} on this machine.")
-    return EngineError(f"The engine's client could not be started: {error.strerror}.")
-
-
 def _choose(environ: Mapping[str, str]) -> str:
     """docker if it is there with a daemon to speak to; else podman; else docker, for the error that follows."""
     if environ.get(ENGINE_VARIABLE):
@@ -410,15 +327,3 @@ def _time(text: str) -> dt.datetime:
         return dt.datetime.fromisoformat(text)
     except ValueError:
         return dt.datetime.fromtimestamp(0, dt.UTC)
-
-
-def _relevant(said: str) -> str:
-    """What it said, without what it says every time and the id of a container that never ran, cut to its end."""
-    noise = (
-        "Emulate Docker CLI using podman",
-        "falling back to the default CNI",
-        "See 'docker run --help'",
-        "Run 'docker",
-    )
-    lines = [line.rstrip("\r") for line in said.split("\n") if line.strip() and not any(n in line for n in noise)]
-    return "\n".join(line for line in lines if not _ID.fullmatch(line.strip().encode()))[-4096:]

@@ -24,7 +24,8 @@ import attrs
 from container_runner.box import argv
 from container_runner.box.environment import host_environment
 from container_runner.config.laws import pattern
-from container_runner.engine.engine import Engine, classify
+from container_runner.engine.engine import Engine
+from container_runner.engine.failures import classify
 from container_runner.errors import ConfigError, EngineError, EngineTimeoutError, ImageUnsuitableError, PullFailedError
 from container_runner.stream.lines import OversizedLine
 from container_runner.stream.process import Completed, Process

@@ -25,8 +25,8 @@ from typing import Final, Literal, Self
 import anyio
 import attrs
 import orjson
-from attrs.validators import in_, instance_of, optional
 
+from container_runner.config.converter import structured, unstructured
 from container_runner.config.laws import is_line, law
 from container_runner.errors import ConfigError, ContainerRunnerError, StateError
 from container_runner.options import ExecuteOptions
@@ -73,42 +73,42 @@ class Job:
 class JobResult:
     """How a job ended. One line of a results file has these fields."""
 
-    id: str = attrs.field(validator=instance_of(str))
+    id: str
     """The job's id."""
 
-    digest: str = attrs.field(validator=instance_of(str))
+    digest: str
     """The job's digest."""
 
-    outcome: Literal["succeeded", "failed"] = attrs.field(validator=in_(("succeeded", "failed")))
+    outcome: Literal["succeeded", "failed"]
 
-    kind: str | None = attrs.field(validator=optional(instance_of(str)))
+    kind: str | None
     """Why it failed, as `ErrorMessage.kind`; None if it succeeded."""
 
-    message: str | None = attrs.field(validator=optional(instance_of(str)))
+    message: str | None
     """The same in a sentence."""
 
-    exit_code: int | None = attrs.field(validator=optional(instance_of(int)))
+    exit_code: int | None
     """The agent's exit code; None if it has none."""
 
-    session_id: str | None = attrs.field(validator=optional(instance_of(str)))
+    session_id: str | None
     """The session to resume; None if the agent named none."""
 
-    turns: int = attrs.field(validator=instance_of(int))
+    turns: int
     """How often the model answered."""
 
-    tokens: int = attrs.field(validator=instance_of(int))
+    tokens: int
     """All tokens, those read from a cache too."""
 
-    cost_usd: float | None = attrs.field(validator=optional(instance_of((int, float))))
+    cost_usd: float | None
     """US dollars, by the agent's own reckoning; None if it does not say."""
 
-    started: str = attrs.field(validator=instance_of(str))
+    started: str
     """When it was started, in ISO 8601, UTC."""
 
-    duration: float = attrs.field(validator=instance_of((int, float)))
+    duration: float
     """Seconds from its start to the end of its clean-up."""
 
-    result: str = attrs.field(validator=instance_of(str))
+    result: str
     """The agent's last words; of an agent that gives no result message, the end of its output."""
 
     @property
@@ -117,7 +117,7 @@ class JobResult:
 
     def to_json(self) -> bytes:
         """The result as one line of JSON, without a newline."""
-        return orjson.dumps(attrs.asdict(self))
+        return orjson.dumps(unstructured(self))
 
     @classmethod
     def parse(cls, line: bytes) -> Self:
@@ -126,11 +126,10 @@ class JobResult:
         Raises:
             ValueError: it is none.
         """
-        raw = orjson.loads(line)
         try:
-            return cls(**{field.name: raw[field.name] for field in attrs.fields(cls)})
-        except (KeyError, TypeError, ValueError) as error:
-            message = f"it is no result: {error.args[0]}"
+            return structured(cls, orjson.loads(line), strangers=True)
+        except ConfigError as error:
+            message = f"it is no result: {error}"
             raise ValueError(message) from None
 
     @classmethod

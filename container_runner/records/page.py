@@ -19,8 +19,8 @@ import string
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from container_runner.records.edits import Change
 from container_runner.records.transcript import (
-    Change,
     Done,
     Failure,
     Item,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from container_runner.box.plan import Plan
-    from container_runner.records.records import RunSummary
+    from container_runner.records.summary import RunSummary
 
 PREFIX: Final = "container_runner."
 

@@ -7,7 +7,6 @@ an unexpected type is left out, and never raises.
 from __future__ import annotations
 
 import datetime as dt
-import difflib
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal, TypeAlias
@@ -15,7 +14,9 @@ from typing import Any, Final, Literal, TypeAlias
 import attrs
 import orjson
 
-from container_runner.records.records import RunSummary, parse_time
+from container_runner.config.converter import parse_time
+from container_runner.records.edits import Change, edits
+from container_runner.records.summary import RunSummary
 from container_runner.stream.lines import LineSplitter, OversizedLine
 from container_runner.stream.messages import (
     AgentMessage,
@@ -36,12 +37,6 @@ from container_runner.stream.messages import (
 CHUNK: Final = 256 * 1024
 LINE_LIMIT: Final = 64 * 1024**2
 """The longest line that is read, in bytes."""
-
-DIFF_LIMIT: Final = 500
-"""Lines of text on either side that are compared; more are shown as removed and added."""
-
-Mark: TypeAlias = Literal["+", "-", " "]
-"""What happened to a line: added, removed, or nothing."""
 
 DEEPEST: Final = 4
 """How deep tool calls of subagents are nested; what is deeper stands beside them."""
@@ -129,18 +124,7 @@ class ToolCall:
     @property
     def changes(self) -> list[Change]:
         """The lines that it changed in a file, if it is a tool that edits."""
-        return _changes(self)
-
-
-@attrs.frozen(kw_only=True)
-class Change:
-    """Lines of a file that changed together."""
-
-    start: int | None
-    """The number of the first line before the change, from 1; None if it is not known."""
-
-    lines: tuple[tuple[Mark, str], ...]
-    """Each line, with what happened to it."""
+        return edits(self.name, self.input, self.details)
 
 
 @attrs.frozen(kw_only=True)
@@ -366,65 +350,6 @@ class _Reader:
 
     def _add(self, item: Item | _Call, parent: _Call | None = None) -> None:
         (self.items if parent is None else parent.items).append(item)
-
-
-def _changes(call: ToolCall) -> list[Change]:
-    details = call.details if isinstance(call.details, dict) else {}
-    if patch := [change for hunk in _dicts(details.get("structuredPatch")) if (change := _hunk(hunk))]:
-        return patch
-    given = call.input
-    match call.name:
-        case "Write":
-            return _compare("", _text(given.get("content")))
-        case "Edit":
-            return _compare(_text(given.get("old_string")), _text(given.get("new_string")))
-        case "MultiEdit":
-            edits = _dicts(given.get("edits"))
-            pairs = [(_text(edit.get("old_string")), _text(edit.get("new_string"))) for edit in edits]
-            return [change for old, new in pairs for change in _compare(old, new)]
-        case "NotebookEdit":
-            return _compare("", _text(given.get("new_source")))
-        case _:
-            return []
-
-
-def _hunk(raw: dict[str, Any]) -> Change | None:
-    """A hunk as claude describes it."""
-    lines = raw.get("lines")
-    if not isinstance(lines, list):
-        return None
-    marked: list[tuple[Mark, str]] = []
-    for line in lines:
-        match line[:1] if isinstance(line, str) else "":
-            case "+" | "-" | " " as mark:
-                marked.append((mark, line[1:]))
-            case _:
-                pass
-    start = raw.get("oldStart")
-    return Change(start=start if isinstance(start, int) else None, lines=tuple(marked)) if marked else None
-
-
-def _compare(old: str, new: str) -> list[Change]:
-    before, after = old.splitlines(), new.splitlines()
-    if max(len(before), len(after)) > DIFF_LIMIT:  # the comparison takes more than linear time
-        removed: list[tuple[Mark, str]] = [("-", line) for line in before]
-        added: list[tuple[Mark, str]] = [("+", line) for line in after]
-        return [Change(start=None, lines=(*removed, *added))]
-    return [
-        Change(start=None, lines=tuple(_opcode_lines(group, before, after)))
-        for group in difflib.SequenceMatcher(None, before, after).get_grouped_opcodes()
-    ]
-
-
-def _opcode_lines(
-    opcodes: list[tuple[str, int, int, int, int]], before: list[str], after: list[str]
-) -> Iterator[tuple[Mark, str]]:
-    for tag, start, end, new_start, new_end in opcodes:
-        if tag == "equal":
-            yield from ((" ", line) for line in before[start:end])
-        else:
-            yield from (("-", line) for line in before[start:end])
-            yield from (("+", line) for line in after[new_start:new_end])
 
 
 def _load(line: bytes) -> dict[str, Any]:

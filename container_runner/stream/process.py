@@ -168,6 +168,12 @@ class Process:
         self._splitter = LineSplitter(line_limit)
         self._selector.register(self._fds["stdin"], selectors.EVENT_WRITE, "stdin")
 
+    def prod(self) -> None:
+        """Write an empty line to a stdin that is held, if there is room for it."""
+        if "stdin" in self._fds and not self._unsent:
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                os.write(self._fds["stdin"], b"\n")
+
     async def wait_for_gate(self, timeout: float) -> bool:
         """Wait for the gate's line of stderr, and tell whether it came: False if stderr ended first.
 

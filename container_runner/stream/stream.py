@@ -25,7 +25,7 @@ from container_runner.stream.process import Process
 
 T = TypeVar("T")
 
-CHECK_INTERVAL = 30.0
+CHECK_INTERVAL = 5.0
 """Seconds of silence after which it is checked that somebody is still there."""
 
 LAST_WAIT = 5.0

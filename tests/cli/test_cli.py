@@ -91,6 +91,7 @@ def test_every_field_of_the_box_has_a_flag_with_its_help() -> None:
 
     assert {field.name for field in attrs.fields(ConfigFlags)} == fields
     assert set(field_help(ContainerConfig)) == fields
+    assert all(field_help(ContainerConfig).values())
 
 
 # argv

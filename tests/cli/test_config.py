@@ -16,7 +16,9 @@ from container_runner.cli import main
 from container_runner.cli.config import as_toml, json_schema
 from container_runner.cli.init import EXAMPLES
 from container_runner.config.container import ContainerConfig
-from container_runner.config.tiers import FIELDS, TIGHTENING, Effective, effective
+from container_runner.config.fields import FIELDS
+from container_runner.config.tiers import Effective, effective
+from container_runner.config.tightening import TIGHTENING
 from container_runner.testing import FakeEngine
 from tests.small_engine import Done
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from container_runner.doctor.doctor import NAMES
+from container_runner.doctor.checks import NAMES
 from tests.small_engine import SmallEngine, call
 
 INFO = '{"ServerVersion": "28.2.2", "CgroupVersion": "2", "MemoryLimit": true, "PidsLimit": true, "CPUShares": true}'

@@ -22,10 +22,12 @@ from rich.console import Console
 from container_runner.agents import ClaudeRuntime
 from container_runner.cli import main
 from container_runner.cli.show import print_rich
-from container_runner.config.container import ContainerConfig, RecordLimits
+from container_runner.config.container import ContainerConfig
+from container_runner.config.limits import RecordLimits
 from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions
-from container_runner.records.records import Recorder, Records
+from container_runner.records.recorder import Recorder
+from container_runner.records.records import Records
 from container_runner.records.sessions import Sessions
 from container_runner.runner import ContainerRunner
 from container_runner.stream.messages import parse_line

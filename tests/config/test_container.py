@@ -12,14 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from container_runner.config.container import (
-    ContainerConfig,
-    Mount,
-    PortBinding,
-    Tmpfs,
-    parse_duration,
-    parse_size,
-)
+from container_runner.config.container import ContainerConfig
+from container_runner.config.values import Mount, PortBinding, Tmpfs, parse_duration, parse_size
 from container_runner.errors import ConfigError
 
 FIELDS = [field.name for field in attrs.fields(ContainerConfig)]

@@ -13,22 +13,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from container_runner.config.container import ContainerConfig, RecordLimits
-from container_runner.config.tiers import (
-    ELSEWHERE,
-    FIELDS,
-    LABEL_COUNT,
-    TIGHTENING,
-    TMPFS_COUNT,
-    TMPFS_PLACES,
-    Effective,
-    Setting,
-    default_file,
-    defaults,
-    effective,
-    from_text,
-    parse,
-)
+from container_runner.config.container import ContainerConfig
+from container_runner.config.fields import FIELDS, defaults, from_text, parse
+from container_runner.config.keys import ELSEWHERE
+from container_runner.config.limits import RecordLimits
+from container_runner.config.tiers import Effective, default_file, effective
+from container_runner.config.tightening import LABEL_COUNT, TIGHTENING, TMPFS_COUNT, TMPFS_PLACES, Setting
 from container_runner.config.values import GIB, MIB, Mount, PortBinding, Tmpfs
 from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions

@@ -192,7 +192,7 @@ class Scene:
         """The processes of runs: agents, all that they started, and our wrappers and clients around them."""
         found = {}
         for pid, line, about in all_processes():
-            if self.token.encode() in about and (f"\0{MARK}=".encode() in about or "cr_watchdog" in line):
+            if self.token.encode() in about and (f"\0{MARK}=".encode() in about or "check_mounts" in line):
                 found[pid] = line
         return found
 

@@ -14,11 +14,11 @@ import attrs
 import pytest
 
 from container_runner import CommandRuntime, ContainerManager, Engine
-from container_runner.box.argv import LABEL, hold_argv
+from container_runner.box import guest
+from container_runner.box.argv import LABEL
 from container_runner.box.environment import host_environment
 from container_runner.engine.owner import Owner
 from container_runner.stream.messages import Message
-from container_runner.stream.process import Process
 from tests.faults.scene import Scene, all_processes, last
 from tests.faults.test_inside import run_for
 from tests.integration.engines import wait_until
@@ -321,20 +321,26 @@ def test_a_container_ends_when_its_time_is_over(scene: Scene, mode: str) -> None
     async def main() -> float:
         runner = scene.runner(ephemeral=mode == "ephemeral")
         engine = (await runner.manager()).engine
-        plan = runner.plan(scene.options("never said"))
+        plan = runner.plan(scene.options("sleep 1000"))
         plan.prepare()
-        assert plan.run[-1] == str(plan.time_limit)
-        await engine.create([*plan.run[:-1], "1"], may_pull=False)
-        since = time.monotonic()
-        if mode == "ephemeral":
-            hold = hold_argv(engine.binary, name=plan.container, user=plan.user, run_id=plan.run_id)
-            holder = await Process.start(hold, env=engine.environ, hold_stdin=True)
-            try:
-                with anyio.fail_after(20):
-                    await holder.wait()
-            finally:
-                await holder.terminate()
-                holder.close()
+        run = list(plan.run)
+        at = run.index(guest.GUEST if mode == "ephemeral" else guest.KEEPER) + (1 if mode == "ephemeral" else 2)
+        assert run[at] == str(plan.time_limit)
+        run[at] = "1"
+        if mode == "persistent":
+            await engine.create(run, may_pull=False)
+            return time.monotonic()
+        client = await engine.start(run, plan.stdin(), gate=guest.started_line(plan.token))
+        try:
+            assert await client.wait_for_gate(20)
+            since = time.monotonic()
+            with anyio.fail_after(20):
+                while await client.read():
+                    pass
+                await client.wait()
+        finally:
+            await client.terminate()
+            client.close()
         return since
 
     since = anyio.run(main, backend=scene.loop)

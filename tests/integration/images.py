@@ -76,6 +76,24 @@ class Images:
         return self._import("tiny", add_tiny)
 
     @cached_property
+    def attacker(self) -> str:
+        """`tiny` with perl in it, for the agent `attacker`, which makes system calls that no shell can.
+
+        Raises:
+            Unavailable: this machine has no perl.
+        """
+        if (perl := shutil.which("perl")) is None:
+            msg = "perl is not installed"
+            raise Unavailable(msg)
+
+        def add(archive: tarfile.TarFile) -> None:
+            add_tiny(archive)
+            add_programs(archive, {"perl": perl})
+            add_link(archive, "usr/bin/perl", "/bin/perl")
+
+        return self._import("attacker", add)
+
+    @cached_property
     def claude(self) -> str:
         """About 600 MB: Debian, git, Python 3, and the real `claude`, with `claude-offline` beside it.
 

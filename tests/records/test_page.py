@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from container_runner.records import page as page_module
 from container_runner.records.page import TEXT_LIMIT, render_page
-from container_runner.records.records import RunSummary
+from container_runner.records.summary import RunSummary
 from container_runner.records.transcript import Part, converse, parse_record
 from tests.hostile import PAYLOADS, everywhere
 

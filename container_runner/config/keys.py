@@ -1,0 +1,99 @@
+"""What is said to a key that a table does not have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final, NoReturn
+
+from container_runner.config.laws import NOT_SHOWN, refuse
+
+ELSEWHERE: Final[Mapping[str, str]] = {
+    "add_dirs": "volumes",
+    "allow_tools": "allowed_tools",
+    "base_image": "image",
+    "binds": "volumes",
+    "cap_add": "extra_args, if it must be: all capabilities are dropped",
+    "cap_drop": "nothing: all capabilities are dropped anyway",
+    "cli_path": "command",
+    "continue_conversation": "--resume on the command line",
+    "cpu": "cpus",
+    "cwd": "--workspace on the command line",
+    "denied_tools": "disallowed_tools",
+    "docker": "its keys in [defaults], [agents.NAME] or [profiles.NAME]: there is no table of its own",
+    "enabled": "nothing: an agent always runs in a container here",
+    "entrypoint": "command",
+    "environment": "env, or secrets for names alone",
+    "env_file": "secrets, which takes names and reads the values from your environment",
+    "fork_session": "--fork on the command line",
+    "host_config": "the field for what it sets (network, shm_size, ulimits, devices, add_host, gpus), or extra_args",
+    "init": "nothing: there is always one",
+    "max_concurrent": "--jobs of `container-runner batch`",
+    "mem_limit": "memory",
+    "memory_swap": "memory: swap is off, so it is the limit of both",
+    "message_limit": "max_turns",
+    "mount": "volumes",
+    "mounts": "volumes",
+    "name": "--agent on the command line, or the NAME in [agents.NAME]",
+    "net": "network",
+    "network_mode": "network",
+    "plugins": "plugin_dirs",
+    "privileged": "extra_args, if it must be: it undoes the box",
+    "prompt": "the prompt on the command line",
+    "publish": "ports",
+    "restart": "nothing: a container lives for its runs",
+    "resume": "--resume on the command line",
+    "rm": "ephemeral",
+    "runtime": "command, or nothing for claude",
+    "sandbox": "nothing: an agent always runs in a container here",
+    "security_opt": "extra_args, if it must be: no-new-privileges is always set",
+    "system_prompt_append": "append_system_prompt",
+    "volume": "volumes",
+    "working_directory": "--workspace on the command line",
+    "working_limit": "timeout",
+    "workspace": "--workspace on the command line",
+}
+"""What other tools' keys are called here."""
+
+
+def spelled(key: object) -> str:
+    """How an error names a key, which may be anything."""
+    return key if isinstance(key, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", key) else "a key"
+
+
+def refuse_key(
+    key: object,
+    known: Iterable[str],
+    *,
+    where: str = "",
+    prefix: str = "",
+    listed: str | None = None,
+    source: str | None = None,
+) -> NoReturn:
+    """Refuse a key that is none of the *known* ones; say which was meant, or which there are. No value is shown.
+
+    Args:
+        where: the path to the table, with what divides it from the key.
+        prefix: how the name of a variable begins whose rest is the key in capitals.
+        listed: the words for where the others are listed. Default: they are named, unless they are many.
+
+    Raises:
+        ConfigError: always.
+    """
+    import difflib  # slow to import, and only a mistake needs it
+
+    keys, shown = list(known), spelled(key)
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(key)).replace("-", "_").lower()
+    if meant := ELSEWHERE.get(snake):
+        flag = meant.removeprefix("--").partition(" ")[0]
+        allowed = f"{flag if flag in keys else meant} ({shown} is another tool's name for it)"
+    elif snake != key and snake in keys:
+        allowed = f"{snake}, as it is called here"
+    else:
+        guess = difflib.get_close_matches(snake, keys, n=1)
+        allowed = f"the keys are {', '.join(keys)}"
+        if guess and len(keys) > 9:
+            allowed = listed or "`container-runner config` lists all keys"
+        if guess:
+            allowed = f"perhaps {prefix}{guess[0].upper() if prefix else guess[0]}; {allowed}"
+    refuse(f"{where}{prefix}{shown.upper() if prefix else shown}", NOT_SHOWN, allowed, source=source)

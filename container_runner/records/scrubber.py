@@ -1,0 +1,107 @@
+"""Takes the values of variables out of what a run leaves to read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import orjson
+
+_PROTOCOL_WORD = re.compile(r"[A-Za-z_]{1,40}")
+_PRINTABLE_ESCAPE = re.compile(rb"\\u00[2-7]")
+_SAFE_RUN = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+class Scrubber:
+    """Replaces the values of variables by their names, in whatever way JSON spells them.
+
+    A value is found as it is; escaped, as JSON in JSON has it, once or twice; and, if it has several lines, in each of
+    them that is long enough.
+
+    Args:
+        values: the variables.
+        plain: those of them that are no secrets by their kind; their values need 8 characters, others 4.
+    """
+
+    def __init__(self, values: Mapping[str, str], plain: Collection[str] = ()) -> None:
+        self._names: dict[str, str] = {}
+        anchors: set[bytes] = set()
+        for name, value in values.items():
+            least = 8 if name in plain else 4
+            parts = [value, *(line for line in value.splitlines() if len(line) >= 16 and line != value)]
+            for part in parts:
+                text = part.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+                if len(text) >= least:
+                    anchors |= _anchors(text)
+                    for form in _forms(text):
+                        self._names.setdefault(form, f"[{name}]")
+        self._anchors = tuple(anchors)
+        forms = sorted(self._names, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, forms))) if forms else None
+
+    def may_hold(self, data: bytes) -> bool:
+        """Whether JSON could hold a value. False is certain."""
+        if self._pattern is None:
+            return False
+        if any(anchor in data for anchor in self._anchors):
+            return True
+        # Nobody needs to escape a printable character, but one who does could spell any value with it. The first
+        # test is the fastest that there is, and settles most batches.
+        return b"\\" in data and rb"\u00" in data and _PRINTABLE_ESCAPE.search(data) is not None
+
+    def text(self, text: str) -> str:
+        """*text* without the values."""
+        return text if self._pattern is None else self._pattern.sub(self._name, text)
+
+    def dump(self, value: Any) -> bytes:
+        """A value as JSON, without the values in its strings."""
+        try:
+            return orjson.dumps(self._walk(value) if self._pattern is not None else value)
+        except (TypeError, ValueError, RecursionError):  # of a runtime's own making
+            return orjson.dumps({"type": "output", "text": self.text(ascii(value))})
+
+    def _name(self, match: re.Match[str]) -> str:
+        return self._names[match[0]]
+
+    def _walk(self, value: Any) -> Any:
+        match value:
+            case str():
+                return self.text(value)
+            case dict():
+                return {self._key(key): self._walk_item(key, item) for key, item in value.items()}
+            case list() | tuple():
+                return [self._walk(item) for item in value]
+            case int() | float() if not isinstance(value, bool):
+                shown = repr(value)
+                return self.text(shown) if len(shown) >= 8 and self.text(shown) != shown else value
+            case _:
+                return value
+
+    def _key(self, key: Any) -> Any:
+        # The protocol's own words stay what they are, even where a variable has such a value.
+        return key if not isinstance(key, str) or _PROTOCOL_WORD.fullmatch(key) else self.text(key)
+
+    def _walk_item(self, key: Any, item: Any) -> Any:
+        if key in ("type", "subtype", "role") and isinstance(item, str) and _PROTOCOL_WORD.fullmatch(item):
+            return item
+        return self._walk(item)
+
+
+def _forms(value: str) -> Iterator[str]:
+    """The ways in which a decoded string can spell a value: as it is, or as JSON in JSON."""
+    yield value
+    for ascii_only in (False, True):
+        escaped = value
+        for _ in range(2):
+            escaped = json.dumps(escaped, ensure_ascii=ascii_only)[1:-1]
+            yield escaped
+
+
+def _anchors(value: str) -> set[bytes]:
+    """Bytes of which JSON that holds the value has at least one, however it is escaped."""
+    longest = max(_SAFE_RUN.findall(value), key=len, default="")
+    if len(longest) >= min(4, len(value)):
+        return {longest.encode()}
+    return {rb"\u", *(form.encode() for form in _forms(value))}

@@ -1,0 +1,94 @@
+"""What there is to know of a run without reading its transcript."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any, Final, Literal, Self
+
+import attrs
+
+from container_runner.config.converter import structured, unstructured
+from container_runner.stream.messages import Usage
+
+Outcome = Literal["success", "failed", "stopped", "running", "interrupted"]
+"""How a run ended: "stopped" by its consumer, "interrupted" with the process that ran it; or that it has not ended."""
+
+_COUNTS: Final = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+
+
+def _usage(value: Usage | Mapping[str, Any] | None) -> Usage | None:
+    if value is None or isinstance(value, Usage):
+        return value
+    counts = structured(dict[str, int], value, "tokens")
+    return Usage(**{name: counts[name] for name in _COUNTS if name in counts})
+
+
+@attrs.frozen(kw_only=True)
+class RunSummary:
+    """What there is to know of a run without reading its transcript. What is not known is None."""
+
+    run_id: str
+    agent: str
+    outcome: Outcome
+    started: dt.datetime
+
+    ended: dt.datetime | None = None
+    duration: float | None = None
+    """Seconds from the request to the end, the container's removal included."""
+
+    kind: str | None = None
+    """What went wrong, as `ErrorMessage.kind`; None if nothing did."""
+
+    message: str | None = None
+    """The same as a sentence."""
+
+    exit_code: int | None = None
+    """The agent's exit code."""
+
+    turns: int | None = None
+    tokens: Usage | None = attrs.field(default=None, converter=_usage)
+    cost_usd: float | None = None
+    """US dollars, by the agent's own reckoning."""
+
+    session_id: str | None = None
+    """The session to resume."""
+
+    model: str | None = None
+    prompt: str | None = None
+    """The first 200 characters of the prompt."""
+
+    workspace: str | None = None
+    """The folder on the host."""
+
+    image: str | None = None
+    engine: str | None = None
+    """The engine's program."""
+
+    container: str | None = None
+    """The container's name."""
+
+    complete: bool = True
+    """Whether the transcript holds every message."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        values: dict[str, Any] = unstructured(attrs.evolve(self, tokens=None))
+        if (usage := self.tokens) is not None:
+            values["tokens"] = {name: getattr(usage, name) for name in _COUNTS} | {"total": usage.total}
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The summary that `to_dict` wrote.
+
+        Raises:
+            ConfigError: it did not write this.
+        """
+        return structured(cls, values, strangers=True)
+
+
+def shortened(text: str) -> str:
+    """The first 200 characters, as a summary has them."""
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= 200 else f"{text[:199]}…"

@@ -1,0 +1,117 @@
+"""No value of a variable survives in what a run leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from container_runner.records.scrubber import Scrubber
+from container_runner.testing import FakeEngine
+from tests.records.written import KEY, RESULT, all_of, lines, options, recorder, runner, said, summary, take
+
+
+def nested(text: str, times: int, **how: Any) -> str:
+    """*text* as JSON in JSON has it."""
+    for _ in range(times):
+        text = json.dumps({"x": text}, **how)
+    return text
+
+
+HARD = 'p"a\\ss\nwört/<&>☃'
+FORMS: dict[str, Callable[[str], bytes]] = {
+    "as it is": lambda value: json.dumps({"text": value}, ensure_ascii=False).encode(),
+    "escaped to ASCII": lambda value: json.dumps({"text": value}).encode(),
+    "every character escaped": lambda value: (
+        b'{"text":"' + "".join(f"\\u{ord(char):04x}" for char in value).encode() + b'"}'
+    ),
+    "every character escaped, capitals": lambda value: (
+        b'{"text":"' + "".join(f"\\u{ord(char):04X}" for char in value).encode() + b'"}'
+    ),
+    "slashes escaped": lambda value: json.dumps({"text": value}).replace("/", "\\/").encode(),
+    "as browsers like it": lambda value: (
+        json.dumps({"text": value}).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026").encode()
+    ),
+    "in other words": lambda value: json.dumps({"text": f"it is {value}, he said"}).encode(),
+    "as a key": lambda value: json.dumps({"env": {value: 1}}).encode(),
+    "in a list": lambda value: json.dumps({"content": [[{"text": [value]}]]}).encode(),
+    "JSON in JSON": lambda value: json.dumps({"text": nested(value, 1)}).encode(),
+    "JSON in JSON, not ASCII": lambda value: json.dumps({"text": nested(value, 1, ensure_ascii=False)}).encode(),
+    "JSON in JSON in JSON": lambda value: json.dumps({"text": nested(value, 2)}).encode(),
+    "not JSON": lambda value: b"it is " + json.dumps(value).encode(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("value", [KEY, HARD, "密码密码密码", "0123456789"], ids=["key", "hard", "unicode", "digits"])
+def test_a_secret_is_in_no_transcript_however_it_is_spelled(
+    state: Path, value: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", value)
+    with recorder(state, secrets=("TOKEN",)) as at_work:
+        take(at_work, b'{"type":"assistant"}', FORMS[form](value), b'{"type":"assistant"}')
+
+    _, before, line, after = lines(state)
+    shown = json.dumps(line, ensure_ascii=False)
+    assert "[TOKEN]" in shown
+    for escaped in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
+        assert escaped not in shown
+    assert before["message"] == after["message"] == {"type": "assistant"}
+
+
+@given(
+    value=st.text(st.characters(exclude_characters="[]Z\r\n", codec="utf-8"), min_size=4, max_size=30),
+    ascii_only=st.booleans(),
+    around=st.text(max_size=20),
+)
+@settings(deadline=None)
+def test_no_text_survives_scrubbing(value: str, ascii_only: bool, around: str) -> None:
+    scrubber = Scrubber({"Z": value})
+    line = json.dumps({"text": f"{around}{value}{around}"}, ensure_ascii=ascii_only).encode("utf-8", "replace")
+
+    assert scrubber.may_hold(line)
+    assert value not in json.loads(scrubber.dump(json.loads(line)))["text"].replace("[Z]", "[")
+
+
+async def test_secrets_are_scrubbed_of_all_that_a_run_leaves(
+    fake_engine: FakeEngine, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    monkeypatch.setenv("PIN", "4711")
+    failed = {**RESULT, "is_error": True, "result": f"Bad key {KEY}"}
+    fake_engine.messages(
+        [{"type": "system", "session_id": "s", "env": {"k": KEY}}, f"PIN is 4711, {KEY}", failed],
+        exit_code=1, stderr=f"rejected {KEY}\n",
+    )  # fmt: skip
+
+    given_ = options(f"use {KEY} and 4711 and host=db.example.org")
+    await all_of(runner(state, secrets=("PIN",), env={"HOST": "db.example.org"}), given_)
+
+    written = b"".join(path.read_bytes() for path in (state / "runs" / "bot").iterdir()).decode()
+    assert "api03" not in written
+    assert "db.example.org" not in written
+    assert "4711" not in written
+    assert "[ANTHROPIC_API_KEY]" in written
+    assert summary(state)["message"] == "claude failed: Bad key [ANTHROPIC_API_KEY]"
+
+
+def test_each_line_of_a_secret_of_many_lines_is_scrubbed(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEM", "-----BEGIN KEY-----\nMIIEowIBAAKCAQEA0Z3VS5JJ\nshort\n-----END KEY-----\n")
+    with recorder(state, secrets=("PEM",)) as at_work:
+        take(at_work, json.dumps({"text": "  2\tMIIEowIBAAKCAQEA0Z3VS5JJ"}).encode())
+
+    assert said(state) == [{"text": "  2\t[PEM]"}]
+
+
+def test_an_open_variable_with_a_common_value_does_not_mangle_the_transcript(state: Path) -> None:
+    line = b'{"type":"assistant","message":{"role":"assistant","ok":true,"text":"main is assistant"}}'
+    with recorder(state, env={"A": "assistant", "B": "true", "C": "main"}) as at_work:
+        take(at_work, line)
+
+    expected = {"type": "assistant", "message": {"role": "assistant", "ok": True, "text": "main is [A]"}}
+    assert said(state) == [expected]
