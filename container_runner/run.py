@@ -213,15 +213,14 @@ class Run:
             span = nullcontext()
         async with start_limiter():
             self._started_at = time.time()
-            try:
-                with span:
-                    started = await self._start_client()
-            except TimeoutError:
-                raise EngineTimeoutError("The agent had not started in time.") from None
+            with span:
+                try:
+                    if not await self._start_client():
+                        raise await self._refusal()
+                except TimeoutError:
+                    raise EngineTimeoutError("The agent had not started in time.") from None
         if self._plan.ephemeral:
             self._record.in_container(self._name)
-        if not started:
-            raise await self._refusal()
         self._stream = self._runtime.read(
             self._running,
             options,
@@ -307,7 +306,8 @@ class Run:
         if self._process is not None:
             in_order = await self._manager.end_client(self._process, self._name, kept=kept is not None)
             self._is_spoiled = self._is_spoiled or not in_order
-            self._record.trace.end_exec(self._process.returncode)
+            told = self._report()[0].ended
+            self._record.trace.end_exec(self._process.returncode if told is None else told)
             self._process = None
         if kept is not None:
             await self._manager.release(kept, self._plan, is_spoiled=self._is_spoiled)

@@ -146,10 +146,25 @@ async def test_a_container_that_can_not_be_made_is_an_error_of_that_step(
         assert (attributes(span)["error.type"], span.status.status_code) == ("image_not_found", StatusCode.ERROR)
 
 
+async def test_an_agent_that_could_not_start_in_time_is_an_error_of_that_step(
+    fake_engine: FakeEngine, runner: ContainerRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container_runner.run.PULL_TIMEOUT", 0.01)
+    monkeypatch.setattr("container_runner.run.RUN_TIMEOUT", 0.01)
+    fake_engine.fp.register(["docker", "run", fake_engine.fp.any()], wait=0.2)
+    fake_engine.reply("never said")
+
+    await all_of(runner)
+
+    found = spans()
+    assert set(found) == {"run", "create"}
+    assert {attributes(span)["error.type"] for span in found.values()} == {"engine_timeout"}
+
+
 async def test_an_agent_that_is_stopped_has_a_span_for_it(fake_engine: FakeEngine, runner: ContainerRunner) -> None:
     fake_engine.messages([{"type": "system"}], hang=True)
 
-    await all_of(runner, options(timeout=0.2, grace=1))
+    await all_of(runner, options(timeout=2, grace=1))  # it has begun by then, on a busy machine too
 
     found = spans()
     assert set(found) == {"run", "create", "exec", "stop"}
