@@ -594,6 +594,8 @@ LOST = [
     (137, "exited", "", "container_gone"),
     (137, "exited and out of memory", "", "out_of_memory"),
     (137, "running", "", "agent_killed"),
+    (guest.EXIT_LOST, "", "", "agent_killed"),
+    (guest.EXIT_LOST, "running", "", "agent_killed"),
     (143, "", "2026-01-01 container oom abc", "container_gone"),  # it was not killed
     (143, "", "", "container_gone"),
     (255, "", "", "container_gone"),

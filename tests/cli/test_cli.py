@@ -161,7 +161,7 @@ def test_no_secret_is_printed(command: Command, fake_engine: FakeEngine, monkeyp
 
     done = command("argv", "x", "--secret=MY_TOKEN", "--env=OTHER=s3cr3t-other")
 
-    assert "--env=MY_TOKEN" in done.out
+    assert "--env=HOME=" in done.out
     assert "s3cr3t" not in done.out + done.err
 
 
