@@ -20,14 +20,12 @@ from container_runner.engine.engine import (
     ContainerInfo,
     start_limiter,
 )
-from container_runner.engine.failures import classify
+from container_runner.engine.failures import classify, refused
 from container_runner.engine.manager import CLEANUP_TIMEOUT, DAEMON_LOST, Container, ContainerManager
 from container_runner.engine.pool import Pool, Warm
 from container_runner.errors import (
     AgentKilledError,
     CleanupError,
-    CommandNotExecutableError,
-    CommandNotFoundError,
     ContainerGoneError,
     ContainerRunnerError,
     EngineBusyError,
@@ -35,15 +33,14 @@ from container_runner.errors import (
     EngineTimeoutError,
     EngineUnreachableError,
     ExecLostError,
-    ImageUnsuitableError,
-    MountError,
     NameTakenError,
     OutOfMemoryError,
 )
 from container_runner.options import ExecuteOptions
 from container_runner.records.recorder import Recorder
+from container_runner.stream.command import Completed
 from container_runner.stream.messages import Message
-from container_runner.stream.process import STDERR_TAIL, Completed, Process, settle
+from container_runner.stream.process import STDERR_TAIL, Process, settle
 from container_runner.stream.stream import RAISE_LIMIT, MessageStream, killed, total_timeout
 
 START_TIMEOUT: Final = 60.0
@@ -354,7 +351,7 @@ class Run:
         report, stderr = self._report()
         if report.refusal is not None:
             self._is_spoiled = report.refusal in ("mounts", "prompt-lost")
-            return self._refused(report, exit_code, stderr)
+            return refused(report, plan, exit_code, stderr)
         done = Completed(returncode=exit_code, stdout=stdout, stderr=stderr)
         error = classify(done, "run" if plan.ephemeral else "exec")
         if type(error) is not EngineError:
@@ -370,29 +367,6 @@ class Run:
         # An engine has many words, or none at all, for an exec whose container ends at that moment.
         message = "The container ended while the agent was started in it."
         return ContainerGoneError(message, exit_code=exit_code, stderr=stderr) if has_ended else error
-
-    def _refused(self, report: guest.Report, exit_code: int, stderr: str) -> ContainerRunnerError:
-        """The error for what our script said instead of starting the agent."""
-        program, image = self._plan.program, self._plan.image
-        detail = ", ".join(report.detail)
-        kinds: dict[str, tuple[type[ContainerRunnerError], str]] = {
-            "missing": (ImageUnsuitableError, f"The image {image} lacks {detail}."),
-            "ksh93": (ImageUnsuitableError, f"The sh of the image {image} is ksh93, which can not hold an agent."),
-            "unsealed": (ImageUnsuitableError, f"The shell of the image {image} can not be copied to run unread."),
-            "mounts": (
-                MountError,
-                f"What is mounted at {detail or 'a planned place'} is not what was planned: a path was replaced "
-                "while the container started, or the engine sees other folders than we do.",
-            ),
-            "no-command": (CommandNotFoundError, f"There is no {program!r} in the image {image}."),
-            "not-executable": (
-                CommandNotExecutableError,
-                f"{program!r} in the image {image} can not be run by user {self._plan.user}.",
-            ),
-            "prompt-lost": (EngineBusyError, "The container has no room for the prompt."),
-        }
-        kind, message = kinds[report.refusal or ""]
-        return kind(message, exit_code=exit_code, stderr=stderr)
 
     async def _diagnose(self, exit_code: int, stderr: str) -> ContainerRunnerError:
         """Why our script did not live to see the agent's end."""

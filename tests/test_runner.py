@@ -36,8 +36,9 @@ from container_runner.options import Agent, ExecuteOptions
 from container_runner.run import scrub
 from container_runner.runner import ContainerRunner
 from container_runner.stream import process as process_module
+from container_runner.stream.command import Completed
 from container_runner.stream.messages import AssistantMessage, ErrorMessage, Message, ResultMessage
-from container_runner.stream.process import Completed, Process
+from container_runner.stream.process import Process
 from container_runner.testing import FakeEngine
 from container_runner.testing.process import Stdin
 
@@ -615,7 +616,7 @@ async def test_an_agent_of_whose_end_nobody_tells(
     events: str,
     kind: str,
 ) -> None:
-    start = ["docker", *(["run", "--rm"] if ephemeral else ["exec"]), fp.any()]
+    start: list[Any] = ["docker", *(["run", "--rm"] if ephemeral else ["exec"]), fp.any()]
     fp.register(start, returncode=code, stderr=f"container-runner: started {known_id}\nits own words\n")
     answer = inspected(status.partition(" ")[0], OOMKilled="memory" in status)
     fp.register(["docker", "inspect", fp.any()], stdout=answer, occurrences=9)

@@ -26,7 +26,8 @@ from container_runner import (
     OutputLine,
     ResultMessage,
 )
-from container_runner.stream.process import Process, run
+from container_runner.stream.command import run
+from container_runner.stream.process import Process
 from container_runner.testing import FakeEngine
 
 PAGE = Path(__file__).parent.parent / "docs/how-to/testing.md"
@@ -286,7 +287,7 @@ def test_asking_for_a_command_that_did_not_run_says_so(fake_engine: FakeEngine) 
 
 CALL = """
 import anyio
-from container_runner.stream.process import run
+from container_runner.stream.command import run
 
 async def call(*argv):
     return (await run(list(argv), timeout=10)).returncode

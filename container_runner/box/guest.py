@@ -150,59 +150,43 @@ check_mounts() {
 """
 
 _SWEEP: Final = f"""\
-judge() {{
-  kind= parent= uid= group= state=
+look() {{
+  parent= uid= group=
   while read -r key value rest; do
-    case $key in
-      State:) state=$value ;; PPid:) parent=$value ;; Uid:) uid=$value ;; NSpgid:) group=$value; break ;;
-    esac
+    case $key in PPid:) parent=$value ;; Uid:) uid=$value ;; NSpgid:) group=$value; break ;; esac
   done <"/proc/$1/status"
-  [ "$uid" = "$mine" ] && [ "$state" != Z ] || return 0
-  kind=theirs
-  if [ "$parent" = 0 ]; then
-    kind=root
-    true <"/proc/$1/environ" || run_beside=yes
-    return 0
-  fi
-  while IFS= read -r line || [ -n "$line" ]; do
-    case $line in *{MARK}="$run"*) kind=ours ;; esac
-  done <"/proc/$1/environ"
-  [ "$kind" != theirs ] || [ "$parent" != 1 ] || kind=orphan
 }}
 sweep() {{
   set +f
-  while read -r key value rest; do [ "$key" != Uid: ] || mine=$value; done <"/proc/$$/status"
-  pass=0 calm=0
+  look "$$"
+  mine=$uid pass=0 calm=0
   while [ "$pass" -lt 40 ]; do
-    roots= run_beside= found= orphans=
+    pass=$((pass + 1)) calm=$((calm + 1)) alone=yes
     for process in /proc/[0-9]*; do
       process=${{process#/proc/}}
-      [ "$process" != 1 ] && [ "$process" != "$$" ] || continue
-      judge "$process"
-      case $kind in
-        root) roots=yes ;;
-        orphan) orphans="$orphans $process" ;;
-        ours)
-          found=yes
-          if [ "${{group:-0}}" -gt 1 ] && [ "$group" != "$$" ]; then kill -KILL -"$group"; fi
-          kill -KILL "$process"
-          ;;
-      esac
+      [ "$process" != 1 ] && [ "$process" != "$$" ] && look "$process" && [ "$uid" = "$mine" ] || continue
+      [ "$parent" != 0 ] || alone=no
+      while IFS= read -r line || [ -n "$line" ]; do
+        case $line in
+          *{MARK}="$run"*)
+            calm=0
+            [ "${{group:-0}}" -gt 1 ] && [ "$group" != "$$" ] && kill -KILL -"$group"
+            kill -KILL "$process"
+            ;;
+        esac
+      done <"/proc/$process/environ"
     done
-    [ -n "$roots" ] || {{ kill -KILL -1; return 0; }}
-    if [ -n "$orphans" ] && [ -z "$run_beside" ]; then found=yes; kill -KILL $orphans; fi
-    pass=$((pass + 1)) calm=$((calm + 1))
-    [ -z "$found" ] || calm=0
+    [ "$alone" = no ] || {{ kill -KILL -1; return 0; }}
     [ "$calm" -lt 2 ] || return 0
-    printf 'reap\\n' >&4
   done
   return 1
 }}
 """
-"""Ends what a run has left in a kept container. Where nobody else of the agent's uid has come in by an exec (a process
-without a parent), that is one call, which no fork escapes. Else what carries the run's mark goes, and orphans too
-unless another run (whose script nobody may read) is alive, whose orphans they may be. Two calm passes end it: what was
-ending while it was judged may have left a child that was not there before."""
+"""Ends what a run has left in a kept container: all of the agent's uid, by one call that no fork escapes.
+
+Where somebody else of that uid has come in by an exec (a process without a parent: another run, a shell of yours), what
+carries the run's mark goes, until two passes find none: what ended while it was looked at may have left a child.
+"""
 
 GUEST: Final = f"""\
 run=$0 limit=$1

@@ -21,8 +21,9 @@ from container_runner.box.argv import DOCKER, PODMAN, PODMAN_ROOTLESS, Dialect
 from container_runner.box.environment import ENGINE_VARIABLE, client_environment
 from container_runner.engine.failures import classify, spawn_error
 from container_runner.errors import ContainerGoneError, EngineNotFoundError
-from container_runner.stream import process
-from container_runner.stream.process import Completed, Process
+from container_runner.stream import command as commands
+from container_runner.stream.command import Completed
+from container_runner.stream.process import Process
 
 CONTROL_TIMEOUT: Final = 30.0
 """Seconds that a control command may take. A stopped daemon would let it hang for ever."""
@@ -251,7 +252,7 @@ class Engine:
         self, command: Sequence[str], timeout: float, *, cwd: str | None = None, patience: float | None = None
     ) -> Completed:
         try:
-            return await process.run(command, env=self.environ, cwd=cwd, timeout=timeout, patience=patience)
+            return await commands.run(command, env=self.environ, cwd=cwd, timeout=timeout, patience=patience)
         except OSError as error:
             raise spawn_error(command, error) from None
 

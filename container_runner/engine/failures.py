@@ -8,9 +8,14 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from container_runner.box.guest import Report
+from container_runner.box.plan import Plan
 from container_runner.errors import (
+    CommandNotExecutableError,
+    CommandNotFoundError,
     ConfigError,
     ContainerGoneError,
+    ContainerRunnerError,
     EngineArgumentError,
     EngineBusyError,
     EngineError,
@@ -25,7 +30,7 @@ from container_runner.errors import (
     PortError,
     PullFailedError,
 )
-from container_runner.stream.process import Completed
+from container_runner.stream.command import Completed
 
 _FAILURES: Final[tuple[tuple[str, type[EngineError], str], ...]] = (
     (r"permission denied while trying to connect|dial unix [^\n]*permission denied", EnginePermissionError,
@@ -99,3 +104,26 @@ def _relevant(said: str) -> str:
     )
     lines = [line.rstrip("\r") for line in said.split("\n") if line.strip() and not any(n in line for n in noise)]
     return "\n".join(line for line in lines if not re.fullmatch("[0-9a-f]{64}", line.strip()))[-4096:]
+
+
+def refused(report: Report, plan: Plan, exit_code: int, stderr: str) -> ContainerRunnerError:
+    """The error for what our script in the container said instead of starting the agent."""
+    image, program, detail = plan.image, plan.program, ", ".join(report.detail)
+    kinds: dict[str, tuple[type[ContainerRunnerError], str]] = {
+        "missing": (ImageUnsuitableError, f"The image {image} lacks {detail}."),
+        "ksh93": (ImageUnsuitableError, f"The sh of the image {image} is ksh93, which can not hold an agent."),
+        "unsealed": (ImageUnsuitableError, f"The shell of the image {image} can not be copied to run unread."),
+        "mounts": (
+            MountError,
+            f"What is mounted at {detail or 'a planned place'} is not what was planned: a path was replaced while the "
+            "container started, or the engine sees other folders than we do.",
+        ),
+        "no-command": (CommandNotFoundError, f"There is no {program!r} in the image {image}."),
+        "not-executable": (
+            CommandNotExecutableError,
+            f"{program!r} in the image {image} can not be run by user {plan.user}.",
+        ),
+        "prompt-lost": (EngineBusyError, "The container has no room for the prompt."),
+    }
+    kind, message = kinds[report.refusal or ""]
+    return kind(message, exit_code=exit_code, stderr=stderr)

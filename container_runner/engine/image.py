@@ -27,8 +27,9 @@ from container_runner.config.laws import pattern
 from container_runner.engine.engine import Engine
 from container_runner.engine.failures import classify
 from container_runner.errors import ConfigError, EngineError, EngineTimeoutError, ImageUnsuitableError, PullFailedError
+from container_runner.stream.command import Completed
 from container_runner.stream.lines import OversizedLine
-from container_runner.stream.process import Completed, Process
+from container_runner.stream.process import Process
 
 __all__ = ["AGENTS", "AgentPackage", "Built", "Recipe", "build", "build_from_scratch"]
 

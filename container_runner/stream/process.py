@@ -20,10 +20,8 @@ from typing import Final, TypeVar
 import anyio
 import anyio.abc
 import anyio.lowlevel
-import attrs
 from anyio import open_process
 
-from container_runner.errors import EngineTimeoutError
 from container_runner.stream.lines import LineSplitter, OversizedLine
 
 T = TypeVar("T")
@@ -32,10 +30,6 @@ CHUNK: Final = 256 * 1024
 EARLY_LIMIT: Final = 16 * 1024**2
 """How many bytes of stdout are taken before the gate opens. They must be taken: an engine carries stdout and stderr
 each on its own, so an agent's flood can overtake the line that opens the gate, and fill every pipe in front of it."""
-
-OUTPUT_LIMIT: Final = 64 * 1024**2
-"""How many bytes of a command's stdout are kept by `run`. Thousands of containers fit; a `sh` of a hostile image that
-never stops talking does not."""
 
 STDERR_TAIL: Final = 64 * 1024
 """How many bytes of stderr are kept, the newest."""
@@ -392,60 +386,6 @@ class Process:
             self._selector.register(stdout, selectors.EVENT_READ, "stdout")
 
 
-@attrs.frozen(kw_only=True)
-class Completed:
-    """A process that has ended."""
-
-    returncode: int
-    """Its exit code, -N if signal N ended it."""
-
-    stdout: bytes
-    stderr: str
-
-    @property
-    def text(self) -> str:
-        return self.stdout.decode("utf-8", "replace")
-
-
-async def run(
-    argv: Sequence[str],
-    *,
-    env: Mapping[str, str] | None = None,
-    cwd: str | Path | None = None,
-    timeout: float,
-    stdin: bytes = b"",
-    patience: float | None = None,
-) -> Completed:
-    """Run *argv* to its end, and to an orderly end also when we are cancelled or it takes too long.
-
-    Args:
-        timeout: seconds until it gets TERM, and KILL `TERM_GRACE` seconds later.
-        patience: seconds that a cancelled caller waits for the command to end by itself; only then it gets TERM, and
-            KILL after as long again. Default: `TERM_GRACE`, because a container engine's client must not be cut off
-            in the middle of a start.
-
-    Raises:
-        EngineTimeoutError: it took longer than *timeout* seconds.
-        OSError: see `Process.start`.
-    """
-    process = await Process.start(argv, env=env, cwd=cwd, stdin=stdin, line_limit=OUTPUT_LIMIT)
-    patience = grace = TERM_GRACE if patience is None else patience
-    try:
-        with anyio.fail_after(timeout):  # around all of it: one that talks all the time never lets a read time out
-            stdout = await process.read_all(OUTPUT_LIMIT)
-            returncode = await process.wait()
-    except TimeoutError:
-        patience, grace = 0.0, TERM_GRACE
-        msg = f"`{' '.join([Path(argv[0]).name, *argv[1:2]])}` took longer than {timeout:g} seconds."
-        raise EngineTimeoutError(msg, stderr=process.stderr.decode("utf-8", "replace")) from None
-    finally:
-        try:
-            await settle(lambda: _end(process, patience, grace))
-        finally:
-            process.close()
-    return Completed(returncode=returncode, stdout=stdout, stderr=process.stderr.decode("utf-8", "replace"))
-
-
 async def settle(clean_up: Callable[[], Awaitable[T]]) -> T:
     """Run *clean_up* to its end, whatever is cancelled meanwhile, and then let the cancellation go on.
 
@@ -463,11 +403,3 @@ async def settle(clean_up: Callable[[], Awaitable[T]]) -> T:
             if cancelled is not None:
                 raise cancelled
             return result
-
-
-async def _end(process: Process, patience: float, grace: float) -> None:
-    with anyio.move_on_after(patience):
-        while await process.read():
-            pass
-        await process.wait()
-    await process.terminate(grace)

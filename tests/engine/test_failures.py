@@ -27,7 +27,7 @@ from container_runner.errors import (
     PortError,
     PullFailedError,
 )
-from container_runner.stream.process import Completed
+from container_runner.stream.command import Completed
 
 # Failures. Most texts were captured from docker 28.2 with engine 20.10 and from podman 4.3.
 

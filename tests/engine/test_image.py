@@ -23,7 +23,7 @@ from container_runner.engine.image import (
     build_from_scratch,
 )
 from container_runner.errors import ConfigError, ContainerRunnerError, ImageUnsuitableError, PullFailedError
-from container_runner.stream.process import run
+from container_runner.stream.command import run
 
 DIGEST = "0123456789abcdef" * 4
 

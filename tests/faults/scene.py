@@ -189,11 +189,14 @@ class Scene:
         return found
 
     def agents(self) -> dict[int, str]:
-        """The processes of runs: agents, all that they started, and our wrappers and clients around them."""
+        """The processes of runs: agents, all that they started, and our scripts and clients around them."""
         found = {}
         for pid, line, about in all_processes():
             if self.token.encode() in about and (f"\0{MARK}=".encode() in about or "check_mounts" in line):
                 found[pid] = line
+        # In an ephemeral container all is below our script, and carries no mark.
+        for pid in list(found):
+            found |= {child: f"{_comm(child)}: {_command(child)!r}" for child in descendants(pid) if child not in found}
         return found
 
     def _state(self, container: str) -> str:

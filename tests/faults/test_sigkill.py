@@ -47,17 +47,37 @@ def test_killed_between_run_and_exec(scene: Scene, tree: bool) -> None:
     slow = scene.folder / "slow-exec"
     # A client that has not yet asked for its exec: it only waits for what comes on its stdin, or its end.
     write_program(slow, f'[ "$1" != exec ] || {{ cat >/dev/null; exit 1; }}\nexec {scene.engine.binary}')
-    victim = scene.victim("sleep 1000", engine=str(slow))
+    victim = scene.victim("sleep 1000", engine=str(slow), config={"ephemeral": False})
     victim.wait_for_client("exec")
+    keep = scene.containers()
     since = victim.kill(tree=tree)
-    scene.settle(fault(tree, "between `run` and `exec`"), "nothing", since=since)
+    scene.settle(fault(tree, "between `run` and `exec` (persistent)"), "nothing", since=since, keep=keep)
+    for container in keep:
+        scene.engine.remove(container)
+
+
+@TREE
+@pytest.mark.timeout(300)
+def test_killed_while_a_start_takes_half_a_minute(scene: Scene, tree: bool) -> None:
+    """Before the engine has it, and when it comes at last: its stdin has ended by then, so no agent begins."""
+    slow = scene.folder / "slow-run"
+    write_program(slow, f'[ "$1" != run ] || sleep 30\nexec {scene.engine.binary}')
+    victim = scene.victim("sh : >begun", engine=str(slow))
+    victim.wait_for_client("run")
+    time.sleep(1)
+    since = victim.kill(tree=tree)
+    if not tree:  # the client comes to it when we have long been dead
+        time.sleep(32)
+        since = time.monotonic()
+    scene.settle(fault(tree, "a `run` that takes 30 s"), "nothing", since=since)
+    assert not (scene.workspace / "begun").exists()
 
 
 @TREE
 def test_killed_while_the_prompt_is_written(scene: Scene, tree: bool) -> None:
     for delay in (0, 0.1, 0.2, 0.3):
         victim = scene.victim("sh : >begun", padding=40_000_000)
-        victim.wait_for_client("exec")
+        victim.wait_for_client("run")
         time.sleep(delay)
         since = victim.kill(tree=tree)
         scene.settle(fault(tree, "prompt being written"), "nothing", since=since)

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from container_runner.errors import EngineTimeoutError
 from container_runner.stream import process as process_module
+from container_runner.stream.command import run
 from container_runner.stream.lines import OversizedLine
-from container_runner.stream.process import STDERR_TAIL, Process, run
+from container_runner.stream.process import STDERR_TAIL, Process
 
 CAT = ["cat"]
 SLEEP = ["sleep", "1000"]
