@@ -101,6 +101,7 @@ while [ "$lines" -gt 0 ]; do
 done
 set -- as before
 eval "$header"
+eval "$variables" 2>/dev/null
 printf '%s\\0' "$token" "$grace" "$size" "$kernel" "$others" "$number" "$tops" "$mounts" "$#" "$@"
 printf 'variables\\0'
 env -0

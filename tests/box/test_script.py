@@ -1,0 +1,355 @@
+"""The script in an ephemeral container, as PID 1 of a namespace of its own: no engine is needed for that, but root."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from container_runner.box import guest
+from container_runner.config import paths
+
+RUN = "0123456789abcdef" * 2
+TOKEN = "fedcba9876543210" * 2
+AGENT = ["--setuid=1000", "--setgid=1000"]
+UNSHARE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *AGENT]
+STARTED = f"container-runner: started {TOKEN}\n"
+
+
+@pytest.fixture(params=["dash", "bash", "busybox", "zsh"])
+def shell(request: pytest.FixtureRequest) -> list[str]:
+    name: str = request.param
+    if shutil.which(name) is None:
+        pytest.skip(f"there is no {name} here")
+    return [name, "sh"] if name == "busybox" else [name]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def may_unshare() -> None:
+    done = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no namespace can be made: {done.stderr}")
+
+
+@attrs.define
+class Ended:
+    """How a script has ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    """Since its lease ended."""
+
+
+class Script:
+    """The script around an agent."""
+
+    def __init__(self, shell: Sequence[str], folder: Path, command: Sequence[str], limit: int) -> None:
+        seal, script = (text.replace(paths.RUN_DIR, str(folder)) for text in (guest.SEAL, guest.GUEST))
+        self.process = subprocess.Popen(
+            [*UNSHARE, *shell, "-c", seal, RUN, script, str(limit), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={"PATH": os.environ["PATH"]},
+        )
+
+    def tell(self, prompt: bytes = b"", **fields: Any) -> None:
+        """Write the header and the prompt."""
+        assert self.process.stdin is not None
+        usual: dict[str, Any] = {
+            "token": TOKEN, "grace": 1, "mounts": [], "kernel": "k", "other_mounts": True, "values": {}
+        }  # fmt: skip
+        self.process.stdin.write(guest.header(prompt, **{**usual, **fields}))
+        self.process.stdin.flush()
+
+    def hear(self, line: str) -> str:
+        """What it says on stderr up to and with a line."""
+        assert self.process.stderr is not None
+        heard = ""
+        while line not in heard:
+            heard += self.process.stderr.readline().decode() or pytest.fail(f"it ended with {heard!r}")
+        return heard
+
+    def end(self) -> Ended:
+        """End the lease, and wait for its end."""
+        began = time.monotonic()
+        out, err = self.process.communicate(timeout=30)
+        return Ended(self.process.returncode, out.decode("latin-1"), err.decode(), time.monotonic() - began)
+
+
+Start = Callable[..., Script]
+
+
+@pytest.fixture
+def start(shell: list[str], tmp_path: Path) -> Iterator[Start]:
+    """Start an agent's command, or a script that waits for one, in each shell in turn."""
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    for above in (tmp_path, *tmp_path.parents):  # the agent is another user, to whom pytest's folders are closed
+        if above.stat().st_mode & 0o001 == 0:
+            above.chmod(above.stat().st_mode | 0o011)
+    scripts: list[Script] = []
+
+    def make(*command: str, limit: int = 60) -> Script:
+        scripts.append(Script(shell, folder, command, limit))
+        return scripts[-1]
+
+    yield make
+    for script in scripts:
+        script.process.kill()
+        script.process.communicate()
+
+
+def sh(script: str) -> tuple[str, ...]:
+    return "sh", "-c", script
+
+
+def test_an_agent_gets_its_prompt_and_its_end_is_told(start: Start) -> None:
+    script = start(*sh("cat; echo oops >&2; exit 7"))
+
+    script.tell(b"the\n\xff\nprompt")
+    heard = script.hear(f"ended {TOKEN} 7\n")
+    ended = script.end()
+
+    assert heard == f"{STARTED}oops\ncontainer-runner: ended {TOKEN} 7\n"
+    assert ended.out == f"the\n\xff\nprompt\ncontainer-runner: ended {TOKEN} 7\n"
+    assert (ended.code, ended.err) == (0, "")
+
+
+def test_what_an_agent_says_ends_with_a_line_of_ours(start: Start) -> None:
+    script = start(*sh("printf 'no newline'"))
+    script.tell()
+    script.hear("ended")
+
+    assert script.end().out == f"no newline\ncontainer-runner: ended {TOKEN} 0\n"
+
+
+NAMES = {
+    *re.findall(r"\b([a-z]+)=", guest.GUEST),
+    *("token", "grace", "size", "kernel", "others", "number", "tops", "mounts", "variables", "nl", "IFS", "MYVAR"),
+}
+
+
+def test_a_variable_may_be_called_as_one_of_the_scripts(start: Start) -> None:
+    """`size` would cut the prompt, and `limit` the agent's time."""
+    assert {"size", "limit", "run", "lines", "tmp"} <= NAMES
+    script = start("env", "-0")
+
+    script.tell(b"prompt", values=dict.fromkeys(NAMES, "it's 1\nof mine"))
+    script.hear("ended")
+    found = dict(pair.partition("=")[::2] for pair in script.end().out.split("\0"))
+
+    assert {name: found.get(name) for name in NAMES} == dict.fromkeys(NAMES, "it's 1\nof mine")
+
+
+@pytest.mark.parametrize("name", ["UID", "EUID", "GID", "PPID", "SHELLOPTS", "BASHOPTS", "LINENO", "RANDOM", "status"])
+def test_a_variable_that_a_shell_keeps_for_itself_ends_nothing(start: Start, name: str) -> None:
+    script = start(*sh('cat; printf %s "$MINE"'))
+
+    script.tell(b"prompt ", values={name: "7", "MINE": "too"})
+    script.hear("ended")
+
+    assert script.end().out == f"prompt too\ncontainer-runner: ended {TOKEN} 0\n"
+
+
+def test_no_variable_is_in_the_environment_of_the_script(start: Start) -> None:
+    script = start("sleep", "1000")
+    script.tell(values={"TOKEN": "s3cr3t"})
+    script.hear("started")
+
+    child = f"/proc/{script.process.pid}/task/{script.process.pid}/children"
+    environ = Path(f"/proc/{Path(child).read_text().strip()}/environ").read_bytes()
+
+    assert b"s3cr3t" not in environ
+    script.end()
+
+
+def test_an_agents_signals_do_what_they_do_by_default(start: Start) -> None:
+    script = start(*sh("kill -INT $$; kill -QUIT $$; echo alive"))
+    script.tell()
+
+    script.hear(f"ended {TOKEN} 130")
+
+
+def test_an_agent_can_neither_read_nor_trace_nor_end_it(start: Start) -> None:
+    probe = "for name in environ mem maps fd/0 exe; do cat /proc/1/$name >/dev/null 2>&1 && echo $name; done"
+    script = start(*sh(f"{probe}; kill -KILL 1; kill -STOP 1; sleep 0.3; echo done"))
+    script.tell()
+    script.hear("ended")
+
+    assert script.end().out.startswith("done\n")
+
+
+def test_a_container_of_a_pool_waits_for_its_command(start: Start) -> None:
+    script = start()
+    assert script.hear("ready") == f"container-runner: ready {RUN}\n"
+
+    script.tell(b"prompt", command=["sh", "-c", 'cat; printf "%s|" "$@"', "sh", "a b", "", "it's\nme"])
+    script.hear("ended")
+
+    assert script.end().out.startswith("prompta b||it's\nme|")
+
+
+# The lease
+
+
+def test_when_the_lease_ends_the_agent_is_asked_to_end(start: Start) -> None:
+    script = start(*sh("trap 'echo asked; exit 5' TERM; echo up; while :; do sleep 0.05; done"))
+    script.tell(grace=20)
+    script.hear("started")
+    time.sleep(0.2)
+
+    ended = script.end()
+
+    assert (ended.code, ended.out) == (0, f"up\nasked\n\ncontainer-runner: ended {TOKEN} 5\n")
+    assert ended.seconds < 10
+
+
+def test_an_agent_that_does_not_listen_ends_with_the_script(start: Start) -> None:
+    """And so does all that it has started, wherever it hides."""
+    script = start(*sh("trap '' TERM; (trap '' TERM; setsid sleep 1000) & echo up; while :; do sleep 1; done"))
+    script.tell(grace=2)
+    script.hear("started")
+    time.sleep(0.3)
+
+    ended = script.end()  # which waits for whoever holds the pipes
+
+    assert (ended.code, ended.out, ended.err) == (0, "up\n", "")
+    assert 0.9 < ended.seconds < 10
+
+
+def test_an_agent_whose_time_is_over_is_asked_too(start: Start) -> None:
+    script = start(*sh("trap 'exit 5' TERM; while :; do sleep 0.05; done"), limit=1)
+    script.tell()
+
+    script.hear(f"ended {TOKEN} 5")
+
+
+@pytest.mark.parametrize("told", [b"", b"3\n", b"3\nab\nab\n"], ids=["nothing", "its size", "half of it"])
+def test_without_a_whole_header_there_is_no_agent(start: Start, told: bytes) -> None:
+    script = start("echo", "hello")
+    assert script.process.stdin is not None
+    script.process.stdin.write(told)
+
+    ended = script.end()
+
+    assert (ended.code, ended.out) == (guest.EXIT_NO_HEADER, "")
+
+
+def test_with_half_a_prompt_there_is_no_agent(start: Start) -> None:
+    script = start("echo", "hello")
+    assert script.process.stdin is not None
+    usual = {"token": TOKEN, "grace": 1, "mounts": [], "kernel": "k", "other_mounts": True, "values": {}}
+    script.process.stdin.write(guest.header(b"the whole prompt", **usual)[:-1])  # type: ignore[arg-type]
+
+    ended = script.end()
+
+    assert (ended.code, ended.out) == (guest.EXIT_REFUSED, "")
+    assert ended.err == f"container-runner: prompt-lost {TOKEN}\n"
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("command", ["nowhere", "/nowhere/at/all"])
+def test_a_command_that_is_not_there(start: Start, command: str) -> None:
+    script = start(command)
+    script.tell()
+
+    ended = script.end()
+
+    assert (ended.code, ended.out) == (guest.EXIT_REFUSED, "")
+    assert ended.err == f"container-runner: no-command {TOKEN}\n"
+
+
+def test_a_command_that_can_not_be_run(start: Start, shell: list[str]) -> None:
+    script = start("/etc")
+    script.tell()
+
+    ended = script.end()
+
+    assert (ended.code, ended.out) == (guest.EXIT_REFUSED, "")
+    told = "no-command" if shell[0] in ("bash", "zsh") else "not-executable"  # those two find no command in it
+    assert ended.err == f"container-runner: {told} {TOKEN}\n"
+
+
+# The mounts
+
+INFO = """\
+20 1 0:30 / / rw - overlay overlay rw
+21 20 0:31 / /proc rw - proc proc rw
+22 20 0:40 / /tmp rw,nosuid - tmpfs tmpfs rw
+23 20 8:1 /home/me/a\\040b /workspace rw - ext4 /dev/sda1 rw
+24 23 8:1 /home/me/a\\040b/.git/hooks /workspace/.git/hooks ro - ext4 /dev/sda1 rw
+25 23 0:41 / /workspace/state ro - tmpfs tmpfs ro
+26 20 8:1 /etc/hosts /etc/hosts rw - ext4 /dev/sda1 rw
+"""
+PLANNED = [
+    "/tmp rw tmpfs /",
+    "/workspace/state ro tmpfs /",
+    "/workspace rw 8:1 /home/me/a\\040b",
+    "/workspace/.git/hooks ro 8:1 /home/me/a\\040b/.git/hooks",
+]
+SWAPPED = INFO.replace("8:1 /home/me/a\\040b /workspace", "8:1 /home/you /workspace")
+BELOW = INFO + "27 23 8:2 / /workspace/data rw - ext4 /dev/sdb rw\n"
+ABOVE = INFO + "27 23 8:2 / /workspace rw - ext4 /dev/sdb rw\n"
+
+CHECKS: list[tuple[str, str, list[str], dict[str, Any], str]] = [
+    ("as planned", INFO, PLANNED, {}, ""),
+    ("another folder", SWAPPED, PLANNED, {}, "/workspace"),
+    ("another folder, of another kernel's", SWAPPED, PLANNED, {"kernel": "another"}, ""),
+    ("another device", INFO.replace("8:1 /home/me/a\\040b /w", "8:2 /home/me/a\\040b /w"), PLANNED, {}, "/workspace"),
+    ("writable", INFO.replace("hooks ro", "hooks rw"), PLANNED, {}, "/workspace/.git/hooks"),
+    ("writable, of another kernel's", INFO.replace("hooks ro", "hooks rw"), PLANNED, {"kernel": "x"}, None),
+    ("read-only", INFO.replace("/workspace rw", "/workspace ro"), PLANNED, {}, "/workspace"),
+    ("missing", INFO.replace("/workspace/.git/hooks ro", "/elsewhere ro"), PLANNED, {}, None),
+    ("a tmpfs that is none", INFO.replace("- tmpfs tmpfs ro", "- ext4 /dev/sda1 ro"), PLANNED, {}, "/workspace/state"),
+    ("a tmpfs that is writable", INFO.replace("state ro", "state rw"), PLANNED, {}, "/workspace/state"),
+    ("one more below", BELOW, PLANNED, {}, "/workspace/data"),
+    ("one more below, and others may be", BELOW, PLANNED, {"other_mounts": True}, ""),
+    ("one below that came along", BELOW, [*PLANNED, "/workspace/data * 8:2 /"], {}, ""),
+    ("another one below than may come along", BELOW, [*PLANNED, "/workspace/data * 8:3 /"], {}, "/workspace/data"),
+    ("one that may come along and did not", INFO, [*PLANNED, "/workspace/data * 8:2 /"], {}, ""),
+    ("over another one", ABOVE, PLANNED, {}, "/workspace"),
+    ("over another one, though others may be", ABOVE, PLANNED, {"other_mounts": True}, "/workspace"),
+    ("unknown here, and of the right mode", INFO, ["/workspace rw - -"], {"kernel": "", "other_mounts": True}, ""),
+    ("a name that only begins the same", INFO, ["/work rw 8:1 /x"], {}, None),
+]  # type: ignore[list-item]  # None: whatever it names
+
+
+@pytest.mark.parametrize(
+    ("table", "planned", "others", "refused"), [case[1:] for case in CHECKS], ids=[case[0] for case in CHECKS]
+)
+def test_what_is_mounted_is_held_against_what_was_planned(
+    shell: list[str], tmp_path: Path, table: str, planned: list[str], others: dict[str, Any], refused: str | None
+) -> None:
+    (tmp_path / "mountinfo").write_text(table)
+    (tmp_path / "boot_id").write_text("k\n")
+    check = guest._MOUNTS.replace("/proc/self/mountinfo", str(tmp_path / "mountinfo"))
+    check = check.replace("/proc/sys/kernel/random/boot_id", str(tmp_path / "boot_id"))
+    fields: dict[str, Any] = {"token": TOKEN, "grace": 1, "kernel": "k", "other_mounts": False, "values": {}, **others}
+    _, _, header = guest.header(b"", mounts=planned, **fields).partition(b"\n")
+    (tmp_path / "sh").symlink_to(shutil.which(shell[0]) or "")
+
+    done = subprocess.run(
+        [tmp_path / "sh" if len(shell) == 1 else shell[0], *shell[1:], "-c",
+         f"set -f\nnl='\n'\nrefuse() {{ echo \"$*\"; exit 69; }}\n{check}\neval \"$0\"\ncheck_mounts", header],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.stderr == ""
+    if refused is None:
+        assert done.stdout.startswith("mounts")
+    else:
+        assert done.stdout == (f"mounts {refused}\n" if refused else "")
