@@ -251,6 +251,7 @@ agent() {{
   before=$killed
   say started
   (
+    eval "$variables" 2>/dev/null
     [ "$kept" = no ] || {{ {MARK}=$run; export {MARK}; }}
     exec "$@" <&5 4>&- 5<&-
   )
@@ -320,6 +321,9 @@ done
 
 RUN is the run's id and LIMIT the seconds after which it ends. stdin is the header (see `header`), the prompt, and then
 the lease. Without a COMMAND it says "ready" first, and takes the command from the header.
+
+The agent's variables are set where it is started: one may be called as one of ours is, or as one that a shell keeps for
+itself, such as bash's UID, which `export` alone would end it for.
 
 The header comes with a secret token, which is in every line that we say from then on, so that an agent can not say
 them in our name. The mounts are held against what was planned: whatever a path meant when the engine followed it, the
@@ -411,9 +415,9 @@ def header(
         "number": str(len(tops)),
         "tops": "\n".join(tops),
         "mounts": "".join(f"\n{line}" for line in mounts) + "\n",
+        "variables": "\n".join(f"command export {name}={shlex.quote(value)}" for name, value in values.items()),
     }
     lines = [f"{name}={shlex.quote(value)}" for name, value in fields.items()]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
     if words := list(command):
         lines.append(f"set -- {shlex.join(words)}")
     text = "\n".join([*lines, ""])

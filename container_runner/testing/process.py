@@ -247,9 +247,9 @@ class Stdin:
         first, _, rest = stdin.partition(b"\n")
         lines = rest.split(b"\n", int(first or 0))
         words = shlex.split(b"\n".join(lines[:-1]).decode("utf-8", "surrogateescape"))
-        exported = [words[index + 1] for index, word in enumerate(words[:-1]) if word == "export"]
-        pairs = dict(word.partition("=")[::2] for word in words)
-        return cls(pairs, dict(word.partition("=")[::2] for word in exported), lines[-1])
+        fields = dict(word.partition("=")[::2] for word in words)
+        exported = shlex.split(fields.get("variables", ""))[2::3]  # behind "command export"
+        return cls(fields, dict(word.partition("=")[::2] for word in exported), lines[-1])
 
     @classmethod
     def length(cls, stdin: bytes) -> int | None:
