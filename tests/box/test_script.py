@@ -305,7 +305,7 @@ SWAPPED = INFO.replace("8:1 /home/me/a\\040b /workspace", "8:1 /home/you /worksp
 BELOW = INFO + "27 23 8:2 / /workspace/data rw - ext4 /dev/sdb rw\n"
 ABOVE = INFO + "27 23 8:2 / /workspace rw - ext4 /dev/sdb rw\n"
 
-CHECKS: list[tuple[str, str, list[str], dict[str, Any], str]] = [
+CHECKS: list[tuple[str, str, list[str], dict[str, Any], str | None]] = [
     ("as planned", INFO, PLANNED, {}, ""),
     ("another folder", SWAPPED, PLANNED, {}, "/workspace"),
     ("another folder, of another kernel's", SWAPPED, PLANNED, {"kernel": "another"}, ""),
@@ -325,7 +325,8 @@ CHECKS: list[tuple[str, str, list[str], dict[str, Any], str]] = [
     ("over another one, though others may be", ABOVE, PLANNED, {"other_mounts": True}, "/workspace"),
     ("unknown here, and of the right mode", INFO, ["/workspace rw - -"], {"kernel": "", "other_mounts": True}, ""),
     ("a name that only begins the same", INFO, ["/work rw 8:1 /x"], {}, None),
-]  # type: ignore[list-item]  # None: whatever it names
+]
+"""The last is the place that is named, "" if all is well, None for a refusal that may name any."""
 
 
 @pytest.mark.parametrize(
