@@ -32,13 +32,13 @@ def host_environment() -> Mapping[str, str]:
 
 @attrs.frozen(kw_only=True)
 class ContainerEnv:
-    """The agent's variables, in the two forms that an exec takes."""
+    """The agent's variables, in the two ways that they take."""
 
     spelled: tuple[str, ...]
     """NAME=VALUE, for values that may be seen: ours, and those whose name would change the client itself."""
 
     named: tuple[str, ...]
-    """Names alone; the engine's client takes their values from its environment."""
+    """Names alone; their values travel on stdin, or for a person's shell in the environment of the engine's client."""
 
     values: Mapping[str, str] = attrs.field(repr=False)
     """The values of `named`."""

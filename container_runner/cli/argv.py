@@ -21,7 +21,7 @@ def argv(
 ) -> None:
     """Print the exact commands of a run, without running anything.
 
-    Secrets are in none of them; they travel by name, in the environment of the engine's client.
+    Secrets are in none of them: the agent's variables travel on stdin.
 
     Parameters
     ----------
