@@ -267,6 +267,7 @@ def kernel(*mounts: Mount, table: str = TABLE, **others: Any) -> list[str]:
         ("/home/me/project/node_modules/x", "rw 0:50 /x"),
         ("/home/me/project/node_modules.old", "rw 254:2 /@home/me/project/node_modules.old"),  # beside one
         ("/homes", "rw 254:1 /homes"),
+        ("/sys/fs", "rw 0:20 /fs"),  # mounted before the root was, and moved to it
         ("/home/me/project two/x", "rw 0:51 /x"),
         ("/srv/back\\slash/x y", "rw 254:6 /a\\134b/x\\040y"),
         ("/srv/over/x", "rw 254:5 /x"),  # the later mount hides the earlier one
