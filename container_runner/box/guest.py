@@ -174,9 +174,11 @@ sweep() {{
   kill -CONT -1
 }}
 """
-"""Ends what a run has left in a kept container, of which all of the agent's uid is stopped meanwhile, so that nothing
-forks. Where somebody else of that uid has come in by an exec (a process without a parent: another run, a shell of yours)
-what carries the run's mark is killed, and the rest goes on; else all of it is killed."""
+"""Ends what a run has left in a kept container. All of the agent's uid is stopped meanwhile, so that nothing forks.
+
+Where somebody else of that uid has come in by an exec (a process without a parent: another run, a shell of yours), what
+carries the run's mark is killed, and the rest goes on; else all of it is killed.
+"""
 
 GUEST: Final = f"""\
 run=$0 limit=$1
