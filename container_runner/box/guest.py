@@ -91,7 +91,7 @@ exec 3<>{RUN_DIR}/lease
 (sleep "$1"; kill -TERM 1) </dev/null >/dev/null 2>&1 3>&- &
 sh -c "$ticker" "$ticker" 1 </dev/null >/dev/null 2>&1 3>&- &
 while :; do
-  read -r word run <&3
+  read -r word run <&3 || word=
   jobs >/dev/null
   case $word in
     here) drop; runs="$runs $run:0" ;;
