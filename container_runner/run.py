@@ -301,7 +301,8 @@ class Run:
         """End the client, and see that an ephemeral container is gone, and a kept one given back."""
         kept = None if self._plan.ephemeral else self._container
         if self._process is not None:
-            in_order = await self._manager.end_client(self._process, self._name, kept=kept is not None)
+            lost = self._has_started and self._report()[0].ended is None
+            in_order = await self._manager.end_client(self._process, self._name, kept=kept is not None, lost=lost)
             self._is_spoiled = self._is_spoiled or not in_order
             told = self._report()[0].ended
             self._record.trace.end_exec(self._process.returncode if told is None else told)

@@ -79,7 +79,7 @@ drop() {{
 tick() {{
   rest=
   for held in $runs; do
-    [ "${{held#*:}}" -lt 5 ] || exit 0
+    [ "${{held#*:}}" -lt 4 ] || exit 0
     rest="$rest ${{held%:*}}:$((${{held#*:}} + 1))"
   done
   runs=$rest
@@ -91,7 +91,7 @@ exec 3<>{RUN_DIR}/lease
 (sleep "$1"; kill -TERM 1) </dev/null >/dev/null 2>&1 3>&- &
 sh -c "$ticker" "$ticker" 1 </dev/null >/dev/null 2>&1 3>&- &
 while :; do
-  read -r word run <&3
+  read -r word run <&3 || word=
   jobs >/dev/null
   case $word in
     here) drop; runs="$runs $run:0" ;;
@@ -102,7 +102,7 @@ done
 """PID 1 of a kept container, under another uid than the agent's: `sh -c KEEPER sh LIMIT`, the time limit in seconds.
 
 Each run's script says "here" with its secret token every two seconds, and at its end "gone". One that falls silent for
-five of our own ticks was stopped or killed: its lease may have ended unseen, so the container ends. What an agent
+four of our own ticks was stopped or killed: its lease may have ended unseen, so the container ends. What an agent
 writes into the FIFO knows no token. (Ticks, and not a clock: a machine that slept has not missed any.)
 """
 
@@ -151,41 +151,33 @@ check_mounts() {
 
 _SWEEP: Final = f"""\
 look() {{
-  parent= uid= group=
+  parent= uid=
   while read -r key value rest; do
-    case $key in PPid:) parent=$value ;; Uid:) uid=$value ;; NSpgid:) group=$value; break ;; esac
+    case $key in PPid:) parent=$value ;; Uid:) uid=$value; break ;; esac
   done <"/proc/$1/status"
 }}
 sweep() {{
   set +f
   look "$$"
-  mine=$uid pass=0 calm=0
-  while [ "$pass" -lt 40 ]; do
-    pass=$((pass + 1)) calm=$((calm + 1)) alone=yes
-    for process in /proc/[0-9]*; do
-      process=${{process#/proc/}}
-      [ "$process" != 1 ] && [ "$process" != "$$" ] && look "$process" && [ "$uid" = "$mine" ] || continue
-      [ "$parent" != 0 ] || alone=no
-      while IFS= read -r line || [ -n "$line" ]; do
-        case $line in
-          *{MARK}="$run"*)
-            calm=0
-            [ "${{group:-0}}" -gt 1 ] && [ "$group" != "$$" ] && kill -KILL -"$group"
-            kill -KILL "$process"
-            ;;
-        esac
-      done <"/proc/$process/environ"
-    done
-    [ "$alone" = no ] || {{ kill -KILL -1; return 0; }}
-    [ "$calm" -lt 2 ] || return 0
+  mine=$uid alone=yes
+  kill -STOP -1
+  for process in /proc/[0-9]*; do
+    look "${{process#/proc/}}"
+    case $uid:$parent:$process in "$mine":0:*/"$$") ;; "$mine":0:*) alone=no ;; esac
   done
-  return 1
+  [ "$alone" = no ] || {{ kill -KILL -1; return; }}
+  for process in /proc/[0-9]*; do
+    while IFS= read -r line || [ -n "$line" ]; do
+      case $line in *{MARK}="$run"*) kill -KILL "${{process#/proc/}}" ;; esac
+    done <"$process/environ"
+  done
+  kill -CONT -1
 }}
 """
-"""Ends what a run has left in a kept container: all of the agent's uid, by one call that no fork escapes.
+"""Ends what a run has left in a kept container. All of the agent's uid is stopped meanwhile, so that nothing forks.
 
 Where somebody else of that uid has come in by an exec (a process without a parent: another run, a shell of yours), what
-carries the run's mark goes, until two passes find none: what ended while it was looked at may have left a child.
+carries the run's mark is killed, and the rest goes on; else all of it is killed.
 """
 
 GUEST: Final = f"""\
@@ -278,7 +270,8 @@ exec >/dev/null 5<&- 6>&- 7>&-
 {_SWEEP}
 leave() {{
   [ "$kept" = no ] || {{
-    sweep && printf 'gone %s\\n' "$token" >&4 || exit 1
+    sweep
+    printf 'gone %s\\n' "$token" >&4
     rm -f "$tmp/go-$run" "$tmp/ended-$run"
   }}
   exit "${{1:-0}}"

@@ -240,10 +240,13 @@ class ContainerManager:
         await self.engine.remove(name)
         self._use_lock(name).path.unlink(missing_ok=True)
 
-    async def end_client(self, process: Process, name: str, *, kept: bool = False) -> bool:
+    async def end_client(self, process: Process, name: str, *, kept: bool = False, lost: bool = False) -> bool:
         """End an attached client by its stdin, and see that an ephemeral container has gone with it.
 
         A client in the middle of a start is not cut off: its container finds its stdin ended, and leaves.
+
+        Args:
+            lost: whether an agent was at work whose end nobody has told.
 
         Returns:
             Whether it has ended in order. Then the engine has removed an ephemeral container before.
@@ -260,7 +263,7 @@ class ContainerManager:
         exit_code = process.returncode
         await process.terminate()
         process.close()
-        is_in_order = exit_code is not None and 0 <= exit_code != DAEMON_LOST
+        is_in_order = exit_code is not None and 0 <= exit_code != DAEMON_LOST and (kept or not lost)
         if not is_in_order and not kept:
             await self.remove(name)
         return is_in_order and (exit_code == 0 or not kept)

@@ -248,12 +248,13 @@ class Scene:
         keep: Collection[str] = (),
         also: Callable[[], list[str]] = list,
         tries: int = 1,
+        patience: float = PATIENCE,
     ) -> float:
         """Wait until nothing is left, add the row, and return the seconds since the fault. Fails if there is."""
         while True:
             left = self.left(keep=keep) + also()
             seconds = time.monotonic() - since
-            if not left or seconds > PATIENCE:
+            if not left or seconds > patience:
                 break
             time.sleep(0.05)
         row = Row(

@@ -113,10 +113,8 @@ def test_conmon_is_killed(scene: Scene, whose: str, monkeypatch: pytest.MonkeyPa
 
     def strike(_: str) -> None:
         found = scene.processes().items()
-        monitors = [
-            pid for pid, line in found if "conmon" in line.split()[0] and ("exec" in whose) == ("--exec-attach" in line)
-        ]
-        (pid,) = monitors
+        monitors = {pid: "--exec-attach" in line for pid, line in found if "conmon" in line.split()[0]}
+        (pid,) = [pid for pid in monitors if monitors[pid] == (whose == "exec")]
         os.kill(pid, signal.SIGKILL)
 
     messages, since = struck(scene, strike, prompt="setsid-sleep 1001\nsh sleep 3", ephemeral=not kept)
