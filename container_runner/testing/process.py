@@ -107,6 +107,7 @@ class PlayedProcess:
         return self._call.returncode
 
     async def wait(self) -> int:
+        """Wait for its end, and raise what a callback of the test has raised."""
         await anyio.lowlevel.checkpoint()
         while (code := self.returncode) is None:
             await anyio.sleep(TICK)
@@ -115,12 +116,15 @@ class PlayedProcess:
         return code
 
     def terminate(self) -> None:
+        """End it with TERM, of which `fp` hears."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
+        """End it with KILL, of which `fp` hears."""
         self.send_signal(signal.SIGKILL)
 
     def send_signal(self, number: int) -> None:
+        """End it with any signal."""
         self._popen.send_signal(number)
         self._signal = number
 

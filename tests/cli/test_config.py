@@ -173,9 +173,9 @@ def test_a_run_obeys_all_sources(home: Home, fake_engine: FakeEngine) -> None:
     done = home.run("argv", "--json", "Do it.", "--pids-limit=99", "--engine=docker")
 
     assert done.code == 0, done.err
-    run, execute, _ = json.loads(done.out)
+    (run,) = json.loads(done.out)
     assert {"--memory=1073741824", "--network=none", "--pids-limit=99"} <= {*run}
-    assert execute[-1] == "my-agent"
+    assert run[-1] == "my-agent"
 
 
 def test_a_run_is_refused_for_what_its_workspace_says(home: Home) -> None:

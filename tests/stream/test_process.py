@@ -544,7 +544,7 @@ async def test_run_counts_the_time_also_while_output_comes() -> None:
 
 
 async def test_run_keeps_what_fits_of_a_flood(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_module, "OUTPUT_LIMIT", MB)
+    monkeypatch.setattr("container_runner.stream.command.OUTPUT_LIMIT", MB)
 
     done = await run(sh(f"yes | head -c {3 * MB}; head -c {3 * MB} /dev/zero; exit 3"), timeout=30)
 
@@ -572,7 +572,7 @@ async def test_a_cancelled_run_has_as_much_patience_as_it_is_told(tmp_path: Path
 
 
 async def test_a_cancelled_run_asks_before_it_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_module, "TERM_GRACE", 0.3)
+    monkeypatch.setattr("container_runner.stream.command.TERM_GRACE", 0.3)
     script = f"trap 'echo term >>{tmp_path}/log; exit' TERM; while :; do sleep 0.05; done"
     with anyio.move_on_after(0.2):
         await run(sh(script), timeout=30)
@@ -582,6 +582,7 @@ async def test_a_cancelled_run_asks_before_it_kills(tmp_path: Path, monkeypatch:
 
 async def test_nothing_is_left_open_and_nobody_is_left_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_module, "TERM_GRACE", 1.0)
+    monkeypatch.setattr("container_runner.stream.command.TERM_GRACE", 1.0)
     await run(["true"], timeout=30)  # what the event loop opens once is not ours
     before = open_fds()
 
