@@ -102,6 +102,14 @@ def test_a_room_imports_only_what_lies_below_it(name: str) -> None:
             assert {other for other in others if FLOORS[other] >= FLOORS[name]} == set(), module
 
 
+def test_tests_lie_as_the_package_does() -> None:
+    tests = Path(__file__).parent
+    found = {path.relative_to(tests) for name in FLOORS for path in (tests / name).glob("test_*.py")}
+
+    assert len(found) > 30
+    assert {path for path in found if f"{path.parent}.{path.stem.removeprefix('test_')}" not in MODULES} == set()
+
+
 def test_no_two_modules_import_each_other() -> None:
     """Nor in a longer circle; what only type checkers read counts as well."""
     left = {module: own(module, types=True) for module in MODULES}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import attrs
@@ -19,7 +18,7 @@ from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags
 from container_runner.cli.text import clean, duration, job_line, line, taken
 from container_runner.cli.view import View, left_by, take_any_script, wants_live, watched
-from container_runner.config.converter import structured
+from container_runner.config.converter import parse_toml, structured
 from container_runner.config.fields import AGENT, BOX, FIELDS, REQUEST, flag, parse
 from container_runner.config.keys import refuse_key
 from container_runner.config.laws import NOT_SHOWN, law, optional
@@ -49,6 +48,14 @@ class JobTable:
     resume: str | None = None
     fork: bool | None = None
     session_id: str | None = None
+
+
+@attrs.frozen
+class JobFile:
+    """What stands at the top of a TOML file of jobs."""
+
+    defaults: Mapping[str, Any] = attrs.field(factory=dict)
+    job: tuple[Mapping[str, Any], ...] = ()
 
 
 KEYS = (*attrs.fields_dict(JobTable), *AGENT, *(name for name in REQUEST if name != "include_partial_messages"))
@@ -161,17 +168,9 @@ def read_tables(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_toml(file: Path, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        whole = tomllib.loads(data.decode())
-    except ValueError as error:
-        raise ConfigError("FILE", str(file), f"TOML ({error})") from None
-    defaults, tables = whole.pop("defaults", {}), whole.pop("job", [])
-    if not isinstance(defaults, dict) or not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
-        raise ConfigError("FILE", str(file), "[defaults], and a [[job]] for each job")
-    for key in whole:
-        _refuse_key(key, ("job", "defaults"), source=str(file))
-    for number, table in enumerate(tables, 1):
-        yield f"{file}, job {number}", {**defaults, **table}
+    whole = structured(JobFile, parse_toml(data, str(file)), source=str(file))
+    for number, table in enumerate(whole.job, 1):
+        yield f"{file}, job {number}", {**whole.defaults, **table}
 
 
 def _make_job(
@@ -185,8 +184,10 @@ def _make_job(
     runners: list[ContainerRunner],
 ) -> Job:
     for key in table:
+        if key in BOX:
+            raise ConfigError(key, NOT_SHOWN, f"a flag, as {flag(key)}: the box is given for all jobs")
         if key not in KEYS:
-            _refuse_key(key, KEYS)
+            refuse_key(key, KEYS, listed="`container-runner batch --help` tells of the others")
     job = structured(JobTable, table, strangers=True)
     places = {} if job.workspace is None else {"workspace": folder / job.workspace.expanduser()}
     names = {} if job.agent is None else {"agent": job.agent}
@@ -228,13 +229,6 @@ def _prompt(job: JobTable, folder: Path) -> str:
     if not is_prompt(prompt):
         raise ConfigError("prompt_file", str(file), "a file with some text in it")
     return prompt
-
-
-def _refuse_key(key: str, known: Iterable[str], source: str | None = None) -> NoReturn:
-    if key in BOX:
-        allowed = f"a flag, as {flag(key)}: the box is given for all jobs"
-        raise ConfigError(key, NOT_SHOWN, allowed, source=source)
-    refuse_key(key, known, listed="`container-runner batch --help` tells of the others", source=source)
 
 
 class _Json(View):

@@ -111,7 +111,8 @@ def _item(name: str, value: Any) -> str:
             text = f"{value.source}:{value.target}{':ro' if value.read_only else ''}"
             if ":" not in value.source + value.target and text == text.strip():
                 return quoted(text)
-            return f"{{source = {quoted(value.source)}, target = {quoted(value.target)}, read_only = {_bool(value)}}}"
+            access = as_toml(name, value.read_only)
+            return f"{{source = {quoted(value.source)}, target = {quoted(value.target)}, read_only = {access}}}"
         case PortBinding():
             address = f"[{value.host_ip}]" if ":" in value.host_ip else value.host_ip
             return quoted(f"{address}:{value.host_port}:{value.container_port}/{value.protocol}")
@@ -120,10 +121,6 @@ def _item(name: str, value: Any) -> str:
             return quoted(f"{value.target}:size={size_text(value.size)},{execute}mode={value.mode:o}")
         case _:
             return quoted(hidden(name, value))
-
-
-def _bool(mount: Mount) -> str:
-    return str(mount.read_only).lower()
 
 
 def quoted(text: str) -> str:

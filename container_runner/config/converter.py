@@ -103,7 +103,7 @@ def _converter() -> cattrs.Converter:
     def items(value: object, kind: Any) -> object:
         item = typing.get_args(kind)[0]
         if not isinstance(value, list | tuple):
-            refuse("", value, f"a list, each item {getattr(item, 'FORMS', item.__name__)}")
+            refuse("", value, f"a list, each item {getattr(item, 'FORMS', 'a table')}")
         plain: Any = types.GenericAlias(list, item)
         return tuple(converter.structure(value, plain))
 

@@ -20,18 +20,7 @@ from container_runner.box.mounts import sessions_folder
 from container_runner.box.plan import Plan
 from container_runner.box.user import User
 from container_runner.config.container import ContainerConfig
-from container_runner.doctor.advice import (
-    as_root,
-    enable_limits,
-    get_image,
-    give,
-    install,
-    join_the_group,
-    other_image,
-    restart,
-    start_docker,
-    use_runc,
-)
+from container_runner.doctor import advice
 from container_runner.engine.engine import Engine
 from container_runner.errors import (
     ConfigError,
@@ -90,19 +79,19 @@ def check_refused(error: ConfigError, runner: ContainerRunner | None, wanted: st
     found, fix = error.message, error.next_step
     if name == "image":
         found = "no image is named, neither by --image nor in a configuration file"
-        fix = other_image(wanted)
+        fix = advice.other_image(wanted)
     elif name == "workspace":
         folder = Path(str(error.value)).expanduser()
         if not folder.exists():
             found = f"there is no folder {error.value}"
             fix = f"mkdir -p {shlex.quote(str(error.value))}"
             if runner is not None and (user := User.of(runner.config, None)).uid not in (0, os.geteuid()):
-                fix += f" && {give(user, folder.absolute(), engine)}"
+                fix += f" && {advice.give(user, folder.absolute(), engine)}"
         elif runner is not None and " can write" in error.allowed:
             folder = folder.resolve()
             user = User.of(runner.config, folder)
             found = f"the agent's user {user} can not write in {folder}"
-            fix = give(user, folder, engine)
+            fix = advice.give(user, folder, engine)
         else:
             found = f"{folder.resolve()} can not be the workspace"
             fix = f"container-runner doctor --workspace=…    # {error.allowed}"
@@ -154,11 +143,11 @@ def check_engine(engine: Engine) -> Check:
 def without_engine(error: ContainerRunnerError, wanted: str) -> Check:
     """The check for an engine that is not there, or does not answer as one."""
     if isinstance(error, EngineNotFoundError):
-        fix = install(wanted if wanted in ("docker", "podman") else "podman")
+        fix = advice.install(wanted if wanted in ("docker", "podman") else "podman")
         return Check(name="engine", status="fail", found=error.message, fix=fix)
     fix = error.next_step
     if isinstance(error, EngineTimeoutError) and "podman" not in Path(wanted).name:
-        fix = restart(fix)  # some clients ask the daemon even for `--version`
+        fix = advice.restart(fix)  # some clients ask the daemon even for `--version`
     return Check(name="engine", status="fail", found=_told(error), fix=fix)
 
 
@@ -167,7 +156,7 @@ def without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
     fix = error.next_step
     environ = host_environment()
     if isinstance(error, EnginePermissionError):
-        fix = join_the_group(_socket(environ))
+        fix = advice.join_the_group(_socket(environ))
     elif isinstance(error, EngineUnreachableError):
         elsewhere = next(
             (name for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST") if environ.get(name)), ""
@@ -177,13 +166,13 @@ def without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
         elif platform.system() == "Darwin":
             fix = "open -a Docker" if engine.dialect.name == "docker" else "podman machine start"
         elif shutil.which("dockerd", path=f"{environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
-            fix = install("docker")
+            fix = advice.install("docker")
         else:
-            fix = as_root(start_docker())
+            fix = advice.as_root(advice.start_docker())
         if engine.dialect.name == "docker" and shutil.which("podman", path=environ.get("PATH")):
             fix += "    # or use podman: --engine=podman"
     elif isinstance(error, EngineTimeoutError) and engine.dialect.name == "docker":
-        fix = restart(fix)
+        fix = advice.restart(fix)
     return Check(name="daemon", status="fail", found=_told(error), fix=fix)
 
 
@@ -223,7 +212,7 @@ def check_versions(engine: Engine, info: Mapping[str, Any], versions: Mapping[st
     names = [f"{engine.dialect.name} client {engine.version}", *([f"runc {runc}"] if runc else [])]
     if bad:
         package = "docker-ce-cli" if "client" in bad[0] else "runc"
-        return Check(name="versions", status="warn", found="; ".join(bad), fix=install(package, upgrade=True))
+        return Check(name="versions", status="warn", found="; ".join(bad), fix=advice.install(package, upgrade=True))
     note = ""
     if engine.dialect.name == "podman" and _number(engine.version) < (5, 1):
         note = "; its `rm` of several containers may leave some, so we remove one at a time"
@@ -261,7 +250,7 @@ async def check_image(engine: Engine, config: ContainerConfig) -> Check:
     except ImageNotFoundError as error:
         if config.pull != "never":
             return passed("image", f"{config.image} was pulled")
-        return Check(name="image", status="fail", found=_told(error), fix=get_image(engine, config))
+        return Check(name="image", status="fail", found=_told(error), fix=advice.get_image(engine, config))
     except ContainerRunnerError as error:
         return Check(name="image", status="fail", found=_told(error), fix=error.next_step)
     return passed("image", f"{config.image} ({image_id.removeprefix('sha256:')[:12]})")
@@ -270,15 +259,15 @@ async def check_image(engine: Engine, config: ContainerConfig) -> Check:
 def check_failed(failure: ErrorMessage, engine: Engine, config: ContainerConfig) -> Check:
     """The check that the failure of the run belongs to."""
     checks = {
-        "image_not_found": ("image", get_image(engine, config)),
+        "image_not_found": ("image", advice.get_image(engine, config)),
         "pull_failed": ("image", f"{engine.binary} pull {config.image}"),
-        "image_unsuitable": ("tools", other_image(config.engine)),
+        "image_unsuitable": ("tools", advice.other_image(config.engine)),
         "network_not_found": ("network", f"{engine.binary} network create {shlex.quote(config.network)}"),
         "state": ("sessions", failure.next_step),
     }
     name, fix = checks.get(failure.kind, ("box", failure.next_step))
     if engine.dialect.name == "podman" and "cgroups in hybrid mode not supported" in failure.stderr:
-        fix = use_runc(engine)
+        fix = advice.use_runc(engine)
     stderr = failure.stderr.strip()
     return Check(name=name, status="fail", found=f"{failure.message}\n{stderr}" if stderr else failure.message, fix=fix)
 
@@ -295,7 +284,7 @@ def check_limits(
     if not without:
         return passed("limits", f"cgroup v{version}{rootless}: memory, processes and processors are limited")
     found = f"cgroup v{version}{rootless}: no limit on {', '.join(without)}, whatever the configuration says"
-    return Check(name="limits", status="warn", found=found, fix=enable_limits(version, bool(rootless)))
+    return Check(name="limits", status="warn", found=found, fix=advice.enable_limits(version, bool(rootless)))
 
 
 def engine_limits(engine: Engine, info: Mapping[str, Any]) -> tuple[str, set[str]]:

@@ -15,24 +15,8 @@ import orjson
 
 from container_runner.box import argv
 from container_runner.box.environment import host_environment
-from container_runner.doctor.checks import (
-    NAMES,
-    Check,
-    check_credentials,
-    check_daemon,
-    check_engine,
-    check_failed,
-    check_image,
-    check_limits,
-    check_refused,
-    check_rootless,
-    check_secrets,
-    check_versions,
-    passed,
-    refusal,
-    without_daemon,
-    without_engine,
-)
+from container_runner.doctor import checks
+from container_runner.doctor.checks import NAMES, Check
 from container_runner.doctor.inside import check_inside, look_inside
 from container_runner.engine.engine import Engine
 from container_runner.engine.failures import classify
@@ -53,8 +37,8 @@ async def examine(prepare: Prepare, *, engine: str = "auto") -> AsyncGenerator[C
         engine: the engine to look at if *prepare* fails.
     """
     seen: set[str] = set()
-    async with aclosing(_examine(prepare, engine)) as checks:
-        async for check in checks:
+    async with aclosing(_examine(prepare, engine)) as found:
+        async for check in found:
             seen.add(check.name)
             yield check
     for name in NAMES:
@@ -71,52 +55,52 @@ async def _examine(prepare: Prepare, wanted: str) -> AsyncGenerator[Check, None]
         wanted = runner.config.engine
         with suppress(EngineNotFoundError):  # the engine has a check of its own
             plan = runner.plan(options)
-            yield passed("configuration", f"agent {options.agent.name} in the image {runner.config.image}")
-            yield check_credentials(
+            yield checks.passed("configuration", f"agent {options.agent.name} in the image {runner.config.image}")
+            yield checks.check_credentials(
                 runner.config, runner.runtime.command(options, contained=True).credentials, plan, runner.state_dir
             )
-            yield check_secrets(runner.config, plan)
+            yield checks.check_secrets(runner.config, plan)
     except ConfigError as error:
         options, refused = None, error
-        if refusal(error) in ("configuration", "credentials"):
-            yield check_refused(error, runner, wanted, None)
+        if checks.refusal(error) in ("configuration", "credentials"):
+            yield checks.check_refused(error, runner, wanted, None)
             refused = None
     engine: Engine | None = None
     try:
         engine = await Engine.probe(wanted, host_environment())
-        yield check_engine(engine)
+        yield checks.check_engine(engine)
         info = await _ask(engine, argv.info_argv(engine.binary))
         versions = await _ask(engine, argv.version_argv(engine.binary))
     except ContainerRunnerError as error:
         # First, for the advice on what else was refused may need an engine.
-        yield without_engine(error, wanted) if engine is None else without_daemon(error, engine)
+        yield checks.without_engine(error, wanted) if engine is None else checks.without_daemon(error, engine)
         if refused is not None:
-            yield check_refused(refused, runner, wanted, engine)
+            yield checks.check_refused(refused, runner, wanted, engine)
         return
-    yield check_daemon(engine, info)
-    yield check_rootless(engine, info)
-    yield check_versions(engine, info, versions)
+    yield checks.check_daemon(engine, info)
+    yield checks.check_rootless(engine, info)
+    yield checks.check_versions(engine, info, versions)
     if refused is not None:
-        yield check_refused(refused, runner, wanted, engine)
+        yield checks.check_refused(refused, runner, wanted, engine)
     if runner is None:
-        yield check_limits(engine, info, None, {})
+        yield checks.check_limits(engine, info, None, {})
         return
-    image = await check_image(engine, runner.config)
+    image = await checks.check_image(engine, runner.config)
     if image.status == "fail" or options is None:
         yield image
-        yield check_limits(engine, info, None, {})
+        yield checks.check_limits(engine, info, None, {})
         return
     inside, failure = await look_inside(runner, options)
-    failed = None if failure is None else check_failed(failure, engine, runner.config)
+    failed = None if failure is None else checks.check_failed(failure, engine, runner.config)
     if failed is None or failed.name != "image":
         yield image
     if failed is not None:
         yield failed
-        yield check_limits(engine, info, None, {})
+        yield checks.check_limits(engine, info, None, {})
         return
     for check in check_inside(runner, options, engine, info, inside):
         yield check
-    yield check_limits(engine, info, runner.config, inside)
+    yield checks.check_limits(engine, info, runner.config, inside)
 
 
 async def _ask(engine: Engine, command: Sequence[str]) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from container_runner.box.mounts import sessions_folder
 from container_runner.box.user import User
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
-from container_runner.doctor.advice import as_root, give, other_image
+from container_runner.doctor import advice
 from container_runner.doctor.checks import Check, is_rootless_docker, passed
 from container_runner.engine.engine import Engine
 from container_runner.options import ExecuteOptions
@@ -143,19 +143,18 @@ def _box(config: ContainerConfig, one: Callable[[str], str]) -> Check:
         return Check(name="box", status="warn", found=f"the box is not closed: {'; '.join(open_)}", fix=fix)
     for name, place in (("tmp", "/tmp"), ("home", "HOME")):  # noqa: S108  a path in the container
         if one(name) != "yes":
-            return Check(
-                name="box", status="fail", found=f"the agent can not write its {place}", fix=other_image(config.engine)
-            )
+            found = f"the agent can not write its {place}"
+            return Check(name="box", status="fail", found=found, fix=advice.other_image(config.engine))
     return passed("box", f"uid {one('Uid')}, no capabilities, no new privileges, system calls filtered")
 
 
 def _agent(config: ContainerConfig, program: str, one: Callable[[str], str]) -> Check:
     if not one("agent"):
         found = f"there is no {program!r} in the image {config.image}"
-        return Check(name="agent", status="fail", found=found, fix=other_image(config.engine))
+        return Check(name="agent", status="fail", found=found, fix=advice.other_image(config.engine))
     if one("code") not in ("", "0"):
         found = f"{one('agent')} --version fails with code {one('code')}: {one('version')}"
-        return Check(name="agent", status="fail", found=found, fix=other_image(config.engine))
+        return Check(name="agent", status="fail", found=found, fix=advice.other_image(config.engine))
     version = f", {one('version')}" if one("version") else ""
     return passed("agent", f"{one('agent')}{version}")
 
@@ -167,7 +166,7 @@ def _writable(
         return passed(name, f"{where}, writable by the agent's user {user}")
     fix = "container-runner run --user=root …" if is_rootless_docker(info) else None
     if fix is None and folder is not None:
-        fix = give(user, folder, engine)
+        fix = advice.give(user, folder, engine)
     return Check(name=name, status="fail", found=f"the agent's user {user} can not write in {where}", fix=fix)
 
 
@@ -184,7 +183,8 @@ def _network(runner: ContainerRunner, engine: Engine, interfaces: Sequence[str])
     closed = sorted(port.host_port for port in runner.config.ports if port.host_port < _first_port(engine))
     if closed:  # the box had no ports, for a kept container may hold them
         found = f"a rootless engine may not open the port {closed[0]}; those from {_first_port(engine)} on it may"
-        fix = f"{as_root(f'sysctl net.ipv4.ip_unprivileged_port_start={closed[0]}')}    # or another --port, as 8080:80"
+        line = advice.as_root(f"sysctl net.ipv4.ip_unprivileged_port_start={closed[0]}")
+        fix = f"{line}    # or another --port, as 8080:80"
         return Check(name="network", status="fail", found=found, fix=fix)
     return passed("network", f"{wanted} ({', '.join(others) or 'lo'})")
 

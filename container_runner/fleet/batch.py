@@ -45,18 +45,18 @@ _valid_id = law("one line of 1 to 200 characters", lambda value: is_line(value) 
 class Job:
     """One request of a batch.
 
+    Attributes:
+        id: Its name in the batch: one line of at most 200 characters, used once.
+        runner: What runs it. Jobs with the same box share one.
+        options: What to do.
+
     Raises:
         ConfigError: the id is refused.
     """
 
     id: str = attrs.field(validator=_valid_id)
-    """Its name in the batch: one line of at most 200 characters, used once."""
-
     runner: ContainerRunner = attrs.field(repr=False, eq=False)
-    """What runs it. Jobs with the same box share one."""
-
     options: ExecuteOptions
-    """What to do."""
 
     @property
     def digest(self) -> str:
@@ -71,45 +71,36 @@ class Job:
 
 @attrs.frozen(kw_only=True)
 class JobResult:
-    """How a job ended. One line of a results file has these fields."""
+    """How a job ended. One line of a results file has these fields.
+
+    Attributes:
+        id: The job's id.
+        digest: The job's digest.
+        kind: Why it failed, as `ErrorMessage.kind`; None if it succeeded.
+        message: The same in a sentence.
+        exit_code: The agent's exit code; None if it has none.
+        session_id: The session to resume; None if the agent named none.
+        turns: How often the model answered.
+        tokens: All tokens, those read from a cache too.
+        cost_usd: US dollars, by the agent's own reckoning; None if it does not say.
+        started: When it was started, in ISO 8601, UTC.
+        duration: Seconds from its start to the end of its clean-up.
+        result: The agent's last words; of an agent that gives no result message, the end of its output.
+    """
 
     id: str
-    """The job's id."""
-
     digest: str
-    """The job's digest."""
-
     outcome: Literal["succeeded", "failed"]
-
     kind: str | None
-    """Why it failed, as `ErrorMessage.kind`; None if it succeeded."""
-
     message: str | None
-    """The same in a sentence."""
-
     exit_code: int | None
-    """The agent's exit code; None if it has none."""
-
     session_id: str | None
-    """The session to resume; None if the agent named none."""
-
     turns: int
-    """How often the model answered."""
-
     tokens: int
-    """All tokens, those read from a cache too."""
-
     cost_usd: float | None
-    """US dollars, by the agent's own reckoning; None if it does not say."""
-
     started: str
-    """When it was started, in ISO 8601, UTC."""
-
     duration: float
-    """Seconds from its start to the end of its clean-up."""
-
     result: str
-    """The agent's last words; of an agent that gives no result message, the end of its output."""
 
     @property
     def succeeded(self) -> bool:

@@ -20,56 +20,48 @@ _COUNTS: Final = ("input_tokens", "output_tokens", "cache_creation_input_tokens"
 def _usage(value: Usage | Mapping[str, Any] | None) -> Usage | None:
     if value is None or isinstance(value, Usage):
         return value
-    counts = structured(dict[str, int], value, "tokens")
+    counts = structured(Mapping[str, int], value, "tokens")  # type: ignore[type-abstract]
     return Usage(**{name: counts[name] for name in _COUNTS if name in counts})
 
 
 @attrs.frozen(kw_only=True)
 class RunSummary:
-    """What there is to know of a run without reading its transcript. What is not known is None."""
+    """What there is to know of a run without reading its transcript. What is not known is None.
+
+    Attributes:
+        duration: Seconds from the request to the end, the container's removal included.
+        kind: What went wrong, as `ErrorMessage.kind`; None if nothing did.
+        message: The same as a sentence.
+        exit_code: The agent's exit code.
+        cost_usd: US dollars, by the agent's own reckoning.
+        session_id: The session to resume.
+        prompt: The first 200 characters of the prompt.
+        workspace: The folder on the host.
+        engine: The engine's program.
+        container: The container's name.
+        complete: Whether the transcript holds every message.
+    """
 
     run_id: str
     agent: str
     outcome: Outcome
     started: dt.datetime
-
     ended: dt.datetime | None = None
     duration: float | None = None
-    """Seconds from the request to the end, the container's removal included."""
-
     kind: str | None = None
-    """What went wrong, as `ErrorMessage.kind`; None if nothing did."""
-
     message: str | None = None
-    """The same as a sentence."""
-
     exit_code: int | None = None
-    """The agent's exit code."""
-
     turns: int | None = None
     tokens: Usage | None = attrs.field(default=None, converter=_usage)
     cost_usd: float | None = None
-    """US dollars, by the agent's own reckoning."""
-
     session_id: str | None = None
-    """The session to resume."""
-
     model: str | None = None
     prompt: str | None = None
-    """The first 200 characters of the prompt."""
-
     workspace: str | None = None
-    """The folder on the host."""
-
     image: str | None = None
     engine: str | None = None
-    """The engine's program."""
-
     container: str | None = None
-    """The container's name."""
-
     complete: bool = True
-    """Whether the transcript holds every message."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
