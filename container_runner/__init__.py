@@ -21,18 +21,35 @@ if TYPE_CHECKING:
     from container_runner.options import Agent as Agent
     from container_runner.options import ExecuteOptions as ExecuteOptions
     from container_runner.runner import ContainerRunner as ContainerRunner
+    from container_runner.stream.blocks import ContentBlock as ContentBlock
+    from container_runner.stream.blocks import ServerToolResultBlock as ServerToolResultBlock
+    from container_runner.stream.blocks import ServerToolUseBlock as ServerToolUseBlock
+    from container_runner.stream.blocks import TextBlock as TextBlock
+    from container_runner.stream.blocks import ThinkingBlock as ThinkingBlock
+    from container_runner.stream.blocks import ToolResultBlock as ToolResultBlock
+    from container_runner.stream.blocks import ToolUseBlock as ToolUseBlock
+    from container_runner.stream.blocks import UnknownBlock as UnknownBlock
+    from container_runner.stream.blocks import Usage as Usage
     from container_runner.stream.lines import OversizedLine as OversizedLine
+    from container_runner.stream.messages import AgentMessage as AgentMessage
     from container_runner.stream.messages import AssistantMessage as AssistantMessage
+    from container_runner.stream.messages import ConversationResetMessage as ConversationResetMessage
+    from container_runner.stream.messages import DeferredToolUse as DeferredToolUse
     from container_runner.stream.messages import ErrorMessage as ErrorMessage
+    from container_runner.stream.messages import HookEventMessage as HookEventMessage
     from container_runner.stream.messages import Message as Message
+    from container_runner.stream.messages import NoticeMessage as NoticeMessage
     from container_runner.stream.messages import OutputLine as OutputLine
+    from container_runner.stream.messages import RateLimitEvent as RateLimitEvent
+    from container_runner.stream.messages import RateLimitInfo as RateLimitInfo
     from container_runner.stream.messages import ResultMessage as ResultMessage
     from container_runner.stream.messages import StreamEvent as StreamEvent
     from container_runner.stream.messages import SystemMessage as SystemMessage
-    from container_runner.stream.messages import TextBlock as TextBlock
-    from container_runner.stream.messages import ThinkingBlock as ThinkingBlock
-    from container_runner.stream.messages import ToolResultBlock as ToolResultBlock
-    from container_runner.stream.messages import ToolUseBlock as ToolUseBlock
+    from container_runner.stream.messages import TaskNotificationMessage as TaskNotificationMessage
+    from container_runner.stream.messages import TaskProgressMessage as TaskProgressMessage
+    from container_runner.stream.messages import TaskStartedMessage as TaskStartedMessage
+    from container_runner.stream.messages import TaskUpdatedMessage as TaskUpdatedMessage
+    from container_runner.stream.messages import ToolProgressMessage as ToolProgressMessage
     from container_runner.stream.messages import UnknownMessage as UnknownMessage
     from container_runner.stream.messages import UserMessage as UserMessage
     from container_runner.stream.messages import parse_line as parse_line
@@ -41,6 +58,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Agent": "options",
+    "AgentMessage": "stream.messages",
     "AssistantMessage": "stream.messages",
     "ClaudeRuntime": "agents",
     "CommandRuntime": "agents",
@@ -49,26 +67,42 @@ _MODULES = {
     "ContainerManager": "engine.manager",
     "ContainerRunner": "runner",
     "ContainerRunnerError": "errors",
+    "ContentBlock": "stream.blocks",
+    "ConversationResetMessage": "stream.messages",
+    "DeferredToolUse": "stream.messages",
     "Engine": "engine.engine",
     "ErrorMessage": "stream.messages",
     "ExecuteOptions": "options",
+    "HookEventMessage": "stream.messages",
     "Message": "stream.messages",
     "Mount": "config.values",
+    "NoticeMessage": "stream.messages",
     "OutputLine": "stream.messages",
     "OversizedLine": "stream.lines",
     "Plan": "box.plan",
     "PortBinding": "config.values",
+    "RateLimitEvent": "stream.messages",
+    "RateLimitInfo": "stream.messages",
     "RecordLimits": "config.container",
     "ResultMessage": "stream.messages",
     "Runtime": "agents",
+    "ServerToolResultBlock": "stream.blocks",
+    "ServerToolUseBlock": "stream.blocks",
     "StreamEvent": "stream.messages",
     "SystemMessage": "stream.messages",
-    "TextBlock": "stream.messages",
-    "ThinkingBlock": "stream.messages",
+    "TaskNotificationMessage": "stream.messages",
+    "TaskProgressMessage": "stream.messages",
+    "TaskStartedMessage": "stream.messages",
+    "TaskUpdatedMessage": "stream.messages",
+    "TextBlock": "stream.blocks",
+    "ThinkingBlock": "stream.blocks",
     "Tmpfs": "config.values",
-    "ToolResultBlock": "stream.messages",
-    "ToolUseBlock": "stream.messages",
+    "ToolProgressMessage": "stream.messages",
+    "ToolResultBlock": "stream.blocks",
+    "ToolUseBlock": "stream.blocks",
+    "UnknownBlock": "stream.blocks",
     "UnknownMessage": "stream.messages",
+    "Usage": "stream.blocks",
     "UserMessage": "stream.messages",
     "build_container_env": "box.environment",
     "build_container_mounts": "box.mounts",

@@ -111,7 +111,7 @@ class RunSummary:
         values["started"] = _shown_time(self.started)
         values["ended"] = None if self.ended is None else _shown_time(self.ended)
         if self.tokens is not None:
-            values["tokens"]["total"] = self.tokens.total
+            values["tokens"] = {**self.tokens, "total": self.tokens.total}
         return values
 
     @classmethod
@@ -127,8 +127,7 @@ class RunSummary:
             if known.get("ended") is not None:
                 known["ended"] = parse_time(known["ended"])
             if known.get("tokens") is not None:
-                counts = attrs.fields_dict(Usage)
-                known["tokens"] = Usage(**{name: int(n) for name, n in known["tokens"].items() if name in counts})
+                known["tokens"] = Usage(**{name: int(known["tokens"].get(name, 0)) for name in Usage()})
             self = cls(**known)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(str(error)) from None
