@@ -23,8 +23,11 @@ short.maxlevel = 3
 class Readable(Struct, frozen=True):
     """What prints as one short line: what is not the default, each value cut short, and no ids."""
 
+    def _shown(self) -> str:
+        return ", ".join(f"{name}={short.repr(value)}" for name, value in _told(self))
+
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={short.repr(value)}" for name, value in _told(self))
+        shown = self._shown()
         return f"{type(self).__name__}({shown if len(shown) <= 500 else f'{shown[:500]}…'})"
 
 

@@ -12,10 +12,10 @@ import orjson
 DEPTH = 254
 """How many levels of nesting a line may have to be decoded: what orjson reads (1024) and also writes."""
 
-VALUES = 1_000_000
-"""How many values (objects, lists, texts, numbers) a line may hold to be decoded, about. A value costs up to 145 bytes
-of memory where it takes three bytes of the line, so 60 MB of `[],[],…` would fill 3 GB. With this, a decoded line costs
-150 MB at most, and four times its length for its texts."""
+VALUES = 250_000
+"""How many values (objects, lists, texts, numbers) a line may hold to be decoded, about. A value may take 3 bytes of
+a line and 150 of memory: 60 MB of `[],[],…` would fill 3 GB. With this, a message costs 40 MB at most, and four times
+the length of its line for the texts; while it is made, twice that."""
 
 SHORT = 2 * DEPTH
 """A line of fewer bytes is within the budget, whatever it holds."""

@@ -369,14 +369,14 @@ class ConversationResetMessage(AgentMessage, frozen=True, kw_only=True, tag="con
 class UnknownMessage(_Open, frozen=True, kw_only=True):
     """A JSON object whose `type` we do not know, or that has none."""
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({short.repr(self.raw)})"
+    def _shown(self) -> str:
+        return short.repr(self.raw)
 
 
 class NoticeMessage(_Open, frozen=True, kw_only=True):
     """A line beside the conversation that a reader may skip: `type` says which, `data` has the rest."""
 
-    __repr__ = UnknownMessage.__repr__
+    _shown = UnknownMessage._shown
 
 
 NOTICES = (

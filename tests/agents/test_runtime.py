@@ -139,7 +139,7 @@ def test_no_value_can_become_a_flag(text: str, words: list[str], servers: dict[s
 
 
 def result(**fields: Any) -> ResultMessage:
-    return ResultMessage({"type": "result", "subtype": "success", "is_error": False, "result": "ok", **fields})
+    return ResultMessage(**{"subtype": "success", "is_error": False, "result": "ok", **fields})
 
 
 @pytest.mark.parametrize(
