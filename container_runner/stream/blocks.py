@@ -95,7 +95,7 @@ class ToolResultBlock(Readable, frozen=True, tag="tool_result"):
 
 
 class ServerToolResultBlock(ToolResultBlock, frozen=True, tag="advisor_tool_result"):
-    """What a tool at the API gave back, whatever its type: its `content` says which."""
+    """What a tool at the API gave back, whichever `…_tool_result` it is: its `content` says which."""
 
 
 class UnknownBlock(Readable, frozen=True):

@@ -170,11 +170,12 @@ class _Flat(msgspec.StructMeta):
     """Lets a message be made with the names that it is read with: `AssistantMessage(content=[TextBlock("hi")])`."""
 
     def __call__(self, **given: Any) -> Any:
-        inner = {key: given.pop(name) for name, key in _INNER.items() if name in given}
+        inner = {key: given.pop(name) for name, key in INNER.items() if name in given}
         return super().__call__(**given, **({"message": ApiMessage(**inner)} if inner else {}))
 
 
-_INNER = {"message_id": "id"} | {name: name for name in ("content", "model", "stop_reason", "usage")}
+INNER = {"message_id": "id"} | {name: name for name in ("content", "model", "stop_reason", "usage")}
+"""What is read from the API's message, and what it is called there."""
 
 
 class _Said(AgentMessage, frozen=True, kw_only=True, metaclass=_Flat):
@@ -376,7 +377,8 @@ class UnknownMessage(_Open, frozen=True, kw_only=True):
 class NoticeMessage(_Open, frozen=True, kw_only=True):
     """A line beside the conversation that a reader may skip: `type` says which, `data` has the rest."""
 
-    _shown = UnknownMessage._shown
+    def _shown(self) -> str:
+        return short.repr(self.raw)
 
 
 NOTICES = (
@@ -404,7 +406,7 @@ _CLASSES: dict[object, type[AgentMessage]] = {
     **dict.fromkeys(NOTICES, NoticeMessage),
     **{kind.__struct_config__.tag: kind for kind in get_args(_AnyLine)},
 }
-_NEWS: dict[object, type[SystemMessage]] = {
+NEWS: dict[object, type[SystemMessage]] = {
     "task_started": TaskStartedMessage,
     "task_progress": TaskProgressMessage,
     "task_updated": TaskUpdatedMessage,
@@ -412,6 +414,7 @@ _NEWS: dict[object, type[SystemMessage]] = {
     "hook_started": HookEventMessage,
     "hook_response": HookEventMessage,
 }
+"""The subtypes of a `SystemMessage` that have a class of their own."""
 
 
 def parse_line(line: bytes) -> AgentMessage | OutputLine | None:
@@ -428,7 +431,7 @@ def parse_line(line: bytes) -> AgentMessage | OutputLine | None:
             if isinstance(raw, dict):
                 return parse_message(raw)
         else:
-            if type(message) is SystemMessage and message.subtype in _NEWS:
+            if type(message) is SystemMessage and message.subtype in NEWS:
                 return parse_message(load(line))
             force_setattr(message, "_line", line)
             return message
@@ -438,7 +441,7 @@ def parse_line(line: bytes) -> AgentMessage | OutputLine | None:
 def parse_message(raw: dict[str, Any]) -> AgentMessage:
     """The message that a decoded line holds: of each field what can be read, and else its default. Never raises."""
     kind, subtype = (value if isinstance(value, str) else "" for value in (raw.get("type"), raw.get("subtype")))
-    found = _NEWS.get(subtype, SystemMessage) if kind == "system" else _CLASSES.get(kind, UnknownMessage)
+    found = NEWS.get(subtype, SystemMessage) if kind == "system" else _CLASSES.get(kind, UnknownMessage)
     message: AgentMessage = read(found, raw)
     force_setattr(message, "_line", raw)
     return message

@@ -353,12 +353,12 @@ def test_a_count_that_is_none_is_zero(value: object) -> None:
 
 
 TYPES = [*messages._CLASSES, *blocks._BLOCKS, "nobody"]
-KINDS: list[Any] = [*{*messages._CLASSES.values(), *messages._NEWS.values()}]
+KINDS: list[Any] = [*{*messages._CLASSES.values(), *messages.NEWS.values()}]
 NAMES = {
     info.encode_name for kind in (*KINDS, ApiMessage, Usage, ToolUseBlock) for info in msgspec.structs.fields(kind)
 }
 FIELDS = st.sampled_from(sorted(NAMES | {"type", "delta", "text", "thinking", "tool_use_id", "status"}))
-SUBTYPES = st.sampled_from([*messages._NEWS, "init", "success"])
+SUBTYPES = st.sampled_from([*messages.NEWS, "init", "success"])
 JSON = st.recursive(
     st.none()
     | st.booleans()
