@@ -168,7 +168,7 @@ The classes and attributes that both have are called the same. Where one means s
 | `RateLimitInfo.raw` | `event.raw["rate_limit_info"]` | the line is kept once |
 | `HookEventMessage.hook_event_name` from one of three keys | from `hook_event`, which claude writes | |
 | `MirrorErrorMessage` | a `SystemMessage` | its SDK makes it itself |
-| dataclasses: `dataclasses.asdict` | `message.to_dict()`, `msgspec.structs.asdict` | [decision 5](../decisions/0005-messages-are-structs.md) |
+| dataclasses: `dataclasses.asdict` | `message.to_dict()`, `msgspec.structs.asdict` | [decision 3](../decisions/0003-messages-are-structs.md) |
 | `Agent`'s `tools=[]`, `setting_sources=[]` | the same: none. `None`, the default: claude's own | |
 """
 

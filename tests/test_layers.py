@@ -36,7 +36,8 @@ ROOMS = (
 
 PURE = {
     *("errors", "options", "config.container", "config.laws", "config.paths", "config.protected", "config.values"),
-    *("stream.lines", "stream.messages", "box.argv", "box.guest", "box.plan"),
+    *("stream.blocks", "stream.decode", "stream.lines", "stream.messages", "stream.own"),
+    *("box.argv", "box.guest", "box.plan"),
 }
 """What does no I/O and waits for nothing."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from math import isfinite
 from typing import Annotated, Any, TypeAlias, get_args, get_origin
 
@@ -21,10 +22,11 @@ short.maxlevel = 3
 
 
 class Readable(Struct, frozen=True):
-    """What prints as one short line: what is not the default, each value cut short, and no ids."""
+    """What prints as one short line: the first three fields that are not their default, cut short."""
 
     def _shown(self) -> str:
-        return ", ".join(f"{name}={short.repr(value)}" for name, value in _told(self))
+        told = [f"{name}={short.repr(value)}" for name, value in islice(_told(self), 4)]
+        return ", ".join([*told[:3], "…"] if told[3:] else told)
 
     def __repr__(self) -> str:
         shown = self._shown()
@@ -35,7 +37,7 @@ def _told(struct: Struct) -> Iterator[tuple[str, Any]]:
     for info in _fields(type(struct)):
         value = getattr(struct, info.name)
         if isinstance(value, ApiMessage):
-            yield from _told(value)
+            yield from (("message_id" if name == "id" else name, inner) for name, inner in _told(value))
         elif value and value != info.default and not info.name.endswith(("uuid", "uuids", "session_id")):
             yield info.name, value
 

@@ -96,6 +96,9 @@ class _Open(AgentMessage, frozen=True, kw_only=True):
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.raw == other.raw
 
+    def _shown(self) -> str:
+        return super()._shown() or short.repr(self.raw)
+
 
 class SystemMessage(_Open, frozen=True, kw_only=True, tag="system"):
     """News about the agent itself; `subtype` says which. The first of a run is "init"."""
@@ -370,15 +373,9 @@ class ConversationResetMessage(AgentMessage, frozen=True, kw_only=True, tag="con
 class UnknownMessage(_Open, frozen=True, kw_only=True):
     """A JSON object whose `type` we do not know, or that has none."""
 
-    def _shown(self) -> str:
-        return short.repr(self.raw)
-
 
 class NoticeMessage(_Open, frozen=True, kw_only=True):
     """A line beside the conversation that a reader may skip: `type` says which, `data` has the rest."""
-
-    def _shown(self) -> str:
-        return short.repr(self.raw)
 
 
 NOTICES = (
@@ -392,15 +389,9 @@ Message: TypeAlias = AgentMessage | OutputLine | OversizedLine | ErrorMessage
 
 
 _AnyLine: TypeAlias = (
-    SystemMessage
-    | AssistantMessage
-    | UserMessage
-    | ResultMessage
-    | StreamEvent
-    | RateLimitEvent
-    | ToolProgressMessage
+    SystemMessage | AssistantMessage | UserMessage | ResultMessage | StreamEvent | RateLimitEvent | ToolProgressMessage
     | ConversationResetMessage
-)
+)  # fmt: skip
 _decode = msgspec.json.Decoder(_AnyLine).decode
 _CLASSES: dict[object, type[AgentMessage]] = {
     **dict.fromkeys(NOTICES, NoticeMessage),
