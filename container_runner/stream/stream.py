@@ -163,7 +163,7 @@ class MessageStream:
         messages: list[Message] = []
         said: list[bytes | OversizedLine] = []
         for line in lines:
-            message = line if isinstance(line, OversizedLine) else self._parse_line(line)
+            message = self._parse_line(line) if isinstance(line, bytes) else line
             if message is None:
                 continue
             if isinstance(message, ResultMessage):

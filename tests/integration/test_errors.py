@@ -238,7 +238,7 @@ async def test_an_agent_that_floods_while_it_is_stopped_fills_no_memory(
     (summary,) = (box.state / "runs/tester").glob("[!.]*.json")
     assert orjson.loads(summary.read_bytes())["complete"] is False
     # The portion that goes over the limit is kept whole.
-    assert MIB / (2 * cost(b"y")) < len(lines) < 2 * CHUNK
+    assert MIB / cost(b"y") < len(lines) < 2 * CHUNK
     assert box.containers() == []
 
 
