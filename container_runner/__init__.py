@@ -56,60 +56,33 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "Agent": "options",
-    "AgentMessage": "stream.messages",
-    "AssistantMessage": "stream.messages",
-    "ClaudeRuntime": "agents",
-    "CommandRuntime": "agents",
-    "ConfigError": "errors",
-    "ContainerConfig": "config.container",
-    "ContainerManager": "engine.manager",
-    "ContainerRunner": "runner",
-    "ContainerRunnerError": "errors",
-    "ContentBlock": "stream.blocks",
-    "ConversationResetMessage": "stream.messages",
-    "DeferredToolUse": "stream.messages",
-    "Engine": "engine.engine",
-    "ErrorMessage": "stream.messages",
-    "ExecuteOptions": "options",
-    "HookEventMessage": "stream.messages",
-    "Message": "stream.messages",
-    "Mount": "config.values",
-    "NoticeMessage": "stream.messages",
-    "OutputLine": "stream.messages",
-    "OversizedLine": "stream.lines",
-    "Plan": "box.plan",
-    "PortBinding": "config.values",
-    "RateLimitEvent": "stream.messages",
-    "RateLimitInfo": "stream.messages",
-    "RecordLimits": "config.container",
-    "ResultMessage": "stream.messages",
-    "Runtime": "agents",
-    "ServerToolResultBlock": "stream.blocks",
-    "ServerToolUseBlock": "stream.blocks",
-    "StreamEvent": "stream.messages",
-    "SystemMessage": "stream.messages",
-    "TaskNotificationMessage": "stream.messages",
-    "TaskProgressMessage": "stream.messages",
-    "TaskStartedMessage": "stream.messages",
-    "TaskUpdatedMessage": "stream.messages",
-    "TextBlock": "stream.blocks",
-    "ThinkingBlock": "stream.blocks",
-    "Tmpfs": "config.values",
-    "ToolProgressMessage": "stream.messages",
-    "ToolResultBlock": "stream.blocks",
-    "ToolUseBlock": "stream.blocks",
-    "UnknownBlock": "stream.blocks",
-    "UnknownMessage": "stream.messages",
-    "Usage": "stream.blocks",
-    "UserMessage": "stream.messages",
-    "build_container_env": "box.environment",
-    "build_container_mounts": "box.mounts",
-    "parse_line": "stream.messages",
+_NAMES = {
+    "agents": "ClaudeRuntime CommandRuntime Runtime",
+    "box.environment": "build_container_env",
+    "box.mounts": "build_container_mounts",
+    "box.plan": "Plan",
+    "config.container": "ContainerConfig RecordLimits",
+    "config.values": "Mount PortBinding Tmpfs",
+    "engine.engine": "Engine",
+    "engine.manager": "ContainerManager",
+    "errors": "ConfigError ContainerRunnerError",
+    "options": "Agent ExecuteOptions",
+    "runner": "ContainerRunner",
+    "stream.blocks": (
+        "ContentBlock ServerToolResultBlock ServerToolUseBlock TextBlock ThinkingBlock ToolResultBlock "
+        "ToolUseBlock UnknownBlock Usage"
+    ),
+    "stream.lines": "OversizedLine",
+    "stream.messages": (
+        "AgentMessage AssistantMessage ConversationResetMessage DeferredToolUse ErrorMessage HookEventMessage "
+        "Message NoticeMessage OutputLine RateLimitEvent RateLimitInfo ResultMessage StreamEvent SystemMessage "
+        "TaskNotificationMessage TaskProgressMessage TaskStartedMessage TaskUpdatedMessage ToolProgressMessage "
+        "UnknownMessage UserMessage parse_line"
+    ),
 }
 """Where each public name is defined. A name's module is imported when the name is first used, so that a program
 that only asks for the version, or pytest looking for plugins, does not wait for the rest."""
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "__version__",
