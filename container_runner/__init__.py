@@ -38,18 +38,35 @@ if TYPE_CHECKING:
     from container_runner.records.records import RunRecord as RunRecord
     from container_runner.records.summary import RunSummary as RunSummary
     from container_runner.runner import ContainerRunner as ContainerRunner
+    from container_runner.stream.blocks import ContentBlock as ContentBlock
+    from container_runner.stream.blocks import ServerToolResultBlock as ServerToolResultBlock
+    from container_runner.stream.blocks import ServerToolUseBlock as ServerToolUseBlock
+    from container_runner.stream.blocks import TextBlock as TextBlock
+    from container_runner.stream.blocks import ThinkingBlock as ThinkingBlock
+    from container_runner.stream.blocks import ToolResultBlock as ToolResultBlock
+    from container_runner.stream.blocks import ToolUseBlock as ToolUseBlock
+    from container_runner.stream.blocks import UnknownBlock as UnknownBlock
+    from container_runner.stream.blocks import Usage as Usage
     from container_runner.stream.lines import OversizedLine as OversizedLine
+    from container_runner.stream.messages import AgentMessage as AgentMessage
     from container_runner.stream.messages import AssistantMessage as AssistantMessage
+    from container_runner.stream.messages import ConversationResetMessage as ConversationResetMessage
+    from container_runner.stream.messages import DeferredToolUse as DeferredToolUse
     from container_runner.stream.messages import ErrorMessage as ErrorMessage
+    from container_runner.stream.messages import HookEventMessage as HookEventMessage
     from container_runner.stream.messages import Message as Message
+    from container_runner.stream.messages import NoticeMessage as NoticeMessage
     from container_runner.stream.messages import OutputLine as OutputLine
+    from container_runner.stream.messages import RateLimitEvent as RateLimitEvent
+    from container_runner.stream.messages import RateLimitInfo as RateLimitInfo
     from container_runner.stream.messages import ResultMessage as ResultMessage
     from container_runner.stream.messages import StreamEvent as StreamEvent
     from container_runner.stream.messages import SystemMessage as SystemMessage
-    from container_runner.stream.messages import TextBlock as TextBlock
-    from container_runner.stream.messages import ThinkingBlock as ThinkingBlock
-    from container_runner.stream.messages import ToolResultBlock as ToolResultBlock
-    from container_runner.stream.messages import ToolUseBlock as ToolUseBlock
+    from container_runner.stream.messages import TaskNotificationMessage as TaskNotificationMessage
+    from container_runner.stream.messages import TaskProgressMessage as TaskProgressMessage
+    from container_runner.stream.messages import TaskStartedMessage as TaskStartedMessage
+    from container_runner.stream.messages import TaskUpdatedMessage as TaskUpdatedMessage
+    from container_runner.stream.messages import ToolProgressMessage as ToolProgressMessage
     from container_runner.stream.messages import UnknownMessage as UnknownMessage
     from container_runner.stream.messages import UserMessage as UserMessage
     from container_runner.stream.messages import parse_line as parse_line
@@ -74,10 +91,16 @@ _NAMES = {
     "records.records": "Records RunRecord",
     "records.summary": "RunSummary",
     "runner": "ContainerRunner",
+    "stream.blocks": (
+        "ContentBlock ServerToolResultBlock ServerToolUseBlock TextBlock ThinkingBlock ToolResultBlock "
+        "ToolUseBlock UnknownBlock Usage"
+    ),
     "stream.lines": "OversizedLine",
     "stream.messages": (
-        "AssistantMessage ErrorMessage Message OutputLine ResultMessage StreamEvent SystemMessage TextBlock "
-        "ThinkingBlock ToolResultBlock ToolUseBlock UnknownMessage UserMessage parse_line"
+        "AgentMessage AssistantMessage ConversationResetMessage DeferredToolUse ErrorMessage HookEventMessage "
+        "Message NoticeMessage OutputLine RateLimitEvent RateLimitInfo ResultMessage StreamEvent SystemMessage "
+        "TaskNotificationMessage TaskProgressMessage TaskStartedMessage TaskUpdatedMessage ToolProgressMessage "
+        "UnknownMessage UserMessage parse_line"
     ),
 }
 """The public names, by the module that defines them. It is imported when one of them is first used, so that a program

@@ -42,8 +42,8 @@ def _argument(_: object, attribute: attrs.Attribute[Any], value: object) -> None
         check_argument(attribute.name, value)
 
 
-def _arguments(_: object, attribute: attrs.Attribute[Any], value: tuple[object, ...]) -> None:
-    for index, item in enumerate(value):
+def _arguments(_: object, attribute: attrs.Attribute[Any], value: tuple[object, ...] | None) -> None:
+    for index, item in enumerate(value or ()):
         check_argument(f"{attribute.name}[{index}]", item)
 
 
@@ -66,6 +66,10 @@ def _words(value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         return (value,)  # type: ignore[return-value]  # a single word; the validator refuses what is none
     return tuple(value)
+
+
+def _words_or_none(value: object) -> tuple[str, ...] | None:
+    return None if value is None else _words(value)
 
 
 def _seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -98,9 +102,9 @@ class Agent:
             on the host the agent's own default.
         allowed_tools: Tools that it may use without asking, as "Read" or "Bash(git log:*)".
         disallowed_tools: Tools that it may not use.
-        tools: The only tools that exist for it. Empty: all of them.
-        setting_sources: Which of claude's settings files it reads: user, project, local. Empty: the agent's own
-            default.
+        tools: The only tools that exist for it. Empty: none at all. None: all of them.
+        setting_sources: Which of claude's settings files it reads: user, project, local. Empty: none. None: the
+            agent's own default.
         plugin_dirs: Plugin folders, as paths in the container.
         mcp_servers: MCP servers by name. They stand on the command line: write a secret as ${NAME} and list NAME in
             `secrets`.
@@ -118,8 +122,8 @@ class Agent:
     permission_mode: PermissionMode | None = attrs.field(default=None)
     allowed_tools: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
     disallowed_tools: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
-    tools: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
-    setting_sources: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
+    tools: tuple[str, ...] | None = attrs.field(default=None, converter=_words_or_none, validator=_arguments)
+    setting_sources: tuple[str, ...] | None = attrs.field(default=None, converter=_words_or_none, validator=_arguments)
     plugin_dirs: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
     mcp_servers: Mapping[str, Any] = attrs.field(factory=dict)
     max_turns: int | None = attrs.field(default=None)

@@ -35,8 +35,9 @@ ROOMS = (
 """From the ground up: a room imports only what lies on the floors below it."""
 
 PURE = {
-    *("errors", "options", "stream.lines", "stream.messages", "box.argv", "box.guest", "box.plan"),
+    *("errors", "options", "box.argv", "box.guest", "box.plan"),
     *(module for module in MODULES if module.startswith("config.") and module != "config.tiers"),
+    *(f"stream.{name}" for name in ("blocks", "decode", "lines", "messages", "own")),
 }
 """What does no I/O and waits for nothing."""
 

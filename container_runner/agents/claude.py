@@ -40,10 +40,10 @@ class ClaudeRuntime(CommandLineRuntime):
             *_flag("--model", agent.model),
             *_flag("--system-prompt", agent.system_prompt),
             *_flag("--append-system-prompt", options.append_system_prompt),
-            *_flag("--allowedTools", ",".join(agent.allowed_tools)),
-            *_flag("--disallowedTools", ",".join(agent.disallowed_tools)),
-            *_flag("--tools", ",".join(agent.tools)),
-            *_flag("--setting-sources", ",".join(agent.setting_sources)),
+            *_list("--allowedTools", agent.allowed_tools or None),
+            *_list("--disallowedTools", agent.disallowed_tools or None),
+            *_list("--tools", agent.tools),
+            *_list("--setting-sources", agent.setting_sources),
             *(f"--plugin-dir={path}" for path in agent.plugin_dirs),
             *_flag("--mcp-config", _mcp_config(agent.mcp_servers)),
             *_flag("--max-turns", agent.max_turns),
@@ -99,7 +99,12 @@ def _permissions(options: ExecuteOptions, *, contained: bool) -> list[str]:
 
 
 def _flag(name: str, value: str | int | None) -> list[str]:
-    return [] if value is None or value == "" else [check_argument(name, f"{name}={value}")]
+    return [] if value is None else [check_argument(name, f"{name}={value}")]
+
+
+def _list(name: str, values: tuple[str, ...] | None) -> list[str]:
+    """A list is one word; an empty one says "none"."""
+    return _flag(name, None if values is None else ",".join(values))
 
 
 def _mcp_config(servers: Mapping[str, Any]) -> str | None:

@@ -78,7 +78,7 @@ class CommandLineRuntime(abc.ABC):
 
     @property
     def reads_plain(self) -> bool:
-        """Whether each line is read by `messages.parse_line`, and so may be decoded later, or recorded as it is."""
+        """Whether each line is read by `messages.parse_line`, and so may be recorded as it is."""
         return type(self).parse_line is CommandLineRuntime.parse_line
 
     def read(self, process: Process, options: ExecuteOptions, **more: Any) -> MessageStream:

@@ -31,8 +31,8 @@ class ExecuteFlags:
     """More of `ExecuteOptions` and `Agent`. What is not given stays as it is without the flag.
 
     Attributes:
-        tools: The only tools that the agent has. Can be given again.
-        setting_sources: A settings file of claude's to read: user, project or local. Can be given again.
+        tools: The only tools that the agent has; empty: none. Can be given again.
+        setting_sources: A settings file of claude's to read: user, project or local; empty: none. Can be given again.
         plugin_dirs: A plugin's folder, as a path in the container. Can be given again.
         mcp_config: A JSON file with MCP servers, by name or below "mcpServers".
         args: One more argument for the agent's command, as --arg=--verbose. Can be given again.
@@ -61,6 +61,9 @@ class ExecuteFlags:
             ConfigError: a value that is refused, named as the flag that it came from.
         """
         agent: dict[str, Any] = {name: value for name in AGENT_FIELDS if (value := getattr(self, name))}
+        for name in ("tools", "setting_sources"):  # an empty one by itself says "none"
+            if agent.get(name) == ("",):
+                agent[name] = ()
         if self.mcp_config is not None:
             agent["mcp_servers"] = load_mcp_servers(self.mcp_config)
         changes: dict[str, Any] = {

@@ -221,13 +221,13 @@ def parse_session_line(line: bytes) -> Entry | None:
             start = {"type": "start", "prompt": "\n".join(filter(None, texts))}
             return Entry(time=time, source="runner", message=parse_message(start))
         return Entry(
-            time=time, source="agent", message=UserMessage({**raw, "tool_use_result": raw.get("toolUseResult")})
+            time=time, source="agent", message=parse_message({**raw, "tool_use_result": raw.get("toolUseResult")})
         )
     if raw.get("type") == "assistant":
-        return Entry(time=time, source="agent", message=AssistantMessage(raw))
+        return Entry(time=time, source="agent", message=parse_message(raw))
     if raw.get("type") == "cost-state":
         result = {"type": "result", "subtype": "success", "is_error": False, "total_cost_usd": raw.get("totalCostUSD")}
-        return Entry(time=time, source="agent", message=ResultMessage({**result, "modelUsage": raw.get("modelUsage")}))
+        return Entry(time=time, source="agent", message=parse_message({**result, "modelUsage": raw.get("modelUsage")}))
     return None
 
 

@@ -3,39 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, ClassVar
-
-import attrs
-import orjson
 
 from container_runner.errors import ConfigError
+from container_runner.stream.own import OversizedLine as OversizedLine
 
 HEAD_SIZE = 4096
 """How many bytes of a line that is too long are kept, at most."""
-
-
-@attrs.frozen(repr=False)
-class OversizedLine:
-    """A line that was longer than the limit. It was counted to its end, and only its beginning was kept."""
-
-    size: int
-    """The length of the whole line in bytes, without its newline."""
-
-    head: bytes
-    """Its first bytes: 4096, or as many as the limit if that is less."""
-
-    type: ClassVar[str] = "oversized"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The line as JSON-ready values; bytes of `head` that are not UTF-8 become U+FFFD."""
-        return {"type": self.type, "size": self.size, "head": self.head.decode(errors="replace")}
-
-    def to_json(self) -> bytes:
-        """The line as one line of JSON, without a newline."""
-        return orjson.dumps(self.to_dict())
-
-    def __repr__(self) -> str:
-        return f"OversizedLine({self.size} bytes, {self.head[:40].decode(errors='replace')!r}…)"
 
 
 class LineSplitter:

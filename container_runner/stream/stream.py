@@ -19,8 +19,9 @@ from container_runner.errors import (
     TotalTimeoutError,
 )
 from container_runner.options import ExecuteOptions
+from container_runner.stream.decode import cost
 from container_runner.stream.lines import OversizedLine
-from container_runner.stream.messages import AgentMessage, Message, ResultMessage, parse_line
+from container_runner.stream.messages import Message, ResultMessage, parse_line
 from container_runner.stream.process import Process
 
 T = TypeVar("T")
@@ -44,9 +45,6 @@ END_PATIENCE = 10.0
 LAST_WORDS = 32 * 1024**2
 """How many bytes of memory may go to what the agent says while it is being stopped, about. Nobody reads meanwhile, and
 one that floods until KILL comes would fill all there is."""
-
-MESSAGE_COST = 256
-"""Bytes of memory that a message costs beside its text, about."""
 
 MOMENT = 0.2
 """The least time in seconds that a read has, also if a clock ran out before it was called."""
@@ -80,7 +78,7 @@ class MessageStream:
         self._check = check
         self._record = record
         self._process = process
-        self._parse_line = parse
+        self._parse_line = parse or parse_line
         self._options = options
         now = anyio.current_time()
         began = now if started_at is None else started_at
@@ -94,8 +92,6 @@ class MessageStream:
         self._ended_at: float | None = None
         """When the agent had said all, for its client's own clock."""
         self._unparsed: list[bytes | OversizedLine] = []
-        self._probe: Message | None = None
-        """The last message of the portion before, which was decoded only if its reader asked for more than its type."""
         self._last_words = 0
         self.is_cut = False
         """Whether `drain` has dropped something."""
@@ -162,7 +158,7 @@ class MessageStream:
                 self.is_cut = True
                 continue
             said += self.parse(lines)
-            self._last_words += sum(MESSAGE_COST + len(line) for line in lines if isinstance(line, bytes))
+            self._last_words += sum(cost(line) for line in lines if isinstance(line, bytes))
 
     def parse(self, lines: list[bytes | OversizedLine]) -> list[Message]:
         """What was read and not asked for yet, and then these lines, as messages; blank ones are none."""
@@ -172,17 +168,8 @@ class MessageStream:
     def _parse(self, lines: list[bytes | OversizedLine]) -> list[Message]:
         messages: list[Message] = []
         said: list[bytes | OversizedLine] = []
-        # Who looked into that message will look into the next ones, and then to decode them at once costs less.
-        is_read = isinstance(self._probe, AgentMessage) and not self._probe.undecoded
-        last = len(lines) - 1
-        for number, line in enumerate(lines):
-            message: Message | None
-            if isinstance(line, OversizedLine):
-                message = line
-            elif self._parse_line is None:
-                message = parse_line(line, defer=not is_read or number == last)
-            else:
-                message = self._parse_line(line)
+        for line in lines:
+            message = self._parse_line(line) if isinstance(line, bytes) else line
             if message is None:
                 continue
             if isinstance(message, ResultMessage):
@@ -190,10 +177,8 @@ class MessageStream:
                 self._result_at = anyio.current_time()
             said.append(line)
             messages.append(message)
-        if messages:
-            self._probe = messages[-1]
-            if self._record is not None:
-                self._record(said, messages)
+        if messages and self._record is not None:
+            self._record(said, messages)
         return messages
 
     async def _under_clocks(self, step: Callable[[float], Awaitable[T]]) -> T:

@@ -56,7 +56,9 @@ def test_in_a_container_claude_does_not_ask_and_on_the_host_it_does() -> None:
         ({"allowed_tools": ["Read", "Bash(git log:*)"]}, {}, "--allowedTools=Read,Bash(git log:*)"),
         ({"disallowed_tools": "Write"}, {}, "--disallowedTools=Write"),
         ({"tools": ["Read", "Edit"]}, {}, "--tools=Read,Edit"),
+        ({"tools": []}, {}, "--tools="),
         ({"setting_sources": ["user", "project"]}, {}, "--setting-sources=user,project"),
+        ({"setting_sources": []}, {}, "--setting-sources="),
         ({"max_turns": 3}, {}, "--max-turns=3"),
         ({}, {"include_partial_messages": True}, "--include-partial-messages"),
         ({}, {"resume": "abc"}, "--resume=abc"),
@@ -69,6 +71,7 @@ def test_each_option_is_one_word(agent: dict[str, Any], others: dict[str, Any], 
 
 
 def test_the_other_options() -> None:
+    assert flags(agent={"tools": None, "setting_sources": None, "allowed_tools": [], "disallowed_tools": []})[1:] == []
     assert flags(agent={"plugin_dirs": ["/a", "/b"]})[1:] == ["--plugin-dir=/a", "--plugin-dir=/b"]
     assert flags(resume="abc", fork=True)[1:] == ["--resume=abc", "--fork-session"]
 
@@ -139,7 +142,7 @@ def test_no_value_can_become_a_flag(text: str, words: list[str], servers: dict[s
 
 
 def result(**fields: Any) -> ResultMessage:
-    return ResultMessage({"type": "result", "subtype": "success", "is_error": False, "result": "ok", **fields})
+    return ResultMessage(**{"subtype": "success", "is_error": False, "result": "ok", **fields})
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,9 @@ def test_what_is_refused_is_named_before_anything_starts(place: Place, words: li
     ("flags", "word"),
     [
         (["--tool=Read", "--tool=Edit"], "--tools=Read,Edit"),
+        (["--tool="], "--tools="),
         (["--setting-source=project"], "--setting-sources=project"),
+        (["--setting-source="], "--setting-sources="),
         (["--plugin-dir=/opt/plugin"], "--plugin-dir=/opt/plugin"),
         (["--arg=--fast"], "--fast"),
         (["--session-id=abc"], "--session-id=abc"),

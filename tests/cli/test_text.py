@@ -28,7 +28,6 @@ def test_what_a_tool_gave_back_is_never_nothing(content: Any, shown: str) -> Non
 
 
 def test_a_result_without_output_is_told_in_a_line() -> None:
-    block = {"type": "tool_result", "tool_use_id": "1", "content": ""}
-    message = UserMessage({"type": "user", "message": {"role": "user", "content": [block]}})
+    message = UserMessage(content=[ToolResultBlock(tool_use_id="1", content="")])
 
     assert render(message) == "  └ (no output)"

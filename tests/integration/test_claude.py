@@ -62,7 +62,7 @@ def test_claude_edits_a_file_of_the_workspace(box: Box) -> None:
     result = result_of(messages)
     assert result.result == f"done: {uid}"
     assert result.usage.output_tokens > 0
-    assert result.permission_denials == ()
+    assert result.permission_denials == []
     assert box.containers() == []
 
 
@@ -155,7 +155,7 @@ def test_options_of_the_agent_are_claudes(box: Box) -> None:
 
     first = messages[0]
     assert isinstance(first, SystemMessage)
-    assert first.tools == ("Read",)
+    assert first.tools == ["Read"]
     assert first.model == "claude-of-the-test"
     assert first.session_id == "11111111-2222-4333-8444-555555555555"
     assert not (box.workspace / "made.txt").exists()

@@ -14,6 +14,7 @@ import pytest
 from container_runner import ClaudeRuntime, CommandRuntime, ErrorMessage, Runtime
 from container_runner.errors import EngineNotFoundError, MountError, NameTakenError
 from container_runner.stream import stream as stream_module
+from container_runner.stream.decode import cost
 from container_runner.stream.process import CHUNK
 from tests.integration.engines import write_program
 from tests.integration.runs import (
@@ -237,7 +238,7 @@ async def test_an_agent_that_floods_while_it_is_stopped_fills_no_memory(
     (summary,) = (box.state / "runs/tester").glob("[!.]*.json")
     assert orjson.loads(summary.read_bytes())["complete"] is False
     # The portion that goes over the limit is kept whole.
-    assert MIB / (stream_module.MESSAGE_COST + 1) < len(lines) < 2 * CHUNK
+    assert MIB / cost(b"y") < len(lines) < 2 * CHUNK
     assert box.containers() == []
 
 

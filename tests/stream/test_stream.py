@@ -124,22 +124,6 @@ async def test_many_lines_at_once_become_messages_by_portions() -> None:
     assert [number for batch in portions for number in numbers(batch)] == [*range(50), *range(50)]
 
 
-@pytest.mark.parametrize("reads", [False, True])
-async def test_lines_are_decoded_at_once_only_for_who_reads_them(reads: bool) -> None:
-    process: Any = Chunks(*numbered(100))
-    stream = MessageStream(process, options())
-    undecoded: list[int] = []
-
-    while batch := await stream.read():
-        assert all(isinstance(message, UserMessage) for message in batch)
-        undecoded.append(sum(bool(message.undecoded) for message in batch if isinstance(message, UserMessage)))
-        if reads:
-            numbers(batch)
-
-    # The last one of a portion always waits, to tell what its reader wants.
-    assert undecoded == ([32, 1, 1, 1] if reads else [32, 32, 32, 4])
-
-
 async def test_a_runtime_with_messages_of_its_own_reads_each_line() -> None:
     class Shouting(CommandRuntime):
         def parse_line(self, line: bytes) -> Message | None:
