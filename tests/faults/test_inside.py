@@ -16,7 +16,7 @@ from container_runner import CommandRuntime
 from container_runner.agents import CommandLineRuntime
 from container_runner.stream.messages import Message
 from tests.faults.scene import Scene, last
-from tests.integration.engines import NAMES, BY_ROOT
+from tests.integration.engines import BY_ROOT, NAMES
 from tests.integration.images import PASSWD, add_file, add_folder, add_programs, import_image
 from tests.integration.runs import on
 

@@ -401,7 +401,7 @@ def docker_answers(environment: Mapping[str, str], client: Sequence[str] = ("doc
     """Whether the docker client finds a Docker Engine (and is not Podman under docker's name)."""
     with contextlib.suppress(FileNotFoundError, subprocess.TimeoutExpired):
         done = subprocess.run(
-            [*client, "version"], check=False, capture_output=True, text=True, env=environment, timeout=10
+            [*client, "version"], check=False, capture_output=True, text=True, env=environment, timeout=60
         )
         return done.returncode == 0 and "podman" not in done.stdout.lower()
     return False

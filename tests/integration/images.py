@@ -226,7 +226,7 @@ def claude_package() -> Path:
 
 
 def cached(name: str, make: Callable[[Path], None]) -> Path:
-    """The file or folder of the cache; `make` makes it if it is not there, and what a run cut short left is made anew."""
+    """The file or folder of the cache; `make` makes it if it is not there, and again what it was cut short at."""
     target = CACHE / name
     if target.exists():
         return target

@@ -35,26 +35,20 @@ PLACES = ("docker", "podman", "podman-rootless")
 SECONDS = 1200
 """For all of it. Beside other tests on two cores it takes a half."""
 
-SETUP = """\
-#!/bin/sh
-# The machine is up. As root, and with nobody to answer a question.
+SCRIPT = """\
+# The machine is up. As root, with nobody to answer a question.
 exec </dev/null
 cd /host/repository
-printf '#!/bin/sh\\nexec python3 -m container_runner "$@"\\n' >/usr/local/bin/container-runner
-ln -s /usr/local/bin/container-runner /usr/bin/
-chmod 755 /usr/local/bin/container-runner
+printf '#!/bin/sh\nexec python3 -m container_runner "$@"\n' >/usr/bin/container-runner
+chmod 755 /usr/bin/container-runner
 chmod 666 /dev/ttyS1
 useradd --create-home --shell /bin/sh -K UID_MIN=2000 tester
 loginctl enable-linger tester
 export PYTHONPATH=/host/site:/host/repository LANG=C.UTF-8
-systemctl start docker
-"""
-
-ROOTS = "{tests}\n"
-USERS = """\
+{root}
 until [ -S /run/user/2000/bus ]; do sleep 1; done
 setpriv --reuid=2000 --regid=2000 --init-groups env HOME=/home/tester XDG_RUNTIME_DIR=/run/user/2000 \\
-  systemd-run --user --wait --pipe --quiet --same-dir --setenv=PYTHONPATH --setenv=LANG {tests}
+  systemd-run --user --wait --pipe --quiet --same-dir --setenv=PYTHONPATH --setenv=LANG {user}
 """
 
 INI = """\
@@ -149,13 +143,20 @@ def host_folder(folder: Path, site: Path, tests: Mapping[str, Sequence[str]]) ->
         shutil.copytree(ROOT / part, folder / "repository" / part, ignore=shutil.ignore_patterns("__pycache__"))
     compile_modules(folder / "repository", "/host/repository")
     (folder / "pytest.ini").write_text(INI)
-    pytest = ["python3", "-m", "pytest", "-c", "/host/pytest.ini", "--rootdir=/host/repository", "-q", "-p"]
-    pytest += ["tests.integration.serial", "-p", "no:cacheprovider"]
-    by_root = [*pytest, "--engine=docker", "--engine=podman"]
-    by_root += dict.fromkeys([*tests["docker"], *tests["podman"]])
+    pytest = [
+        "python3",
+        "-m",
+        "pytest",
+        "-c",
+        "/host/pytest.ini",
+        "--rootdir=/host/repository",
+        "-p",
+        "no:cacheprovider",
+    ]
+    pytest += ["-p", "tests.integration.serial", "--color=no", "-vv"]
+    by_root = [*pytest, "--engine=docker", "--engine=podman", *dict.fromkeys([*tests["docker"], *tests["podman"]])]
     by_user = [*pytest, "--engine=podman-rootless", *tests["podman-rootless"]]
-    script = SETUP + USERS.format(tests=shlex.join(by_user)) + ROOTS.format(tests=shlex.join(by_root))
-    (folder / "run").write_text(script)
+    (folder / "run").write_text(SCRIPT.format(root=shlex.join(by_root), user=shlex.join(by_user)))
     return folder
 
 
