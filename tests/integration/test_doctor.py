@@ -29,7 +29,7 @@ def doctor(box: Box, *flags: str, environ: Mapping[str, str] | None = None) -> t
     given = {flag.partition("=")[0] for flag in flags}
     words = [COMMAND, "doctor", "--json", *flags, *(flag for flag in own if flag.partition("=")[0] not in given)]
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=90, check=False, env={**os.environ, **(environ or {})}
+        words, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, **(environ or {})}
     )
     assert done.stderr == ""
     return done.returncode, {check["name"]: check for check in json.loads(done.stdout)["checks"]}
