@@ -39,7 +39,7 @@ def killed(box: Box, *flags: str) -> None:
 def test_an_ephemeral_container_goes(box: Box) -> None:
     killed(box)
 
-    wait_until(lambda: not box.containers(), seconds=30)
+    wait_until(lambda: not box.containers(), seconds=60)
     assert box.containers() == []
 
 
@@ -50,7 +50,7 @@ def test_a_kept_container_stays_without_the_agents_processes(box: Box) -> None:
     def processes() -> str:
         return box.engine.run("exec", container, "ps", "-o", "args").stdout
 
-    wait_until(lambda: "4242" not in processes() and "claude" not in processes(), seconds=30)
+    wait_until(lambda: "4242" not in processes() and "claude" not in processes(), seconds=60)
     assert "4242" not in processes()
     assert "claude" not in processes()
     assert box.containers() == [container]
