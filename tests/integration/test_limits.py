@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from container_runner import CommandRuntime
 from tests.integration.engines import RealEngine
-from tests.integration.runs import Box, error_of, result_of, status
+from tests.integration.runs import Box, error_of, status
+
+HUNGRY = CommandRuntime(["sh", "-c", "tail /dev/zero; exit 1"])
+
+LIMITS = {"memory": "64m", "pids_limit": 77, "cpu_shares": 300}
+
+LOOK = """\
+cd /sys/fs/cgroup; for file in $(find . -follow -maxdepth 2 -type f -name 'memory*' -o -name 'pids*' -o -name 'cpu*' \
+2>/dev/null); do echo ${file##*/}: $(cat $file 2>/dev/null); done"""
 
 
 @pytest.fixture
@@ -22,13 +31,35 @@ def box(engine: RealEngine, workspace: Path) -> Iterator[Box]:
         engine.remove(container)
 
 
-@pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "kept"])
-def test_memory_swap_processes_and_processor_time_are_limited(box: Box, ephemeral: bool) -> None:
-    look = "cd /sys/fs/cgroup; for file in $(find . -follow -maxdepth 2 -type f -name 'memory*' -o -name 'pids*' "
-    look += "-o -name 'cpu*' 2>/dev/null); do echo ${file##*/}: $(cat $file 2>/dev/null); done"
+def test_memory_swap_processes_and_processor_time_are_limited(box: Box) -> None:
+    assert_limited(box.sh(LOOK, **LIMITS))
 
-    found = status(box.sh(look, ephemeral=ephemeral, memory="64m", pids_limit=77, cpu_shares=300))
 
+def test_an_agent_that_wanted_more_memory_is_told_so(box: Box) -> None:
+    error = error_of(box.run("go", HUNGRY, **LIMITS))
+
+    assert error is not None
+    assert error.kind == "out_of_memory"
+    assert "--memory" in error.next_step
+    assert box.containers() == []
+
+
+def test_a_kept_container_has_the_same_limits_and_outlives_an_agent_that_went_over_them(box: Box) -> None:
+    error = error_of(box.run("go", HUNGRY, ephemeral=False, **LIMITS))
+    kept = box.containers()
+    after = box.sh(LOOK, ephemeral=False, **LIMITS)
+
+    assert error is not None
+    assert error.kind == "out_of_memory"
+    assert_limited(after)
+    assert box.containers() == kept
+    stop_all(box)
+    assert box.containers() == []
+
+
+def assert_limited(files: str) -> None:
+    """The limits are those that were asked for: LIMITS, and no swap."""
+    found = status(files)
     size = [str(64 * 1024**2)]
     assert found["pids.max"] == ["77"]
     if "memory.max" in found:  # cgroup v2
@@ -42,17 +73,11 @@ def test_memory_swap_processes_and_processor_time_are_limited(box: Box, ephemera
         assert found["cpu.shares"] == ["300"]
 
 
-@pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "kept"])
-def test_an_agent_that_wanted_more_memory_is_told_so(box: Box, ephemeral: bool) -> None:
-    hungry = CommandRuntime(["sh", "-c", "tail /dev/zero; exit 1"])
+def stop_all(box: Box) -> None:
+    async def main() -> None:
+        manager = await box.runner().manager()
+        for info in await manager.containers():
+            if info.id in box.containers():
+                await manager.stop(info.name)
 
-    error = error_of(box.run("go", hungry, ephemeral=ephemeral, memory="32m"))
-
-    assert error is not None
-    assert error.kind == "out_of_memory"
-    assert "--memory" in error.next_step
-    kept = box.containers()
-    assert len(kept) == (not ephemeral)
-    if kept:
-        result_of(box.run("hello", ephemeral=False, memory="32m"))
-        assert box.containers() == kept
+    anyio.run(main)

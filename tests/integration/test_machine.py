@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.integration import test_doctor, test_kill, test_limits, test_persistent
+from tests.integration import test_doctor, test_kill, test_limits
 from tests.integration.engines import MACHINE
 from tests.integration.fixtures import skipped_if_unavailable
 from tests.integration.machine import PLACES, Machine, run_machine
@@ -19,7 +19,7 @@ TESTS: list[Callable[..., object]] = [
     test_doctor.test_where_a_run_works_it_says_so_and_leaves_nothing,
     test_limits.test_memory_swap_processes_and_processor_time_are_limited,
     test_limits.test_an_agent_that_wanted_more_memory_is_told_so,
-    test_persistent.test_stop_removes_a_container_of_ours_and_no_other,
+    test_limits.test_a_kept_container_has_the_same_limits_and_outlives_an_agent_that_went_over_them,
     test_kill.test_an_ephemeral_container_goes,
     test_kill.test_a_kept_container_stays_without_the_agents_processes,
 ]
