@@ -123,7 +123,7 @@ def python_packages() -> Path:
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["testing"]]
-    wanted += [need for need in project["dependency-groups"]["dev"] if str(need).startswith("trio")]
+    wanted += [need for need in project["dependency-groups"]["dev"] if str(need).startswith(("pytest-rerun", "trio"))]
     digest = hashlib.sha256(" ".join(wanted).encode()).hexdigest()[:12]
 
     def fetch(target: Path) -> None:
@@ -158,7 +158,7 @@ def host_folder(folder: Path, site: Path, tests: Mapping[str, Sequence[str]]) ->
         "-p",
         "no:cacheprovider",
     ]
-    pytest += ["-p", "tests.integration.serial", "--color=no", "-vv"]
+    pytest += ["-p", "tests.integration.serial", "--color=no", "-vv", "--reruns=1"]
     by_root = [*pytest, "--engine=docker", "--engine=podman", *dict.fromkeys([*tests["docker"], *tests["podman"]])]
     by_user = [*pytest, "--engine=podman-rootless", *tests["podman-rootless"]]
     (folder / "run").write_text(SCRIPT.format(root=shlex.join(by_root), user=shlex.join(by_user)))

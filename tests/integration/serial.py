@@ -14,7 +14,7 @@ PORT = Path("/dev/ttyS1")
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Tell of the test itself, and of what is before and after it if that is worth it."""
-    if report.when == "call" or not report.passed:
+    if str(report.outcome) != "rerun" and (report.when == "call" or not report.passed):
         said = {
             "engine": group_of(report.nodeid),
             "test": report.nodeid.partition("[")[0],
