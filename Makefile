@@ -9,7 +9,7 @@
 export PATH := $(PATH):/usr/sbin:/sbin
 SOAK_MINUTES = 20
 
-# A worker for Docker's tests, one for Podman's, and one for the rest: most of the time they wait.
+# An engine's tests run in one worker, one after another; so do those of the whole machine in qemu, and of each file.
 pytest = .venv/bin/python -m pytest -n 3
 
 demo: .venv/ready
@@ -42,7 +42,7 @@ lint: .venv/ready
 
 engines: .venv/ready
 	scripts/setup test
-	.venv/bin/python -m tests.integration.images
+	.venv/bin/python -m tests.integration
 
 .venv/ready: pyproject.toml scripts/setup
 	scripts/setup venv

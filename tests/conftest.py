@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from tests.faults.scene import TABLE, Row
-from tests.integration.engines import NAMES
+from tests.integration.engines import PLACES
 
 pytest_plugins = ["tests.integration.fixtures"]
 
@@ -18,8 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--engine",
         action="append",
-        choices=NAMES,
-        help="the real engine to test with; may be repeated; without it they are all used",
+        choices=PLACES,
+        help="the real engine (or the machine) to test with; may be repeated; without it they are all used",
     )
     parser.addoption("--fault-table", metavar="FILE", help="write the fault suite's table to this file")
 

@@ -62,7 +62,8 @@ _FAILURES: Final[tuple[tuple[str, type[EngineError], str], ...]] = (
      r"|conmon bytes|no logs from conmon", EngineBusyError,
      "The engine could not do it just now."),
     (r"unknown flag|unknown shorthand flag|invalid argument|invalid reference format|flag needs an argument|bad flag"
-     r"|repository name must be lowercase|Range of CPUs|invalid value|Unknown runtime|OCI runtime \"[^\"]*\" not found",
+     r"|repository name must be lowercase|Range of CPUs|invalid value|[Uu]nknown (or invalid )?runtime"
+     r"|OCI runtime \"[^\"]*\" not found",
      EngineArgumentError, "The engine refused an argument."),
 )  # fmt: skip
 """What the engines really say, and what it means. The first match counts, and gives the name."""

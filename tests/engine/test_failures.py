@@ -70,6 +70,7 @@ SAID: list[tuple[type[EngineError], int, str]] = [
     (EngineArgumentError, 125, "unknown flag: --nosuch\nSee 'docker exec --help'."),
     (EngineArgumentError, 125, "Error: unknown flag: --nosuch\nSee 'podman run --help'"),
     (EngineArgumentError, 125, f"docker: {DAEMON}Unknown runtime specified runsc."),
+    (EngineArgumentError, 125, f"docker: {DAEMON}unknown or invalid runtime name: runsc."),
     (EngineArgumentError, 125, 'Error: default OCI runtime "runsc" not found: invalid argument'),
     (EngineArgumentError, 125,
      f"docker: {DAEMON}Range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available."),

@@ -130,7 +130,7 @@ class Scene:
     @property
     def loop(self) -> str:
         """The event loop of what is not run on both: one on Docker, the other on Podman."""
-        return "asyncio" if self.engine.name == "docker" else "trio"
+        return "asyncio" if self.engine.is_docker else "trio"
 
     @property
     def workspace(self) -> Path:

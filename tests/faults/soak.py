@@ -23,6 +23,7 @@ import attrs
 
 from container_runner.stream.messages import ErrorMessage, Message
 from tests.faults.scene import PATIENCE, Scene, Table, last, resources
+from tests.integration.engines import NAMES
 from tests.integration.fixtures import new_engines
 from tests.integration.images import Unavailable
 
@@ -168,7 +169,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Random faults at random moments.")
     parser.add_argument("minutes", nargs="?", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32))
-    parser.add_argument("--engine", action="append", choices=["docker", "podman", "podman-rootless"])
+    parser.add_argument("--engine", action="append", choices=NAMES)
     asked = parser.parse_args()
     print(f"{asked.minutes:g} minutes, seed {asked.seed}", flush=True)
     engines = new_engines()

@@ -12,13 +12,13 @@ from container_runner import CommandRuntime, ErrorMessage
 from tests.faults.scene import Scene, last
 from tests.faults.test_inside import run_for
 from tests.integration.engines import NAMES
-from tests.integration.fixtures import on, skipped_if_unavailable
-from tests.integration.runs import lines_of
+from tests.integration.fixtures import skipped_if_unavailable
+from tests.integration.runs import lines_of, on
 
 pytestmark = [
     pytest.mark.faults,
     pytest.mark.timeout(180),
-    pytest.mark.parametrize("engine", on(*NAMES), indirect=True),
+    on(*NAMES),
 ]
 
 ATTACKS = {

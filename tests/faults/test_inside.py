@@ -17,11 +17,11 @@ from container_runner.agents import CommandLineRuntime
 from container_runner.box import guest
 from container_runner.stream.messages import Message
 from tests.faults.scene import Scene, last
-from tests.integration.engines import NAMES
-from tests.integration.fixtures import on
+from tests.integration.engines import BY_ROOT, NAMES
 from tests.integration.images import PASSWD, add_file, add_folder, add_programs, import_image
+from tests.integration.runs import on
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(120), on(*BY_ROOT)]
 
 STUBBORN = """\
 trap '' TERM HUP INT
@@ -65,7 +65,7 @@ def run_for(
     return messages, min(now, since + seconds) if seconds else now
 
 
-@pytest.mark.parametrize("engine", on(*NAMES), indirect=True)
+@on(*NAMES)
 @pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
 def test_an_agent_that_ignores_term_with_children_elsewhere(scene: Scene, ephemeral: bool) -> None:
     messages, since = run_for(scene, 3, runtime=CommandRuntime(["sh", "-c", STUBBORN]), ephemeral=ephemeral)

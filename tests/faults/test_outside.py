@@ -19,8 +19,8 @@ from container_runner.stream import process as process_module
 from container_runner.stream import stream as stream_module
 from container_runner.stream.messages import Message
 from tests.faults.scene import TABLE, Scene, last
-from tests.integration.engines import NAMES, RealEngine
-from tests.integration.fixtures import on
+from tests.integration.engines import OWN, RealEngine
+from tests.integration.runs import on
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
 
@@ -50,7 +50,7 @@ def struck(
     return messages, since
 
 
-@pytest.mark.parametrize("engine", on(*NAMES), indirect=True)
+@on(*OWN)
 @pytest.mark.parametrize(
     ("what", "verb"),
     [
@@ -100,7 +100,7 @@ def test_the_client_is_killed(scene: Scene, number: signal.Signals) -> None:
     assert last(messages).split()[0] == ("exec_lost" if number is signal.SIGKILL else "agent_killed")
 
 
-@pytest.mark.parametrize("engine", on("podman"), indirect=True)
+@on("podman")
 @pytest.mark.parametrize("whose", ["exec", "container", "kept container"])
 def test_conmon_is_killed(scene: Scene, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """podman's client may hang when a conmon is gone; we look after it when the agent has been silent.

@@ -11,9 +11,10 @@ import pytest
 from container_runner import ContainerManager, Engine
 from container_runner.box.environment import host_environment
 from tests.faults.scene import Scene
-from tests.integration.engines import write_program
+from tests.integration.engines import BY_ROOT, write_program
+from tests.integration.runs import on
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(180), on(*BY_ROOT)]
 
 TREE = pytest.mark.parametrize("tree", [False, True], ids=["alone", "tree"])
 WHO = {False: "us alone", True: "our whole tree"}

@@ -1,8 +1,9 @@
-"""Real engines for the tests: Docker Engine, and Podman as root and as an ordinary user.
+"""Real engines for the tests: the machine's own, and those of a Debian 13 that `debian.py` makes.
 
-An engine that the machine already has is used as it is. One that `scripts/setup` installed for the tests gets folders
-and a socket of its own, and leaves nothing behind. Either way the tests see a program: a small script that stands for
-the client and knows where the engine is, so `--engine PROGRAM` is all that it takes to use it.
+The machine's own are Docker Engine, and Podman as root and as an ordinary user. One that it already has is used as it
+is; one that `scripts/setup` installed for the tests gets folders and a socket of its own, as those of Debian 13 do,
+and leaves nothing behind. Either way the tests see a program: a small script that stands for the client and knows
+where the engine is, so `--engine PROGRAM` is all that it takes to use it.
 
 `python -m tests.integration.engines [FOLDER]` starts them all for trying things by hand, until Ctrl-C.
 """
@@ -18,14 +19,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
 
+from tests.integration.debian import Entered
 from tests.integration.images import Images, Unavailable
 
-NAMES = ("docker", "podman", "podman-rootless")
+OWN = ("docker", "podman", "podman-rootless")
+"""The machine's own: on Debian 12, Docker Engine 20.10 and Podman 4.3."""
+
+TODAY = ("docker-26", "podman-5")
+"""Docker Engine 26.1 and Podman 5.4, as root, in a Debian 13 of their own."""
+
+NAMES = (*OWN, *TODAY)
+
+BY_ROOT = ("docker", "podman", *TODAY)
+"""Where rootless Podman does as Podman does."""
+
+MACHINE = "machine"
+"""The whole machine of test_machine.py is no engine, but tests run in it."""
+
+PLACES = ("docker", "podman", *TODAY, MACHINE, "podman-rootless")
+"""Where tests run, and in which order they begin there: the longest first."""
 
 LABEL = "container-runner.run"
 """Every container of a run has it."""
@@ -55,7 +72,7 @@ class RealEngine:
     """An engine that runs containers."""
 
     name: str
-    """docker, podman or podman-rootless."""
+    """One of NAMES."""
 
     binary: str
     """The path of the script that stands for the client."""
@@ -68,6 +85,11 @@ class RealEngine:
 
     daemon: DockerDaemon | None = None
     """The daemon, if there is one and it is ours."""
+
+    @property
+    def is_docker(self) -> bool:
+        """Whether it is Docker Engine, and not Podman."""
+        return self.name.startswith("docker")
 
     def run(self, *arguments: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run the client with these arguments.
@@ -87,7 +109,7 @@ class RealEngine:
 
     def remove(self, container: str) -> None:
         """Remove a container at once, whether it is running or not."""
-        at_once = [] if self.name == "docker" else ["--time=0"]
+        at_once = [] if self.is_docker else ["--time=0"]
         self.run("rm", "--force", "--volumes", *at_once, container)
 
     @property
@@ -117,6 +139,13 @@ class DockerDaemon:
     """A Docker Engine with folders, a socket and a network namespace of its own."""
 
     folder: Path
+
+    within: Sequence[str] = ("unshare", "--net")
+    """What stands before its command. Its bridges and iptables rules touch nothing of the machine's."""
+
+    client: Sequence[str] = ("docker",)
+    """The command of a client for it."""
+
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -141,8 +170,8 @@ class DockerDaemon:
         log = self.folder / "log"
         namespace = f"container-runner-test-{os.getpid()}-{self.folder.name}"
         command = [
-            # It ends with us, however we end, and its bridges and iptables rules touch nothing of the machine's.
-            *("setpriv", "--pdeathsig=TERM", "unshare", "--net"),
+            *("setpriv", "--pdeathsig=TERM"),  # it ends with us, however we end
+            *self.within,
             *("sh", "-c", 'ip link set lo up; exec "$@"', "sh"),
             "dockerd",
             f"--host={self.host}",
@@ -165,7 +194,7 @@ class DockerDaemon:
             raise Unavailable(msg)
 
     def answers(self) -> bool:
-        return docker_answers({**os.environ, "DOCKER_HOST": self.host})
+        return docker_answers({**os.environ, "DOCKER_HOST": self.host}, self.client)
 
     def stop(self) -> None:
         """End it, and with it its containers."""
@@ -186,6 +215,7 @@ class Engines:
     folder: Path
     """Everything of ours is in it: new, empty, and on a path that anybody may walk."""
 
+    _entered: Entered | None = attrs.field(default=None, init=False)
     _found: dict[str, RealEngine | Unavailable] = attrs.field(factory=dict, init=False)
     _at_end: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack, init=False)
     _left: list[str] = attrs.field(factory=list, init=False)
@@ -197,7 +227,13 @@ class Engines:
             Unavailable: this machine has none, and none can be started; the message says why.
         """
         if name not in self._found:
-            start = {"docker": self.docker, "podman": self._podman, "podman-rootless": self._podman_rootless}[name]
+            start = {
+                "docker": self.docker,
+                "podman": self._podman,
+                "podman-rootless": self._podman_rootless,
+                "docker-26": self._docker_of_today,
+                "podman-5": self._podman_of_today,
+            }[name]
             try:
                 self._found[name] = start()
             except Unavailable as reason:
@@ -233,12 +269,20 @@ class Engines:
             msg = "no Docker Engine answers, and only root can start one"
             raise Unavailable(msg)
         find("dockerd")
-        daemon = DockerDaemon(self.folder / "dockerd")
+        return self._docker_of_ours("docker", client, DockerDaemon(self.folder / "dockerd"))
+
+    def _docker_of_today(self) -> RealEngine:
+        within = self._debian()
+        client = [*within, "docker"]
+        daemon = DockerDaemon(self.folder / "dockerd-26", within, client)
+        return self._docker_of_ours("docker-26", shlex.join(client), daemon)
+
+    def _docker_of_ours(self, name: str, client: str, daemon: DockerDaemon) -> RealEngine:
         daemon.start()
         self._at_end.callback(daemon.stop)
         # Without a configuration of the user's there are no proxies, and no context to win over DOCKER_HOST.
         script = f"export DOCKER_HOST={daemon.host} DOCKER_CONFIG={daemon.folder}/config\nexec {client}"
-        return self._engine("docker", script, owner=ROOTFUL, ours=True, daemon=daemon)
+        return self._engine(name, script, owner=ROOTFUL, ours=True, daemon=daemon)
 
     def _podman(self) -> RealEngine:
         podman = find("podman")
@@ -247,9 +291,25 @@ class Engines:
             raise Unavailable(msg)
         if "podman" not in installed_for_tests():
             return self._engine("podman", f"exec {podman}", owner=ROOTFUL)
-        state = self.folder / "libpod"
+        return self._podman_of_ours("podman", podman)
+
+    def _podman_of_today(self) -> RealEngine:
+        # It says with every command that cgroup v1 has had its day.
+        return self._podman_of_ours(
+            "podman-5", shlex.join([*self._debian(), "PODMAN_IGNORE_CGROUPSV1_WARNING=1", "podman"])
+        )
+
+    def _podman_of_ours(self, name: str, client: str) -> RealEngine:
+        state = self.folder / f"lib{name}"
         folders = f"--root={state}/root --runroot={state}/run --tmpdir={state}/tmp --network-config-dir={state}/net"
-        return self._engine("podman", f"exec {podman} {folders}", owner=ROOTFUL, ours=True)
+        return self._engine(name, f"exec {client} {folders}", owner=ROOTFUL, ours=True)
+
+    def _debian(self) -> list[str]:
+        """What stands before a command that is to run in Debian 13."""
+        if self._entered is None:
+            self._entered = Entered.enter()
+            self._at_end.callback(self._entered.leave)
+        return self._entered.command
 
     def _podman_rootless(self) -> RealEngine:
         podman = find("podman")
@@ -290,7 +350,7 @@ exec setpriv --reuid={user.pw_uid} --regid={user.pw_gid} --clear-groups {podman}
         before = set[str]() if ours else {*engine.containers()}
         self._at_end.callback(self._clean, engine, before, ours=ours)
         conf = self.folder / "containers.conf"
-        if name != "docker" and podman_needs(conf, engine.binary, engine.images.tiny):
+        if not engine.is_docker and podman_needs(conf, engine.binary, engine.images.tiny):
             write_program(program, f"export CONTAINERS_CONF={conf}\n{script}")
         return engine
 
@@ -337,11 +397,11 @@ def installed_for_tests() -> list[str]:
     return INSTALLED.read_text().split() if INSTALLED.exists() else []
 
 
-def docker_answers(environment: Mapping[str, str]) -> bool:
+def docker_answers(environment: Mapping[str, str], client: Sequence[str] = ("docker",)) -> bool:
     """Whether the docker client finds a Docker Engine (and is not Podman under docker's name)."""
     with contextlib.suppress(FileNotFoundError, subprocess.TimeoutExpired):
         done = subprocess.run(
-            ["docker", "version"], check=False, capture_output=True, text=True, env=environment, timeout=10
+            [*client, "version"], check=False, capture_output=True, text=True, env=environment, timeout=60
         )
         return done.returncode == 0 and "podman" not in done.stdout.lower()
     return False

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.engines import NAMES, Engines, RealEngine
+from tests.integration.engines import NAMES, PLACES, Engines, RealEngine
 from tests.integration.images import Unavailable
 from tests.integration.runs import Box
 
@@ -29,15 +29,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=1))
         if "claude_image" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(600))
+    items.sort(key=turn)  # with `pytest -n` the groups are dealt out in this order
     if wanted := config.getoption("--engine"):
         config.hook.pytest_deselected(items=[item for item in items if not engine_names(item) <= {*wanted}])
         items[:] = [item for item in items if engine_names(item) <= {*wanted}]
 
 
+def turn(item: pytest.Item) -> int:
+    """When a test's group is dealt out: what takes long comes first, so that at the end nobody waits for it alone."""
+    group = group_of(item.nodeid)
+    return PLACES.index(group) if group in PLACES else len(PLACES)
+
+
 def engine_names(item: pytest.Item) -> set[str]:
-    """The engines that a test runs on; none for a test without an engine."""
+    """The places where a test runs; none for a test without an engine."""
     callspec = getattr(item, "callspec", None)
-    return {value for value in callspec.params.values() if value in NAMES} if callspec else set()
+    return {value for value in callspec.params.values() if value in PLACES} if callspec else set()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -45,6 +52,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """With `pytest -n` all tests of a group run in one process, one after another."""
     from xdist.scheduler import LoadScopeScheduling
 
+    config.option.loadscopereorder = False  # by the number of tests
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = group_of
     return scheduler
@@ -60,8 +68,15 @@ def group_of(nodeid: str) -> str:
     return engine[1] if engine else file
 
 
-ENGINE = re.compile(rf"(?:\[|-)({'|'.join(sorted(NAMES, reverse=True))})(?:\]|-)")
-"""An engine among a test's parameters; podman-rootless is tried before podman."""
+ENGINE = re.compile(rf"(?:\[|-)({'|'.join(sorted(PLACES, reverse=True))})(?:\]|-)")
+"""A place among a test's parameters; podman-rootless is tried before podman."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Let the fixture `engine` be those that the nearest mark `on` names: the test's own, or its module's."""
+    if mark := metafunc.definition.get_closest_marker("on"):
+        metafunc.definition.add_marker(pytest.mark.parametrize("engine", on(*mark.args), indirect=True))
 
 
 def on(*names: str) -> list[object]:
@@ -82,7 +97,7 @@ def engines() -> Iterator[Engines]:
 
 @pytest.fixture(params=on(*NAMES))
 def engine(request: pytest.FixtureRequest, engines: Engines) -> RealEngine:
-    """Each of the engines in turn."""
+    """Each of the engines in turn; a test or a module that wants others has the mark `on`."""
     with skipped_if_unavailable():
         return engines.get(request.param)
 

@@ -4,12 +4,13 @@
 `claude` is Debian with git, Python and the real claude CLI of npm; `claude-offline` in it talks to the stand-in for
 the Messages API, `tests/messages_api.py`, that it starts in the same container, so it needs no network and no account.
 
-`python -m tests.integration.images` makes ready in the cache what `claude` needs.
+`python -m tests.integration` makes ready in the cache what takes long to make.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import platform
@@ -243,17 +244,29 @@ def claude_package() -> Path:
 
 
 def cached(name: str, make: Callable[[Path], None]) -> Path:
-    """The file of the cache; `make` writes it if it is not there, and a run that is cut short leaves none."""
-    file = CACHE / name
-    if not file.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        try:
-            make(part)
-            part.rename(file)
-        finally:
-            part.unlink(missing_ok=True)
-    return file
+    """The file or folder of the cache; `make` makes it if it is not there, and again what it was cut short at."""
+    target = CACHE / name
+    if target.exists():
+        return target
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of these tests may want the same
+        part = CACHE / f"{name}.part"
+        if not target.exists():
+            delete(part)
+            try:
+                make(part)
+                part.rename(target)
+            finally:
+                delete(part)
+    return target
+
+
+def delete(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def call(program: str, *arguments: str) -> None:
@@ -269,10 +282,3 @@ def call(program: str, *arguments: str) -> None:
     if done.returncode != 0:
         msg = f"{program} failed: {(done.stdout + done.stderr)[-2000:]}"
         raise Unavailable(msg)
-
-
-if __name__ == "__main__":
-    try:
-        print(f"The real claude is in {claude_base()}.")
-    except Unavailable as reason:
-        print(f"There will be no image with the real claude: {reason}.")

@@ -30,22 +30,23 @@ from container_runner import (
     UserMessage,
 )
 from container_runner.engine.manager import STATE_LABEL, state_digest
-from tests.integration.engines import RealEngine
+from tests.integration.engines import BY_ROOT, RealEngine
 
 COMMAND = str(Path(sys.executable).with_name("container-runner"))
 
 
 def on(*names: str) -> pytest.MarkDecorator:
-    """The fixture `engine` is one of these, and no other."""
-    return pytest.mark.parametrize(
-        "engine", [pytest.param(name, marks=pytest.mark.engine) for name in names], indirect=True
-    )
+    """The fixture `engine` is one of these, and no other; said of a module, it can be said otherwise of a test."""
+    return pytest.mark.on(*names)
 
 
 ON_DOCKER = on("docker")
 """For what no engine has a part in."""
 
-ON_ROOTFUL = on("docker", "podman")
+ON_OWN_ROOTFUL = on("docker", "podman")
+"""For what is ours, whatever the engine's age."""
+
+ON_ROOTFUL = on(*BY_ROOT)
 """For what rootless podman does as podman does."""
 
 

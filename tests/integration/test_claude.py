@@ -22,7 +22,17 @@ from container_runner import (
     ToolUseBlock,
 )
 from tests.integration.engines import RealEngine
-from tests.integration.runs import ON_ROOTFUL, Box, collect, error_of, messages_of, result_of, said, tool_output
+from tests.integration.runs import (
+    ON_OWN_ROOTFUL,
+    ON_ROOTFUL,
+    Box,
+    collect,
+    error_of,
+    messages_of,
+    result_of,
+    said,
+    tool_output,
+)
 
 pytestmark = pytest.mark.claude
 
@@ -66,7 +76,7 @@ def test_claude_edits_a_file_of_the_workspace(box: Box) -> None:
     assert box.containers() == []
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_claude_uses_several_tools_in_its_turns(box: Box) -> None:
     messages = ask(
         box,
@@ -80,7 +90,7 @@ def test_claude_uses_several_tools_in_its_turns(box: Box) -> None:
     assert result_of(messages).num_turns >= 4
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_git_works_in_the_workspace(box: Box) -> None:
     identity = "-c user.name=t -c user.email=t@example.invalid"
     messages = ask(
@@ -106,7 +116,7 @@ def test_a_session_is_resumed_with_its_history_and_forked_under_a_new_id(box: Bo
     assert "say: three" not in history[first.session_id]
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_a_session_that_is_not_there_is_the_agents_failure_in_its_own_words(box: Box) -> None:
     error = error_of(ask(box, "say: hello", resume="00000000-0000-4000-8000-000000000000"))
 
@@ -116,7 +126,7 @@ def test_a_session_that_is_not_there_is_the_agents_failure_in_its_own_words(box:
     assert box.containers() == []
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_another_agent_can_not_resume_the_session(box: Box) -> None:
     first = result_of(ask(box, "say: one"))
 
@@ -126,7 +136,7 @@ def test_another_agent_can_not_resume_the_session(box: Box) -> None:
     assert error.kind == "agent_failed"
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_an_error_of_the_api_is_the_agents_failure(box: Box) -> None:
     messages = ask(box, "error: 400")
 
@@ -137,7 +147,7 @@ def test_an_error_of_the_api_is_the_agents_failure(box: Box) -> None:
     assert any(isinstance(message, ResultMessage) and message.is_error for message in messages)
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_partial_messages_are_the_pieces_of_the_answer(box: Box) -> None:
     messages = ask(box, "say: piece by piece", include_partial_messages=True)
 
@@ -146,7 +156,7 @@ def test_partial_messages_are_the_pieces_of_the_answer(box: Box) -> None:
     assert said(messages) == ["piece by piece"]
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_options_of_the_agent_are_claudes(box: Box) -> None:
     options = box.options("bash: echo no >made.txt", session_id="11111111-2222-4333-8444-555555555555")
     agent = attrs.evolve(options.agent, tools=("Read",), model="claude-of-the-test", system_prompt="Be brief.")
@@ -161,7 +171,7 @@ def test_options_of_the_agent_are_claudes(box: Box) -> None:
     assert not (box.workspace / "made.txt").exists()
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_a_prompt_of_a_megabyte_arrives(box: Box) -> None:
     messages = ask(box, "say: read it all\n" + "x y z\n" * 200_000)
 

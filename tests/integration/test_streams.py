@@ -11,7 +11,18 @@ import pytest
 
 from container_runner import AssistantMessage, CommandRuntime, ErrorMessage, OutputLine, OversizedLine, ResultMessage
 from container_runner.stream import stream as stream_module
-from tests.integration.runs import ON_DOCKER, ON_ROOTFUL, Box, error_of, lines_of, messages_of, said
+from tests.integration.engines import OWN
+from tests.integration.runs import (
+    ON_DOCKER,
+    ON_OWN_ROOTFUL,
+    ON_ROOTFUL,
+    Box,
+    error_of,
+    lines_of,
+    messages_of,
+    on,
+    said,
+)
 
 MIB = 1024**2
 
@@ -39,6 +50,7 @@ def memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+@on(*OWN)
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_200000_messages_arrive_in_order_and_in_memory_that_does_not_grow(box: Box) -> None:
     count, size = 200_000, 380
@@ -160,7 +172,7 @@ def test_json_that_is_not_utf8_is_still_a_message(box: Box) -> None:
     assert said(box.run("go", CommandRuntime(["printf", line.replace("%", "%%")]))) == ["caf\N{REPLACEMENT CHARACTER}"]
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_a_flood_of_1_gb_on_stderr_holds_nothing_up(box: Box) -> None:
     before = memory()
 
