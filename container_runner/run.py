@@ -12,7 +12,7 @@ from typing import Final
 import anyio
 
 from container_runner.agents import CommandLineRuntime
-from container_runner.box import guest
+from container_runner.box import guest, script
 from container_runner.box.plan import Plan
 from container_runner.engine.engine import (
     PULL_TIMEOUT,
@@ -353,6 +353,7 @@ class Run:
         if report.refusal is not None:
             self._is_spoiled = report.refusal in ("mounts", "prompt-lost")
             return refused(report, plan, exit_code, stderr)
+        self._is_spoiled = True
         done = Completed(returncode=exit_code, stdout=stdout, stderr=stderr)
         error = classify(done, "run" if plan.ephemeral else "exec")
         if type(error) is not EngineError:
@@ -392,7 +393,7 @@ class Run:
         if exit_code == 0 and not self._plan.ephemeral:  # no script ends like this: a client that was told to go
             message = "The engine's client was ended before the agent was."
             return ExecLostError(message, exit_code=exit_code, stderr=stderr)
-        if exit_code == guest.EXIT_LOST or (info is not None and info.is_running):
+        if exit_code == script.EXIT_LOST or (info is not None and info.is_running):
             message = "Our script around the agent was killed inside the container."
             return AgentKilledError(message, signal=9, exit_code=exit_code, stderr=stderr)
         return self._gone(exit_code=exit_code, stderr=stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 
 from container_runner.agents import CommandLineRuntime, Runtime
-from container_runner.box import argv, guest
+from container_runner.box import argv, script
 from container_runner.box.environment import build_container_env, host_environment
 from container_runner.box.mounts import build_container_mounts, resolve_workspace
 from container_runner.box.plan import Plan
@@ -120,8 +120,8 @@ class ContainerRunner:
         workspace = None if agent.workspace is None else resolve_workspace(agent)
         user = User.of(config, workspace)
         command = self.runtime.command(options, contained=True)
-        if len(command.stdin) > guest.PROMPT_LIMIT:
-            allowed = f"at most {guest.PROMPT_LIMIT} bytes; put the long part into a file in the workspace"
+        if len(command.stdin) > script.PROMPT_LIMIT:
+            allowed = f"at most {script.PROMPT_LIMIT} bytes; put the long part into a file in the workspace"
             raise ConfigError("prompt", f"{len(command.stdin)} bytes", allowed)
         mounts = build_container_mounts(
             agent,

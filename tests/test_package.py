@@ -95,8 +95,8 @@ def test_the_command_works_in_a_clean_environment(installed: Installed) -> None:
 
     assert command("--version") == f"{container_runner.__version__}\n"
     assert "First steps" in command("--help")
-    run, execute, remove = json.loads(command("argv", "Do it.", "--image=i", f"--workspace={workspace}", "--json"))
-    assert (run[1], execute[1], remove[1]) == ("run", "exec", "rm")
+    (run,) = json.loads(command("argv", "Do it.", "--image=i", f"--workspace={workspace}", "--json"))
+    assert run[1:4] == ["run", "--rm", "--interactive"]
     assert "FROM" in command("image", "containerfile")
     assert "container-runner" in command("completion", "fish")
     assert json.loads(command("init", "--image=i", "--json"))["path"].endswith("config.toml")

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import attrs
 
-from container_runner.box import guest
+from container_runner.box import script
 from container_runner.box.environment import ContainerEnv
 from container_runner.box.mounts import TMP_SIZE, ContainerMounts
 from container_runner.box.user import User
@@ -118,7 +118,7 @@ def run_argv(
         "--",
         config.image,
         "-c",
-        *([guest.SEAL, run_id, guest.GUEST] if config.ephemeral else [guest.KEEPER, "sh"]),
+        *([script.SEAL, run_id, script.GUEST] if config.ephemeral else [script.KEEPER, "sh"]),
         str(config.time_limit),
         *command,
     ]
@@ -146,9 +146,9 @@ def exec_argv(
         name,
         "sh",
         "-c",
-        guest.JOIN,
+        script.JOIN,
         run_id,
-        guest.GUEST,
+        script.GUEST,
         str(time_limit),
         *command,
     ]

@@ -17,7 +17,7 @@ from typing import Final
 import attrs
 
 from container_runner.agents.runtime import Credentials
-from container_runner.box import guest, protect
+from container_runner.box import protect, script
 from container_runner.box.user import User, check_workspace_access
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
@@ -172,7 +172,7 @@ def _own_tmpfs(*, workspace_is_mounted: bool) -> list[Tmpfs]:
         Tmpfs("/tmp", size=TMP_SIZE, executable=True),  # noqa: S108  a path in the container
         Tmpfs(paths.HOME, size=TMP_SIZE, executable=True),
         # The copy of the shell that our script runs in is executed there.
-        Tmpfs(paths.RUN_DIR, size=guest.PROMPT_LIMIT + 4 * 1024 * 1024, executable=True),
+        Tmpfs(paths.RUN_DIR, size=script.PROMPT_LIMIT + 4 * 1024 * 1024, executable=True),
         *([] if workspace_is_mounted else [Tmpfs(paths.WORKSPACE, size=TMP_SIZE, executable=True)]),
     ]
 

@@ -157,8 +157,11 @@ class Plan:
         return (*self.exec[: separator + 1], container, *self.exec[separator + 2 :])
 
     def to_shell(self) -> str:
-        """The commands as lines for a POSIX shell. Secrets are in none of them.
+        """The commands as lines for a POSIX shell, with a comment that tells what the last one gets on stdin.
 
-        The last one gets `stdin()` on stdin, and lives until that ends.
+        That is `stdin()`, and then nothing, for as long as the agent is to live. Secrets are in none of the lines.
         """
-        return "\n".join(shlex.join(command) for command in self.commands)
+        named = ", ".join(["a header", *self.variables])
+        told = f"# on stdin: {named}; {len(self.prompt)} bytes of prompt; the lease, which is open until the end"
+        *first, last = (shlex.join(command) for command in self.commands)
+        return "\n".join([*first, told, last])

@@ -10,7 +10,7 @@ from typing import Any, Final
 import attrs
 
 from container_runner.agents import ClaudeRuntime, Command, CommandLineRuntime
-from container_runner.box import guest
+from container_runner.box import script
 from container_runner.box.mounts import sessions_folder
 from container_runner.box.user import User
 from container_runner.config import paths
@@ -115,7 +115,7 @@ def check_inside(
         return said.get(name, ("",))[0]
 
     yield _box(config, one)
-    yield passed("tools", f"sh, {', '.join(guest.TOOLS)}")
+    yield passed("tools", f"sh, {', '.join(script.TOOLS)}")
     yield _agent(config, program, one)
     state, agent = runner.state_dir.resolve(), options.agent
     user = User.of(config, None if agent.workspace is None else Path(agent.workspace).expanduser().resolve())

@@ -22,7 +22,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from container_runner.box import guest
+from container_runner.box import script
 from container_runner.testing.process import AgentRun, Call, Output, PlayedProcess, Stdin
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class FakeEngine:
 
     @property
     def _latest_agent(self) -> Call:
-        return self._latest("run or exec", lambda call: guest.GUEST in call.argv)
+        return self._latest("run or exec", lambda call: script.GUEST in call.argv)
 
     def _register_engine(self) -> None:
         """The answers of an engine where everything goes well, and no container is left from before."""

@@ -17,7 +17,7 @@ import anyio
 import anyio.lowlevel
 import attrs
 
-from container_runner.box import guest
+from container_runner.box import guest, script
 
 TICK: Final = 0.01
 """Seconds between two looks at what a fake process should do."""
@@ -154,7 +154,7 @@ class PlayedProcess:
 
     def _answer_command(self) -> int:
         """What `fp` has registered, stdin_callable and callback and wait included."""
-        self._read_stdin(attached=guest.GUEST in self._call.argv)
+        self._read_stdin(attached=script.GUEST in self._call.argv)
         self._say(**{name: answer.getvalue() for name, answer in self._answer.items()})
         self._move_while(lambda: self._popen.poll() is None)
         if self._call.stdin:
@@ -168,7 +168,7 @@ class PlayedProcess:
         self._read_stdin(attached=True)
         needed = Stdin.length(self._call.stdin)
         if needed is None or len(self._call.stdin) < needed:
-            return guest.EXIT_NO_HEADER  # the lease ended in front of the agent
+            return script.EXIT_NO_HEADER  # the lease ended in front of the agent
         token = Stdin.of(self._call.stdin).fields["token"]
         self._say(stderr=guest.started_line(token) + b"\n" + run.stderr, stdout=run.stdout)
         # The agent lives as long as its lease, which ends with stdin.

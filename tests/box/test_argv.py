@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from container_runner.box import argv, guest
+from container_runner.box import argv, script
 from container_runner.box.argv import DOCKER, PODMAN, PODMAN_ROOTLESS, Dialect
 from container_runner.box.environment import ContainerEnv
 from container_runner.box.mounts import TMP_SIZE, ContainerMounts
@@ -106,7 +106,7 @@ def test_an_ephemeral_run_is_one_command_from_the_container_to_the_agent(dialect
         *box(dialect),
         *AGENT,
         *MORE[dialect.name],
-        *("--", "my/claude", "-c", guest.SEAL, "RUN", guest.GUEST, "86400", "claude", "-p"),
+        *("--", "my/claude", "-c", script.SEAL, "RUN", script.GUEST, "86400", "claude", "-p"),
     ]
 
 
@@ -123,7 +123,7 @@ def test_a_kept_container_has_another_user_and_nothing_of_the_agents(dialect: Di
         *("--user=65534:65534", *mapping, "--workdir=/"),
         *box(dialect),
         *MORE[dialect.name],
-        *("--", "my/claude", "-c", guest.KEEPER, "sh", "86400"),
+        *("--", "my/claude", "-c", script.KEEPER, "sh", "86400"),
     ]
 
 
@@ -198,7 +198,7 @@ def test_run_with_everything_on() -> None:
         "--",
         "my/claude",
         "-c",
-        guest.KEEPER,
+        script.KEEPER,
         "sh",
         "60",
     ]
@@ -209,16 +209,16 @@ def test_run_with_everything_on() -> None:
     [
         (
             {"ephemeral": False},
-            ["--detach", "--user=65534:65534", "--workdir=/", guest.KEEPER, "sh"],
+            ["--detach", "--user=65534:65534", "--workdir=/", script.KEEPER, "sh"],
             [
                 "--rm",
                 "--interactive",
                 "--user=1000:1001",
                 "--workdir=/workspace",
                 *AGENT,
-                guest.SEAL,
+                script.SEAL,
                 "RUN",
-                guest.GUEST,
+                script.GUEST,
             ],
         ),
         ({"labels": {"a": "b"}}, ["--label=a=b"], []),
@@ -306,9 +306,9 @@ def test_exec() -> None:
         "NAME",
         "sh",
         "-c",
-        guest.JOIN,
+        script.JOIN,
         "RUN",
-        guest.GUEST,
+        script.GUEST,
         "60",
         "claude",
         "-p",

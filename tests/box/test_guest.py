@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from container_runner.box import guest
+from container_runner.box import script as texts
 from container_runner.box.guest import Report
 from container_runner.config import paths
 
 RUN = "0123456789abcdef" * 2
 TOKEN = "fedcba9876543210" * 2
 SHELLS = [["sh"], ["dash"], ["bash"], ["busybox", "sh"], ["mksh"], ["zsh", "--emulate", "sh"]]
-SCRIPTS = {"SEAL": guest.SEAL, "KEEPER": guest.KEEPER, "JOIN": guest.JOIN, "GUEST": guest.GUEST}
+SCRIPTS = {"SEAL": texts.SEAL, "KEEPER": texts.KEEPER, "JOIN": texts.JOIN, "GUEST": texts.GUEST}
 
 shells = pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
 scripts = pytest.mark.parametrize("script", SCRIPTS)
@@ -62,14 +63,14 @@ def test_a_script_uses_no_programs_but_those_that_are_asked_for(script: str) -> 
     words = set(re.findall(place + r"([a-z]+)\b(?![=(;)])", text, re.MULTILINE))
 
     assert "head" in words or script != "GUEST"
-    assert words <= {*guest.TOOLS, *BUILT_IN, *ours}
+    assert words <= {*texts.TOOLS, *BUILT_IN, *ours}
 
 
 def test_the_end_of_an_ephemeral_run_forks_nothing_and_writes_no_file() -> None:
     """What needs a process or a file there, an agent could keep from happening."""
-    end = guest.GUEST[guest.GUEST.index("\nstop() {") :]
+    end = texts.GUEST[texts.GUEST.index("\nstop() {") :]
 
-    assert not {tool for tool in guest.TOOLS if re.search(rf"\b{tool}\b", end.replace("while sleep 2", ""))}
+    assert not {tool for tool in texts.TOOLS if re.search(rf"\b{tool}\b", end.replace("while sleep 2", ""))}
     assert not re.search(r"\$\([^(]|`|^\s*\(", end, re.MULTILINE)
 
 
@@ -111,7 +112,7 @@ cat
 """How GUEST reads its header, and then all that it has got of it."""
 
 assert READ[READ.index("IFS= read -r line ||") :].startswith("IFS= read -r line || exit 70\n  header=$header$line$nl")
-assert '  header=$header$line$nl lines=$((lines - 1))\ndone\neval "$header"\n' in guest.GUEST
+assert '  header=$header$line$nl lines=$((lines - 1))\ndone\neval "$header"\n' in texts.GUEST
 
 
 def header(prompt: bytes = b"", **others: Any) -> bytes:
@@ -348,6 +349,6 @@ def test_the_lines_that_are_waited_for_are_those_that_the_script_says() -> None:
     assert guest.ready_line(RUN) == f"container-runner: ready {RUN}".encode()
     assert guest.started_line(TOKEN) == f"container-runner: started {TOKEN}".encode()
     assert guest.ended_line(TOKEN) == f"container-runner: ended {TOKEN} ".encode()
-    assert "say ready" in guest.GUEST
-    assert "say started" in guest.GUEST
-    assert "printf '\\ncontainer-runner: ended %s %s\\n' \"$token\"" in guest.GUEST
+    assert "say ready" in texts.GUEST
+    assert "say started" in texts.GUEST
+    assert "printf '\\ncontainer-runner: ended %s %s\\n' \"$token\"" in texts.GUEST

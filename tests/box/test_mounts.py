@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from container_runner.agents.runtime import Credentials
-from container_runner.box import guest
+from container_runner.box import script
 from container_runner.box.mounts import (
     TMP_SIZE,
     ContainerMounts,
@@ -95,7 +95,7 @@ def test_what_is_writable_in_the_container_and_gone_with_it(tmp_path: Path, work
         *("/tmp", "/container-runner/home", "/container-runner/run", "/cache")
     ]
     assert {tmpfs.executable for tmpfs in found.tmpfs} == {True}
-    assert found.tmpfs[2].size > guest.PROMPT_LIMIT
+    assert found.tmpfs[2].size > script.PROMPT_LIMIT
 
 
 def test_without_a_workspace_there_is_a_scratch_folder(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import attrs
 import pytest
 
 from container_runner.box import guest
+from container_runner.box import script as texts
 from container_runner.config import paths
 
 RUN = "0123456789abcdef" * 2
@@ -54,7 +55,7 @@ class Script:
     """The script around an agent."""
 
     def __init__(self, shell: Sequence[str], folder: Path, command: Sequence[str], limit: int) -> None:
-        seal, script = (text.replace(paths.RUN_DIR, str(folder)) for text in (guest.SEAL, guest.GUEST))
+        seal, script = (text.replace(paths.RUN_DIR, str(folder)) for text in (texts.SEAL, texts.GUEST))
         self.process = subprocess.Popen(
             [*UNSHARE, *shell, "-c", seal, RUN, script, str(limit), *command],
             stdin=subprocess.PIPE,
@@ -136,7 +137,7 @@ def test_what_an_agent_says_ends_with_a_line_of_ours(start: Start) -> None:
 
 
 NAMES = {
-    *re.findall(r"\b([a-z]+)=", guest.GUEST),
+    *re.findall(r"\b([a-z]+)=", texts.GUEST),
     *("token", "grace", "size", "kernel", "others", "number", "tops", "mounts", "variables", "nl", "IFS", "MYVAR"),
 }
 
@@ -243,7 +244,7 @@ def test_without_a_whole_header_there_is_no_agent(start: Start, told: bytes) -> 
 
     ended = script.end()
 
-    assert (ended.code, ended.out) == (guest.EXIT_NO_HEADER, "")
+    assert (ended.code, ended.out) == (texts.EXIT_NO_HEADER, "")
 
 
 def test_with_half_a_prompt_there_is_no_agent(start: Start) -> None:
@@ -254,7 +255,7 @@ def test_with_half_a_prompt_there_is_no_agent(start: Start) -> None:
 
     ended = script.end()
 
-    assert (ended.code, ended.out) == (guest.EXIT_REFUSED, "")
+    assert (ended.code, ended.out) == (texts.EXIT_REFUSED, "")
     assert ended.err == f"container-runner: prompt-lost {TOKEN}\n"
 
 
@@ -268,7 +269,7 @@ def test_a_command_that_is_not_there(start: Start, command: str) -> None:
 
     ended = script.end()
 
-    assert (ended.code, ended.out) == (guest.EXIT_REFUSED, "")
+    assert (ended.code, ended.out) == (texts.EXIT_REFUSED, "")
     assert ended.err == f"container-runner: no-command {TOKEN}\n"
 
 
@@ -278,7 +279,7 @@ def test_a_command_that_can_not_be_run(start: Start, shell: list[str]) -> None:
 
     ended = script.end()
 
-    assert (ended.code, ended.out) == (guest.EXIT_REFUSED, "")
+    assert (ended.code, ended.out) == (texts.EXIT_REFUSED, "")
     told = "no-command" if shell[0] in ("bash", "zsh") else "not-executable"  # those two find no command in it
     assert ended.err == f"container-runner: {told} {TOKEN}\n"
 
@@ -336,7 +337,7 @@ def test_what_is_mounted_is_held_against_what_was_planned(
 ) -> None:
     (tmp_path / "mountinfo").write_text(table)
     (tmp_path / "boot_id").write_text("k\n")
-    check = guest._MOUNTS.replace("/proc/self/mountinfo", str(tmp_path / "mountinfo"))
+    check = texts._MOUNTS.replace("/proc/self/mountinfo", str(tmp_path / "mountinfo"))
     check = check.replace("/proc/sys/kernel/random/boot_id", str(tmp_path / "boot_id"))
     fields: dict[str, Any] = {"token": TOKEN, "grace": 1, "kernel": "k", "other_mounts": False, "values": {}, **others}
     _, _, header = guest.header(b"", mounts=planned, **fields).partition(b"\n")
@@ -353,3 +354,11 @@ def test_what_is_mounted_is_held_against_what_was_planned(
         assert done.stdout.startswith("mounts")
     else:
         assert done.stdout == (f"mounts {refused}\n" if refused else "")
+
+
+def test_an_agent_that_takes_its_time_is_left_alone(start: Start) -> None:
+    """Several ticks go by. (In a trap, bash takes a bare `return` for the failure of the command before it.)"""
+    script = start(*sh("sleep 7; exit 4"))
+    script.tell()
+
+    script.hear(f"ended {TOKEN} 4")

@@ -101,7 +101,8 @@ def test_argv_prints_the_commands_and_runs_nothing(command: Command, fake_engine
     done = command("argv", "Do it.")
 
     assert (done.code, done.err, fake_engine.calls) == (0, "", [])
-    run = shlex.split(done.out)
+    assert done.out.startswith("# on stdin: a header")
+    run = shlex.split(done.out, comments=True)
     assert run[:4] == ["docker", "run", "--rm", "--interactive"]
     assert f"--mount=type=bind,src={tmp_path}/work,dst=/workspace" in run
     assert "Do it." not in done.out

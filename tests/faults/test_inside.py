@@ -14,7 +14,7 @@ import pytest
 
 from container_runner import CommandRuntime
 from container_runner.agents import CommandLineRuntime
-from container_runner.box import guest
+from container_runner.box import script
 from container_runner.stream.messages import Message
 from tests.faults.scene import Scene, last
 from tests.integration.engines import BY_ROOT, NAMES
@@ -147,7 +147,7 @@ def test_out_of_memory_in_a_child_of_an_agent_that_goes_on(scene: Scene) -> None
     assert last(messages) == "result"
 
 
-CUT_DOWN = guest.TOOLS
+CUT_DOWN = script.TOOLS
 
 
 def cut_down(scene: Scene, *tools: str) -> str:
@@ -181,8 +181,8 @@ def test_an_image_without_kill_ps_and_setsid(scene: Scene, ephemeral: bool) -> N
 @pytest.mark.parametrize(
     ("what", "tools"),
     [
-        ("an image without mkfifo", ("sh", *(tool for tool in guest.TOOLS if tool != "mkfifo"))),
-        ("an image without wc and head", ("sh", *(tool for tool in guest.TOOLS if tool not in ("wc", "head")))),
+        ("an image without mkfifo", ("sh", *(tool for tool in script.TOOLS if tool != "mkfifo"))),
+        ("an image without wc and head", ("sh", *(tool for tool in script.TOOLS if tool not in ("wc", "head")))),
         ("an image without sh", ("cat", "head")),
     ],
 )

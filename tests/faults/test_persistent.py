@@ -14,7 +14,7 @@ import attrs
 import pytest
 
 from container_runner import CommandRuntime, ContainerManager, Engine
-from container_runner.box import guest
+from container_runner.box import guest, script
 from container_runner.box.argv import LABEL
 from container_runner.box.environment import host_environment
 from container_runner.engine.owner import Owner
@@ -328,7 +328,7 @@ def test_a_container_ends_when_its_time_is_over(scene: Scene, mode: str) -> None
         plan = runner.plan(scene.options("sleep 1000"))
         plan.prepare()
         run = list(plan.run)
-        at = run.index(guest.GUEST if mode == "ephemeral" else guest.KEEPER) + (1 if mode == "ephemeral" else 2)
+        at = run.index(script.GUEST if mode == "ephemeral" else script.KEEPER) + (1 if mode == "ephemeral" else 2)
         assert run[at] == str(plan.time_limit)
         run[at] = "1"
         if mode == "persistent":

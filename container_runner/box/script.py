@@ -1,0 +1,330 @@
+r"""What runs inside the container beside the agent: small POSIX shell scripts.
+
+They ask for nothing but `sh` and the programs in `TOOLS`, and were tried with dash, bash, busybox, mksh and zsh.
+No script is built from data: what varies arrives as an argument, or in the header on stdin.
+
+The host holds our stdin open for as long as it wants the agent to live. That is the *lease*: whatever happens to the
+host's side (cancelled, killed, the whole process tree at once), the kernel closes the pipe, and the script ends the
+agent. It reads the lease under the agent's own uid, so four things keep the agent from holding it open:
+
+- The script runs in a copy of its shell that nobody may read. The kernel then lets no process of its uid trace it,
+  read its memory, or open its pipes by /proc (`would_dump` in fs/exec.c).
+- In an ephemeral container it is PID 1, which nobody inside can stop or kill. In a kept one it is an exec, which can
+  be stopped; there PID 1, of another uid, ends the container when the script falls silent.
+- Its end forks nothing, waits for nobody and opens nothing but files of /proc. When PID 1 goes, the kernel ends all.
+- No trap for CHLD: dash and ash leave `read` for it, so that an orphan's end would look like the lease's.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from container_runner.config.paths import MARK, RUN_DIR
+
+TOOLS: Final = ("chmod", "cp", "head", "mkfifo", "rm", "sleep", "wc")
+"""The programs that the scripts use; the rest is built into every sh."""
+
+PROMPT_LIMIT: Final = 48 * 1024 * 1024
+"""The longest prompt in bytes: it is kept in RUN_DIR until the agent has opened it."""
+
+EXIT_LOST: Final = 3
+"""The agent's own parent in here was killed, so that nobody could say how the agent ended."""
+
+EXIT_NO_HEADER: Final = 70
+EXIT_REFUSED: Final = 69
+
+_SEAL: Final = f"""\
+refusal=
+for tool in {" ".join(TOOLS)}; do
+  command -v "$tool" >/dev/null 2>&1 || refusal="${{refusal:-missing}} $tool"
+done
+case ${{KSH_VERSION-}} in *93u*) refusal=ksh93 ;; esac
+[ -n "$refusal" ] || {{ cp "/proc/$$/exe" {RUN_DIR}/sh && chmod 111 {RUN_DIR}/sh; }} || refusal=unsealed
+"""
+
+SEAL: Final = f"""\
+{_SEAL}
+[ -n "$refusal" ] || {{ script=$1; shift; exec {RUN_DIR}/sh -c "$script" "$0" "$@"; }}
+printf 'container-runner: %s\\n' "${{refusal%% *}} $0 ${{refusal#* }}" >&2
+exit {EXIT_REFUSED}
+"""
+"""Becomes GUEST as PID 1, in an unreadable copy of its shell: `sh -c SEAL RUN GUEST LIMIT [COMMAND...]`.
+
+(ksh93 starts no process for a subshell, on which `launch` depends.)
+"""
+
+_TICKER: Final = """\
+ticker='trap "exec sh -c \\"\\$0\\" \\"\\$0\\" $1" EXIT; trap "trap - EXIT; exit" TERM
+while sleep 2; do kill -USR1 "$1" || { trap - EXIT; exit; }; done'
+"""
+"""Sends USR1 to a process every two seconds. Where it can not fork its `sleep`, dash ends it, and it begins again."""
+
+KEEPER: Final = f"""\
+umask 0
+set -f
+trap 'exit 143' TERM INT HUP
+{_SEAL}
+[ -z "$refusal" ] || {{ printf '%s\\n' "$refusal" >{RUN_DIR}/refusal; sleep 4; exit {EXIT_REFUSED}; }}
+runs=
+drop() {{
+  rest=
+  for held in $runs; do [ "${{held%:*}}" = "$run" ] || rest="$rest $held"; done
+  runs=$rest
+}}
+tick() {{
+  rest=
+  for held in $runs; do
+    [ "${{held#*:}}" -lt 4 ] || exit 0
+    rest="$rest ${{held%:*}}:$((${{held#*:}} + 1))"
+  done
+  runs=$rest
+}}
+trap tick USR1
+mkfifo -m 622 {RUN_DIR}/lease
+exec 3<>{RUN_DIR}/lease
+{_TICKER}
+(sleep "$1"; kill -TERM 1) </dev/null >/dev/null 2>&1 3>&- &
+sh -c "$ticker" "$ticker" 1 </dev/null >/dev/null 2>&1 3>&- &
+while :; do
+  read -r word run <&3 || word=
+  jobs >/dev/null
+  case $word in
+    here) drop; runs="$runs $run:0" ;;
+    gone) drop ;;
+  esac
+done
+"""
+"""PID 1 of a kept container, under another uid than the agent's: `sh -c KEEPER sh LIMIT`, the time limit in seconds.
+
+Each run's script says "here" with its secret token every two seconds, and at its end "gone". One that falls silent for
+four of our own ticks was stopped or killed: its lease may have ended unseen, so the container ends. What an agent
+writes into the FIFO knows no token. (Ticks, and not a clock: a machine that slept has not missed any.)
+"""
+
+JOIN: Final = f"""\
+until [ -p {RUN_DIR}/lease ]; do
+  if [ -e {RUN_DIR}/refusal ]; then
+    read -r word rest <{RUN_DIR}/refusal
+    printf 'container-runner: %s\\n' "$word $0 $rest" >&2
+    sleep 0.1 2>/dev/null || sleep 1
+    exit {EXIT_REFUSED}
+  fi
+  sleep 0.05 2>/dev/null || sleep 1
+done
+script=$1
+shift
+exec {RUN_DIR}/sh -c "$script" "$0" "$@"
+"""
+"""Becomes GUEST as an exec in a kept container, in KEEPER's copy of the shell: `sh -c JOIN RUN GUEST LIMIT COMMAND...`.
+
+podman's client loses what an exec that ends at once has written, so a refusal stays for a moment.
+"""
+
+_MOUNTS: Final = """\
+check_mounts() {
+  IFS= read -r here </proc/sys/kernel/random/boot_id
+  seen=$nl
+  while read -r id parent device root target options rest; do
+    IFS=$nl ours=
+    for top in $tops; do case $target in "$top" | "$top"/*) ours=yes ;; esac; done
+    unset IFS
+    [ -n "$ours" ] || continue
+    access=${options%%,*}
+    case $mounts in
+      *"$nl$target $access $device $root$nl"*) ;;
+      *"$nl$target $access tmpfs /$nl"*) case $rest in *'- tmpfs '*) ;; *) refuse mounts "$target" ;; esac ;;
+      *"$nl$target * $device $root$nl"*) continue ;;
+      *"$nl$target $access "*) [ "$here" != "$kernel" ] || refuse mounts "$target" ;;
+      *"$nl$target * "*) [ "$here" != "$kernel" ] || refuse mounts "$target"; continue ;;
+      *) [ -n "$others" ] || refuse mounts "$target"; continue ;;
+    esac
+    case $seen in *"$nl$target$nl"*) ;; *) seen=$seen$target$nl number=$((number - 1)) ;; esac
+  done </proc/self/mountinfo
+  [ "$number" -eq 0 ] || refuse mounts
+}
+"""
+
+_SWEEP: Final = f"""\
+look() {{
+  parent= uid=
+  while read -r key value rest; do
+    case $key in PPid:) parent=$value ;; Uid:) uid=$value; break ;; esac
+  done <"/proc/$1/status"
+}}
+sweep() {{
+  set +f
+  look "$$"
+  mine=$uid alone=yes
+  kill -STOP -1
+  for process in /proc/[0-9]*; do
+    look "${{process#/proc/}}"
+    case $uid:$parent:$process in "$mine":0:*/"$$") ;; "$mine":0:*) alone=no ;; esac
+  done
+  [ "$alone" = no ] || {{ kill -KILL -1; return 0; }}
+  for process in /proc/[0-9]*; do
+    while IFS= read -r line || [ -n "$line" ]; do
+      case $line in *{MARK}="$run"*) kill -KILL "${{process#/proc/}}" ;; esac
+    done <"$process/environ"
+  done
+  kill -CONT -1
+}}
+"""
+"""Ends what a run has left in a kept container. All of the agent's uid is stopped meanwhile, so that nothing forks.
+
+Where somebody else of that uid has come in by an exec (a process without a parent: another run, a shell of yours), what
+carries the run's mark is killed, and the rest goes on; else all of it is killed.
+"""
+
+GUEST: Final = f"""\
+run=$0 limit=$1
+shift
+tmp={RUN_DIR} token=$run nl='
+'
+set -f
+say() {{ word=$1; shift; printf 'container-runner: %s %s%s\\n' "$word" "$token" "${{*:+ $*}}" >&2; }}
+refuse() {{
+  say "$@"
+  [ "$kept" = no ] || sleep 0.1 2>/dev/null || sleep 1
+  exit {EXIT_REFUSED}
+}}
+now() {{
+  for try in 1 2 3; do read -r clock rest </proc/uptime && clock=${{clock%.*}} && [ -n "$clock" ] && return 0; done
+  return 1
+}}
+{_MOUNTS}
+oom() {{
+  killed=0
+  for file in /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control; do
+    [ -r "$file" ] || continue
+    while read -r key value; do [ "$key" != oom_kill ] || killed=$value; done <"$file"
+  done
+}}
+
+trap 'exit 143' TERM
+trap '' INT HUP
+if [ "$$" = 1 ]; then
+  kept=no all=-1
+  rm -f "$tmp/sh"
+  exec 4>/dev/null
+else
+  kept=yes all=-$$
+  exec 4>"$tmp/lease"
+fi
+[ "$#" -gt 0 ] || say ready
+IFS= read -r lines || exit {EXIT_NO_HEADER}
+header=
+while [ "$lines" -gt 0 ]; do
+  IFS= read -r line || exit {EXIT_NO_HEADER}
+  header=$header$line$nl lines=$((lines - 1))
+done
+eval "$header"
+header= line=
+check_mounts
+program=$(command -v "$1") || refuse no-command
+case $program in
+  /*) if [ -d "$program" ] || [ ! -x "$program" ]; then refuse not-executable; fi ;;
+esac
+ulimit -c 0 2>/dev/null
+(umask 077; head -c "$size" >"$tmp/prompt-$run")
+[ "$(wc -c <"$tmp/prompt-$run")" -eq "$size" ] || {{ rm -f "$tmp/prompt-$run"; refuse prompt-lost; }}
+exec 5<"$tmp/prompt-$run" 6>&1 7>&2 2>/dev/null
+rm -f "$tmp/prompt-$run"
+
+agent() {{
+  exec >&6 2>&7 6>&- 7>&-
+  until [ -e "$tmp/go-$run" ]; do :; done
+  trap : TERM INT HUP
+  oom
+  before=$killed
+  say started
+  (
+    eval "$variables" 2>/dev/null
+    [ "$kept" = no ] || {{ {MARK}=$run; export {MARK}; }}
+    exec "$@" <&5 4>&- 5<&-
+  )
+  code=$?
+  oom
+  [ "$killed" -le "$before" ] || say oom "$((killed - before))"
+  : >"$tmp/ended-$run"
+  say ended "$code"
+  printf '\\ncontainer-runner: ended %s %s\\n' "$token" "$code"
+}}
+launch() {{
+  {{ read -r me rest </proc/self/stat; echo "$me"; agent "$@"; }} </dev/null | {{
+    read -r child
+    echo "$child" >"$tmp/child-$run"
+    read -r me name state parent rest </proc/self/stat
+    if [ "$parent" = "$$" ]; then kill -KILL "$me"; else kill -KILL "$parent"; fi
+  }}
+}}
+(launch "$@"; :)
+read -r child <"$tmp/child-$run"
+rm -f "$tmp/child-$run"
+exec >/dev/null 5<&- 6>&- 7>&-
+
+{_SWEEP}
+leave() {{
+  [ "$kept" = no ] || {{
+    sweep
+    printf 'gone %s\\n' "$token" >&4
+    rm -f "$tmp/go-$run" "$tmp/ended-$run"
+  }}
+  exit "${{1:-0}}"
+}}
+stop() {{
+  trap '' TERM USR1
+  printf 'reap\\n' >&4
+  jobs
+  kill -0 "$child" && kill -TERM "$all" && now || leave
+  end=$((clock + grace + (grace > 0)))
+  while jobs; kill -0 "$child" && now && [ "$clock" -lt "$end" ]; do
+    [ "$clock" = "$at" ] || {{ at=$clock; printf 'reap\\n' >&4; }}
+  done
+  leave
+}}
+tick() {{
+  jobs
+  now || stop
+  printf 'here %s\\n' "$token" >&4
+  kill -0 "$child" || {{ [ "$kept" = yes ] && [ -e "$tmp/ended-$run" ]; }} || leave {EXIT_LOST}
+  [ "$clock" -lt "$limit" ] || stop
+}}
+now || leave
+limit=$((clock + limit)) at=$clock misses=0
+trap stop TERM
+trap tick USR1
+printf 'here %s\\n' "$token" >&4
+{_TICKER}
+sh -c "$ticker" "$ticker" "$$" </dev/null >/dev/null 2>&1 4>&- &
+: >"$tmp/go-$run"
+while :; do
+  IFS= read -r line && {{ tick; continue; }}
+  now || stop
+  [ "$clock" = "$at" ] || at=$clock misses=0
+  misses=$((misses + 1))
+  [ "$misses" -lt 20 ] || stop
+done
+"""
+"""Holds the lease and runs the agent: `sh -c GUEST RUN LIMIT [COMMAND...]`, by SEAL or JOIN.
+
+RUN is the run's id and LIMIT the seconds after which it ends. stdin is the header (see `header`), the prompt, and then
+the lease. Without a COMMAND it says "ready" first, and takes the command from the header.
+
+The agent's variables are set where it is started: one may be called as one of ours is, or as one that a shell keeps for
+itself, such as bash's UID, which `export` alone would end it for.
+
+The header comes with a secret token, which is in every line that we say from then on, so that an agent can not say
+them in our name. The mounts are held against what was planned: whatever a path meant when the engine followed it, the
+kernel tells what it became. The prompt is read to its end before the agent starts: an agent must not begin with half of
+it because the host died in the middle. Before "started" nothing of the agent has run, so a failure is the engine's or
+the image's; after it, the exit code on "ended" is the agent's own.
+
+`launch` starts the agent from a pipeline and not with `&`, which would have it ignore INT and QUIT for ever; the
+pipeline's other half ends the subshell that would wait for it. The agent waits for `go`, so that it can not stop a
+process that we still wait for. From then on nothing is written but to KEEPER, and nothing is opened but files of /proc.
+
+The host sends an empty line when the agent was silent, so that we look whether it is there: what kills all that it
+may also kills the ticker. A `read` that fails has met the lease's end, or a signal: dash and ash do not tell which.
+The end fails again and again, more often in a second than the ticker ever signals; an agent that sends so many ends
+its own run.
+"""
