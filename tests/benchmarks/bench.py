@@ -71,13 +71,18 @@ class Bench:
         """How one removes at once a container whose PID 1 minds no signal. Podman waits for ten seconds otherwise."""
         return ["rm", "--force"] if self.engine.name == "docker" else ["rm", "--force", "--time=0"]
 
-    def bare_run(self, name: str) -> list[str]:
-        """What a careful person types: the same hardening, without anything of ours."""
+    def bare_run(self, name: str, *command: str) -> list[str]:
+        """What a careful person types: the same hardening, without anything of ours.
+
+        With a command it is attached and runs that; else it is there for an `exec`.
+        """
+        program, *words = command or ("sleep", "1000")
         return [
-            "run", "--detach", "--rm", f"--name={name}", "--pull=never", "--entrypoint=sleep", "--user=65534:65534",
-            "--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only", "--log-driver=none", "--network=none",
-            "--memory=2g", "--memory-swap=2g", "--pids-limit=512", "--tmpfs=/tmp:rw,nosuid,nodev,size=512m",
-            f"--volume={self.workspace}:/workspace", "--", self.image, "1000",
+            "run", "--interactive" if command else "--detach", "--rm", f"--name={name}", "--pull=never",
+            f"--entrypoint={program}", "--user=65534:65534", "--cap-drop=ALL", "--security-opt=no-new-privileges",
+            "--read-only", "--log-driver=none", "--network=none", "--memory=2g", "--memory-swap=2g",
+            "--pids-limit=512", "--tmpfs=/tmp:rw,nosuid,nodev,size=512m",
+            f"--volume={self.workspace}:/workspace", "--", self.image, *words,
         ]  # fmt: skip
 
     def bare(self, *words: str) -> None:
