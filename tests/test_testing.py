@@ -431,3 +431,23 @@ def test_the_examples_of_the_page_run(project: pytest.Pytester) -> None:
     result = project.runpytest_subprocess("-q", *(f"{name}.py" for name, _ in blocks if name.startswith("test_")))
 
     result.assert_outcomes(passed=sum(code.count("def test_") for _, code in blocks) + 1)  # one runs on two loops
+
+
+@pytest.mark.anyio
+async def test_a_pool_is_played_too(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        fake_engine.reply(text)
+    runner = ContainerRunner(ClaudeRuntime(), ContainerConfig(image="my/claude", pool=1), tmp_path / "state")
+    agent = Agent(name="bot")
+
+    said = []
+    async with runner.warm(agent) as pool:
+        for _ in range(2):
+            with anyio.fail_after(10):
+                while not len(pool):
+                    await anyio.sleep(0.01)
+            said += [str(message) async for message in runner.execute(ExecuteOptions(prompt="x", agent=agent))]
+            assert fake_engine.stdin == b"x"
+
+    assert [text for text in ("one", "two") if any(text in line for line in said)] == ["one", "two"]
+    assert not [call for call in fake_engine.calls if call.argv[1] == "exec"]

@@ -35,6 +35,7 @@ class FakeEngine:
     """An engine that does nothing but say what a test tells it to.
 
     `reply`, `messages` and `transcript` each prepare one run of an agent, in the order in which they are called.
+    A container of a pool takes one when it is made, and no more are made than were prepared.
     For anything else, register commands with `fp`; a command that was registered first is answered first.
 
     A command that nobody registered raises `pytest_subprocess.exceptions.ProcessNotRegisteredError`, and fails the
@@ -139,6 +140,8 @@ class FakeEngine:
                 command, stdin=stdin, stdout=out, stderr=err, env=env, cwd=cwd, start_new_session=start_new_session
             )
         except ProcessNotRegisteredError:
+            if script.GUEST in command[-2:-1]:  # a pool that is refilled for nobody
+                raise BlockingIOError("No more runs were prepared.") from None
             self._unregistered.append(command)
             raise
         run = next((run for run in self._runs if popen in run.recorder.calls), None)

@@ -165,6 +165,9 @@ class PlayedProcess:
 
     def _answer_agent(self, run: AgentRun) -> int:
         """What our script and the agent in it would say."""
+        at = self._call.argv.index(script.GUEST)
+        if self._call.argv[1] == "run" and len(self._call.argv) == at + 2:  # a container of a pool
+            self._say(stderr=guest.ready_line(self._call.argv[at - 1]) + b"\n")
         self._read_stdin(attached=True)
         needed = Stdin.length(self._call.stdin)
         if needed is None or len(self._call.stdin) < needed:

@@ -15,6 +15,7 @@ INSIDE = {
     "CapBnd": "0000000000000000",
     "NoNewPrivs": "1",
     "Seccomp": "2",
+    "sealed": "yes",
     "root": "no",
     "tmp": "yes",
     "home": "yes",

@@ -116,6 +116,7 @@ async def test_only_of_claude_the_version_is_asked(patient: Patient) -> None:
         ({"sessions": "no"}, "sessions", "fail", "can not write"),
         ({"home": "no"}, "box", "fail", "HOME"),
         ({"CapBnd": "00000000a80425fb"}, "box", "warn", "capabilities"),
+        ({"sealed": "no"}, "box", "warn", "can read PID 1"),
         ({"NoNewPrivs": "0"}, "box", "warn", "privileges"),
         ({"Seccomp": "0"}, "box", "warn", "system call"),
         ({"root": "yes"}, "box", "warn", "image's files"),

@@ -8,17 +8,19 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
-from container_runner import CommandRuntime
+from container_runner import CommandRuntime, ErrorMessage
 from container_runner.agents import CommandLineRuntime
 from container_runner.box import script
 from container_runner.stream.messages import Message
 from tests.faults.scene import Scene, last
 from tests.integration.engines import BY_ROOT, NAMES
-from tests.integration.images import PASSWD, add_file, add_folder, add_programs, import_image
+from tests.integration.fixtures import skipped_if_unavailable
+from tests.integration.images import PASSWD, Unavailable, add_file, add_folder, add_programs, import_image
 from tests.integration.runs import on
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120), on(*BY_ROOT)]
@@ -190,3 +192,73 @@ def test_an_image_that_lacks_a_tool(scene: Scene, what: str, tools: tuple[str, .
     messages, since = run_for(scene, None, image=cut_down(scene, *tools), runtime=CommandRuntime(["cat"]))
     scene.settle(what, last(messages), since=since)
     assert last(messages) == "image_unsuitable"
+
+
+ORPHANS = """\
+i=0
+while [ $i -lt 3000 ]; do (true &) ; i=$((i + 1)); done
+exit 7
+"""
+
+
+@pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
+def test_orphans_by_the_thousand_are_no_harm(scene: Scene, ephemeral: bool) -> None:
+    """More than the limit on processes bears, were they not collected."""
+    runtime = CommandRuntime(["sh", "-c", ORPHANS])
+    messages, since = run_for(scene, None, runtime=runtime, ephemeral=ephemeral, pids_limit=2000)
+    keep = [] if ephemeral else scene.containers()
+    kind = "ephemeral" if ephemeral else "persistent"
+    scene.settle(f"3,000 orphans in a run that goes on ({kind})", last(messages), since=since, keep=keep)
+    assert last(messages) == "agent_failed"
+    assert [message.exit_code for message in messages if isinstance(message, ErrorMessage)] == [7]
+
+
+SHELLS = ("bash", "busybox", "dash", "mksh", "zsh")
+
+
+def with_sh(scene: Scene, shell: str) -> str:
+    """An image whose `sh` is this one, with this machine's tools beside it."""
+    program = shutil.which(shell)
+    if program is None:
+        with skipped_if_unavailable():
+            raise Unavailable(f"{shell} is not installed")
+    tools = {tool: str(shutil.which(tool)) for tool in (*CUT_DOWN, "cat", "kill")}
+
+    def add(archive: tarfile.TarFile) -> None:
+        for folder in ("bin", "dev", "etc", "proc", "sys"):
+            add_folder(archive, folder)
+        add_folder(archive, "tmp", mode=0o1777)
+        add_file(archive, "etc/passwd", PASSWD.encode())
+        add_programs(archive, {**tools, "sh": str(program)})
+
+    image = f"container-runner-test/sh-{shell}"
+    import_image(scene.engine.binary, image, add)
+    scene.engine.images.imported.append(image)
+    return image
+
+
+@on("docker", "podman")
+@pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_sh_that_images_have_holds_the_lease(scene: Scene, shell: str, ephemeral: bool) -> None:
+    """Some ticks go by, then the agent is stopped."""
+    fields: dict[str, Any] = {"image": with_sh(scene, shell), "ephemeral": ephemeral}
+    patient = CommandRuntime(["sh", "-c", "cat; sleep 6; exit 4"])
+    messages, _ = run_for(scene, None, "a prompt\n", runtime=patient, **fields)
+    assert [message.exit_code for message in messages if isinstance(message, ErrorMessage)] == [4], messages
+    stubborn = CommandRuntime(["sh", "-c", "trap '' TERM; echo ready; sleep 1001 & sleep 1002; sleep 1003"])
+    messages, since = run_for(scene, 5, runtime=stubborn, grace=1, **fields)
+    keep = [] if ephemeral else scene.containers()
+    kind = "ephemeral" if ephemeral else "persistent"
+    scene.settle(f"TERM ignored where sh is {shell} ({kind})", last(messages), since=since, keep=keep)
+    assert last(messages) == "total_timeout (kill)"
+
+
+@on("docker", "podman")
+@pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
+def test_ksh93_is_refused_in_words(scene: Scene, ephemeral: bool) -> None:
+    image = with_sh(scene, "ksh93")
+    messages, since = run_for(scene, None, image=image, runtime=CommandRuntime(["cat"]), ephemeral=ephemeral)
+    scene.settle("an image whose sh is ksh93", last(messages), since=since)
+    assert last(messages) == "image_unsuitable"
+    assert "ksh93" in str(messages[-1])

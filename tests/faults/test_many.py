@@ -7,11 +7,12 @@ import time
 import anyio
 import pytest
 
-from container_runner import Agent, ExecuteOptions
+from container_runner import Agent, CommandRuntime, ErrorMessage, ExecuteOptions
 from container_runner.stream.messages import Message
 from tests.faults.scene import Scene, last, resources
 from tests.faults.test_consumer import tasks
-from tests.integration.runs import said
+from tests.integration.engines import OWN
+from tests.integration.runs import lines_of, on, said
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
@@ -66,3 +67,31 @@ def test_runs_at_once_get_each_its_own_messages(scene: Scene) -> None:
     assert kinds == ["result"]
     for number, messages in seen.items():
         assert said(messages) == [f"I am number {number}"]
+
+
+EXITS = 200
+FLOOD = 'yes "a line of some forty bytes, and more" | head -c 1000000; exit 3'
+
+
+@on(*OWN)
+def test_agents_that_end_at_once_lose_no_byte_and_no_code(scene: Scene) -> None:
+    """Half of them say nothing and end with 0, half say 1 MB and end with 3."""
+    told: list[tuple[int | None, int]] = []
+
+    async def lane(flooding: bool) -> None:
+        runner = scene.runner(CommandRuntime(["sh", "-c", FLOOD] if flooding else ["true"]), pull="never")
+        for _ in range(EXITS // IN_FLIGHT):
+            messages = [message async for message in runner.execute(scene.options(""))]
+            said = sum(len(line) + 1 for line in lines_of(messages))
+            error = messages[-1] if messages else None
+            told.append((error.exit_code if isinstance(error, ErrorMessage) else 0, said))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(IN_FLIGHT):
+                group.start_soon(lane, number % 2 == 1)
+
+    anyio.run(main, backend=scene.loop)
+    scene.settle(f"{EXITS} agents that end at once, half of them after 1 MB", "all of it", since=time.monotonic())
+    # The cut in the middle of the last line gets a newline from us.
+    assert {(code, size // 100) for code, size in told} == {(0, 0), (3, 10000)}

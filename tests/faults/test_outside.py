@@ -138,6 +138,18 @@ def test_the_daemon_is_killed(private_docker: Callable[[], RealEngine]) -> None:
         assert since
 
 
+def test_the_daemon_is_killed_and_stays_away(private_docker: Callable[[], RealEngine]) -> None:
+    """docker's client ends with 125, behind "started": the daemon is lost, and the agent is not told."""
+    engine = private_docker()
+    with Scene.on(engine, TABLE) as scene:
+        messages, since = struck(scene, lambda _: os.kill(engine.daemon_pid, signal.SIGKILL))
+        saw, took = last(messages), time.monotonic() - since
+        assert saw.split()[0] == "engine_unreachable"
+        assert took < 90
+        engine.restart_daemon()  # which ends what it finds
+        scene.settle("SIGKILL of the daemon, which comes back when the run has ended", saw, since=time.monotonic())
+
+
 def test_the_daemon_is_killed_and_comes_back_while_we_run(private_docker: Callable[[], RealEngine]) -> None:
     engine = private_docker()
     with Scene.on(engine, TABLE) as scene:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -163,3 +165,15 @@ def prune(scene: Scene) -> list[str]:
         return [info.name for info in await manager.prune() if scene.token in info.name]
 
     return anyio.run(main)
+
+
+def test_we_are_stopped_for_a_while_and_go_on(scene: Scene) -> None:
+    """As a machine that sleeps, or Ctrl-Z: nobody reads and nobody beats, and the agent is none the worse."""
+    victim = scene.victim("sleep 2\nsh echo still here")
+    victim.wait_for("system")
+    os.kill(victim.pid, signal.SIGSTOP)
+    time.sleep(25)
+    os.kill(victim.pid, signal.SIGCONT)
+    assert victim.wait_for("done") == "done result"
+    victim.process.communicate()
+    scene.settle("SIGSTOP of us for 25 s", "result", since=time.monotonic())

@@ -89,10 +89,15 @@ async def test_a_reader_that_is_slow_loses_nothing_and_hoards_nothing(box: Box) 
 
 @ON_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
-async def test_a_reader_that_sleeps_while_the_agent_ends_loses_nothing(box: Box, ephemeral: bool) -> None:
+@pytest.mark.parametrize(
+    ("size", "nap", "ephemeral"),
+    [(1_550_000, 5, True), (1_550_000, 5, False), (90_000_000, 8, True)],
+    ids=["ephemeral", "persistent", "90-mb"],
+)
+async def test_a_reader_that_sleeps_while_the_agent_ends_loses_nothing(
+    box: Box, size: int, nap: int, ephemeral: bool
+) -> None:
     """docker throws away what nobody has fetched two seconds after an exec's end; so much is under way then."""
-    size = 1_550_000
     script = f"echo first; sleep 1; head -c {size} /dev/zero | tr '\\000' x | fold -w 100; echo; echo the end; exit 3"
     lines: list[bytes] = []
 
@@ -104,7 +109,7 @@ async def test_a_reader_that_sleeps_while_the_agent_ends_loses_nothing(box: Box,
                 assert isinstance(message, ErrorMessage)
                 assert (message.kind, message.exit_code) == ("agent_failed", 3)
             if len(lines) == 1:
-                await anyio.sleep(5)
+                await anyio.sleep(nap)
 
     assert sum(line.count(b"x") for line in lines) == size
     assert lines[-1] == b"the end"
