@@ -174,7 +174,7 @@ class ImageNotFoundError(EngineError):
 class ImageUnsuitableError(EngineError):
     kind = "image_unsuitable"
     cli_exit_code = 4
-    advice = "The image needs sh, cat, head, mkfifo, rm, sleep and wc (coreutils or busybox have them)."
+    advice = "The image needs sh, chmod, cp, head, mkfifo, rm, sleep and wc (coreutils or busybox have them)."
 
 
 class PullFailedError(EngineError):

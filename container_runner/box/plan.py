@@ -161,7 +161,9 @@ class Plan:
 
         That is `stdin()`, and then nothing, for as long as the agent is to live. Secrets are in none of the lines.
         """
-        named = ", ".join(["a header", *self.variables])
-        told = f"# on stdin: {named}; {len(self.prompt)} bytes of prompt; the lease, which is open until the end"
+        named = f" with {', '.join(self.variables)}" if self.variables else ""
+        told = (
+            f"# on stdin: a header{named}; {len(self.prompt)} bytes of prompt; the lease, which is open until the end"
+        )
         *first, last = (shlex.join(command) for command in self.commands)
         return "\n".join([*first, told, last])
