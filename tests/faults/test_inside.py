@@ -18,12 +18,12 @@ from container_runner.agents import CommandLineRuntime
 from container_runner.box import script
 from container_runner.stream.messages import Message
 from tests.faults.scene import Scene, last
-from tests.integration.engines import BY_ROOT, NAMES
+from tests.integration.engines import NAMES
 from tests.integration.fixtures import skipped_if_unavailable
 from tests.integration.images import PASSWD, Unavailable, add_file, add_folder, add_programs, import_image
 from tests.integration.runs import on
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(120), on(*BY_ROOT)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
 
 STUBBORN = """\
 trap '' TERM HUP INT
@@ -237,7 +237,7 @@ def with_sh(scene: Scene, shell: str) -> str:
     return image
 
 
-@on("docker", "podman")
+@on("docker")
 @pytest.mark.parametrize("ephemeral", [True, False], ids=["ephemeral", "persistent"])
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_sh_that_images_have_holds_the_lease(scene: Scene, shell: str, ephemeral: bool) -> None:

@@ -16,7 +16,7 @@ from tests.faults.scene import Scene
 from tests.integration.engines import BY_ROOT, write_program
 from tests.integration.runs import on
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(180), on(*BY_ROOT)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 
 TREE = pytest.mark.parametrize("tree", [False, True], ids=["alone", "tree"])
 WHO = {False: "us alone", True: "our whole tree"}
@@ -90,6 +90,7 @@ def test_killed_while_the_prompt_is_written(scene: Scene, tree: bool) -> None:
     assert not (scene.workspace / "begun").exists(), "an agent began with half a prompt"
 
 
+@on(*BY_ROOT)
 @TREE
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_killed_while_streaming(scene: Scene, tree: bool, backend: str) -> None:
