@@ -127,4 +127,5 @@ def refused(report: Report, plan: Plan, exit_code: int, stderr: str) -> Containe
         "prompt-lost": (EngineBusyError, "The container has no room for the prompt."),
     }
     kind, message = kinds[report.refusal or ""]
+    exit_code = {"no-command": 127, "not-executable": 126}.get(report.refusal or "", exit_code)  # as a shell has it
     return kind(message, exit_code=exit_code, stderr=stderr)
