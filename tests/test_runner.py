@@ -546,7 +546,8 @@ async def test_a_start_that_fails_is_one_error_and_leaves_nothing(
     (error,) = await all_of(runner(tmp_path), options())
 
     assert isinstance(error, ErrorMessage)
-    assert (error.kind, error.exit_code) == (kind, code)
+    as_a_shell = {"command_not_found": 127, "command_not_executable": 126}
+    assert (error.kind, error.exit_code) == (kind, as_a_shell.get(kind, code))
     assert told in error.message
     assert [call.argv[1] for call in fake_engine.calls].count("run") == 1
     assert (fake_engine.calls[-1].argv[1] == "rm") is (code == 125)  # else its end was in order, and --rm did it
@@ -580,7 +581,8 @@ async def test_an_agent_that_is_not_started_in_a_kept_container(
 
     error = await failure(runner(tmp_path, ephemeral=False))
 
-    assert (error.kind, error.exit_code) == (kind, code)
+    as_a_shell = {"command_not_found": 127, "command_not_executable": 126}
+    assert (error.kind, error.exit_code) == (kind, as_a_shell.get(kind, code))
     # One that refused a command is as good as before.
     assert [call.argv[1] for call in fake_engine.calls].count("rm") == (kind != "command_not_found")
 
@@ -802,7 +804,8 @@ async def test_how_an_agent_ended(fake_engine: FakeEngine, tmp_path: Path, code:
 
     error = await failure(runner(tmp_path))
 
-    assert (error.kind, error.exit_code) == (kind, code)
+    as_a_shell = {"command_not_found": 127, "command_not_executable": 126}
+    assert (error.kind, error.exit_code) == (kind, as_a_shell.get(kind, code))
 
 
 async def test_an_agent_that_ends_without_a_result_is_incomplete(fake_engine: FakeEngine, tmp_path: Path) -> None:
