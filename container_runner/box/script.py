@@ -122,6 +122,7 @@ podman's client loses what an exec that ends at once has written, so a refusal s
 
 _MOUNTS: Final = """\
 check_mounts() {
+  here=
   IFS= read -r here </proc/sys/kernel/random/boot_id
   seen=$nl
   while read -r id parent device root target options rest; do
@@ -132,7 +133,9 @@ check_mounts() {
     access=${options%%,*}
     case $mounts in
       *"$nl$target $access $device $root$nl"*) ;;
-      *"$nl$target $access tmpfs /$nl"*) case $rest in *'- tmpfs '*) ;; *) refuse mounts "$target" ;; esac ;;
+      *"$nl$target $access tmpfs /$nl"*)
+        case $here$rest in "$kernel"*'- tmpfs '*) ;; "$kernel"*) refuse mounts "$target" ;; esac
+        ;;
       *"$nl$target * $device $root$nl"*) continue ;;
       *"$nl$target $access "*) [ "$here" != "$kernel" ] || refuse mounts "$target" ;;
       *"$nl$target * "*) [ "$here" != "$kernel" ] || refuse mounts "$target"; continue ;;

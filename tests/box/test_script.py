@@ -315,6 +315,7 @@ CHECKS: list[tuple[str, str, list[str], dict[str, Any], str | None]] = [
     ("read-only", INFO.replace("/workspace rw", "/workspace ro"), PLANNED, {}, "/workspace"),
     ("missing", INFO.replace("/workspace/.git/hooks ro", "/elsewhere ro"), PLANNED, {}, None),
     ("a tmpfs that is none", INFO.replace("- tmpfs tmpfs ro", "- ext4 /dev/sda1 ro"), PLANNED, {}, "/workspace/state"),
+    ("a tmpfs by another name, of another kernel's", INFO.replace("- tmpfs", "- none"), PLANNED, {"kernel": "x"}, ""),
     ("a tmpfs that is writable", INFO.replace("state ro", "state rw"), PLANNED, {}, "/workspace/state"),
     ("one more below", BELOW, PLANNED, {}, "/workspace/data"),
     ("one more below, and others may be", BELOW, PLANNED, {"other_mounts": True}, ""),
