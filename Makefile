@@ -9,8 +9,8 @@
 export PATH := $(PATH):/usr/sbin:/sbin
 SOAK_MINUTES = 20
 
-# An engine's tests run in one worker, one after another; so do those of the whole machine in qemu, and of each file.
-pytest = .venv/bin/python -m pytest -n 3
+# An engine's tests run in one worker, one after another, and mostly wait; so do the whole machine's, in qemu, and each file's.
+pytest = .venv/bin/python -m pytest -n 5
 
 demo: .venv/ready
 	scripts/setup demo
