@@ -351,7 +351,7 @@ class Run:
             return EngineTimeoutError("The engine's client did not end, though the agent was not started.")
         report, stderr = self._report()
         if report.refusal is not None:
-            self._is_spoiled = report.refusal in ("mounts", "prompt-lost")
+            self._is_spoiled = report.refusal not in ("no-command", "not-executable")
             return refused(report, plan, exit_code, stderr)
         self._is_spoiled = True
         done = Completed(returncode=exit_code, stdout=stdout, stderr=stderr)

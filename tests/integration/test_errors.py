@@ -107,15 +107,15 @@ def test_the_engines_failures(box: Box, fields: dict[str, Any], kind: str, told:
 @ON_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_what_can_only_go_wrong_between_our_look_and_the_engines(box: Box) -> None:
-    runner = box.runner()
+    runner = box.runner(ephemeral=False)
     manager = await runner.manager()
     plan = runner.plan(box.options("go"))
     plan.prepare()
 
-    container = await manager.get_or_create(plan)
+    await manager.engine.create(plan.run, may_pull=False)
     with pytest.raises(NameTakenError):
-        await manager.get_or_create(plan)
-    await manager.release(container, plan)
+        await manager.engine.create(plan.run, may_pull=False)
+    await manager.remove(plan.container)
 
     plan = runner.plan(box.options("go"))
     box.workspace.rmdir()
