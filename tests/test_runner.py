@@ -509,7 +509,7 @@ NOT_STARTED = [
     (127, 'docker: Error response from daemon: exec: "sh": executable file not found in $PATH: unknown.',
      "image_unsuitable", "shell"),
     (69, "container-runner: missing ID mkfifo wc", "image_unsuitable", "mkfifo, wc"),
-    (69, "container-runner: ksh93 ID ksh93", "image_unsuitable", "ksh93"),
+    (69, "container-runner: other-sh ID other-sh", "image_unsuitable", "ksh or zsh"),
     (69, "container-runner: unsealed ID unsealed", "image_unsuitable", "my/claude"),
     (69, "container-runner: mounts ID /workspace", "mount", "/workspace"),
     (69, "container-runner: mounts ID", "mount", "a planned place"),

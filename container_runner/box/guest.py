@@ -44,7 +44,7 @@ class Report:
         return report, line.sub(b"", stderr)
 
 
-REFUSALS: Final = ("missing", "ksh93", "unsealed", "mounts", "no-command", "not-executable", "prompt-lost")
+REFUSALS: Final = ("missing", "other-sh", "unsealed", "mounts", "no-command", "not-executable", "prompt-lost")
 
 
 def _number(words: Sequence[str]) -> int | None:

@@ -1,6 +1,6 @@
 r"""What runs inside the container beside the agent: small POSIX shell scripts.
 
-They ask for nothing but `sh` and the programs in `TOOLS`, and were tried with dash, bash, busybox, mksh and zsh.
+They ask for nothing but `sh` and the programs in `TOOLS`, and were tried with dash, bash and busybox.
 No script is built from data: what varies arrives as an argument, or in the header on stdin.
 
 The host holds our stdin open for as long as it wants the agent to live. That is the *lease*: whatever happens to the
@@ -38,7 +38,7 @@ refusal=
 for tool in {" ".join(TOOLS)}; do
   command -v "$tool" >/dev/null 2>&1 || refusal="${{refusal:-missing}} $tool"
 done
-case ${{KSH_VERSION-}} in *93u*) refusal=ksh93 ;; esac
+[ -z "${{KSH_VERSION-}}${{ZSH_VERSION-}}" ] || refusal=other-sh
 [ -n "$refusal" ] || {{ cp "/proc/$$/exe" {RUN_DIR}/sh && chmod 111 {RUN_DIR}/sh; }} || refusal=unsealed
 """
 
@@ -50,7 +50,7 @@ exit {EXIT_REFUSED}
 """
 """Becomes GUEST as PID 1, in an unreadable copy of its shell: `sh -c SEAL RUN GUEST LIMIT [COMMAND...]`.
 
-(ksh93 starts no process for a subshell, on which `launch` depends.)
+(ksh starts no process for a subshell, on which `launch` depends, and zsh has traps of its own.)
 """
 
 _TICKER: Final = """\

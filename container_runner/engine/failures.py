@@ -112,7 +112,10 @@ def refused(report: Report, plan: Plan, exit_code: int, stderr: str) -> Containe
     image, program, detail = plan.image, plan.program, ", ".join(report.detail)
     kinds: dict[str, tuple[type[ContainerRunnerError], str]] = {
         "missing": (ImageUnsuitableError, f"The image {image} lacks {detail}."),
-        "ksh93": (ImageUnsuitableError, f"The sh of the image {image} is ksh93, which can not hold an agent."),
+        "other-sh": (
+            ImageUnsuitableError,
+            f"The sh of the image {image} must be dash, bash or busybox, not ksh or zsh.",
+        ),
         "unsealed": (ImageUnsuitableError, f"The shell of the image {image} can not be copied to run unread."),
         "mounts": (
             MountError,
