@@ -222,7 +222,7 @@ def with_sh(scene: Scene, shell: str) -> str:
     if program is None:
         with skipped_if_unavailable():
             raise Unavailable(f"{shell} is not installed")
-    tools = {tool: str(shutil.which(tool)) for tool in (*CUT_DOWN, "cat", "kill")}
+    tools = {tool: str(shutil.which(tool)) for tool in (*CUT_DOWN, "cat", "kill", "printf")}
 
     def add(archive: tarfile.TarFile) -> None:
         for folder in ("bin", "dev", "etc", "proc", "sys"):
