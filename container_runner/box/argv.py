@@ -88,7 +88,7 @@ def run_argv(
         "--entrypoint=sh",
         f"--user={user if config.ephemeral else user.for_pid1}",
         *(["--userns=keep-id"] if dialect.keep_id else []),
-        f"--workdir={paths.WORKSPACE if config.ephemeral else '/'}",
+        "--workdir=/",  # docker would make the workspace's, and a tmpfs over it then takes its mode
         "--cap-drop=ALL",
         "--security-opt=no-new-privileges",
         "--ipc=private",

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from container_runner.config.paths import MARK, RUN_DIR
+from container_runner.config.paths import MARK, RUN_DIR, WORKSPACE
 
 TOOLS: Final = ("chmod", "cp", "head", "mkfifo", "rm", "sleep", "wc")
 """The programs that the scripts use; the rest is built into every sh."""
@@ -243,6 +243,7 @@ agent() {{
   (
     eval "$variables" 2>/dev/null
     [ "$kept" = no ] || {{ {MARK}=$run; export {MARK}; }}
+    [ ! -d {WORKSPACE} ] || cd {WORKSPACE} || exit 126
     exec "$@" <&5 4>&- 5<&-
   )
   code=$?

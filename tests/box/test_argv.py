@@ -102,7 +102,7 @@ def test_an_ephemeral_run_is_one_command_from_the_container_to_the_agent(dialect
     assert run_argv(dialect) == [
         *(dialect.name, "run", "--rm", "--interactive"),
         *HEAD,
-        *("--user=1000:1001", *mapping, "--workdir=/workspace"),
+        *("--user=1000:1001", *mapping, "--workdir=/"),
         *box(dialect),
         *AGENT,
         *MORE[dialect.name],
@@ -214,7 +214,7 @@ def test_run_with_everything_on() -> None:
                 "--rm",
                 "--interactive",
                 "--user=1000:1001",
-                "--workdir=/workspace",
+                "--workdir=/",
                 *AGENT,
                 script.SEAL,
                 "RUN",
