@@ -290,7 +290,7 @@ tick() {{
   jobs
   now || stop
   printf 'here %s\\n' "$token" >&4
-  kill -0 "$child" || {{ [ "$kept" = yes ] && [ -e "$tmp/ended-$run" ]; }} || leave {EXIT_LOST}
+  kill -0 "$child" || [ -e "$tmp/ended-$run" ] || leave {EXIT_LOST}
   [ "$clock" -lt "$limit" ] || stop
 }}
 now || leave

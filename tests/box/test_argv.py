@@ -209,12 +209,11 @@ def test_run_with_everything_on() -> None:
     [
         (
             {"ephemeral": False},
-            ["--detach", "--user=65534:65534", "--workdir=/", script.KEEPER, "sh"],
+            ["--detach", "--user=65534:65534", script.KEEPER, "sh"],
             [
                 "--rm",
                 "--interactive",
                 "--user=1000:1001",
-                "--workdir=/",
                 *AGENT,
                 script.SEAL,
                 "RUN",

@@ -47,7 +47,22 @@ def test_a_script_has_nothing_of_bash(script: str) -> None:
 
 
 BUILT_IN = {
-    *("break", "case", "command", "continue", "do", "done", "echo", "else", "esac", "eval", "exec", "exit", "export"),
+    *(
+        "break",
+        "case",
+        "cd",
+        "command",
+        "continue",
+        "do",
+        "done",
+        "echo",
+        "else",
+        "esac",
+        "eval",
+        "exec",
+        "exit",
+        "export",
+    ),
     *("fi", "for", "if", "jobs", "kill", "printf", "read", "return", "set", "shift", "then", "trap", "true", "ulimit"),
     *("umask", "unset", "until", "while"),
 }
