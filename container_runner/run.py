@@ -194,10 +194,14 @@ class Run:
         return self._process
 
     @property
+    def _made_by(self) -> Plan:
+        """What the container was made by, unless it is a kept one that was found."""
+        return self._plan if self._warm is None else self._warm.plan
+
+    @property
     def _name(self) -> str:
         """The container's."""
-        made = self._plan if self._warm is None else self._warm.plan
-        return made.container if self._container is None else self._container.name
+        return self._made_by.container if self._container is None else self._container.name
 
     async def _start(self) -> MessageStream:
         options = self._options
@@ -304,7 +308,7 @@ class Run:
             lost = self._has_started and self._report()[0].ended is None
             in_order = await self._manager.end_client(self._process, self._name, kept=kept is not None, lost=lost)
             self._is_spoiled = self._is_spoiled or not in_order
-            told = self._report()[0].ended
+            told = self._report()[0].ended  # once more: its last words were read meanwhile
             self._record.trace.end_exec(self._process.returncode if told is None else told)
             self._process = None
         if kept is not None:
@@ -401,8 +405,7 @@ class Run:
     @property
     def _ends_at(self) -> float:
         """When the container's time limit is over, in seconds since the epoch."""
-        made = self._plan if self._warm is None else self._warm.plan
-        return made.ends_at if self._container is None else self._container.ends_at
+        return self._made_by.ends_at if self._container is None else self._container.ends_at
 
     @property
     def _is_overdue(self) -> bool:

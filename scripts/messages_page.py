@@ -186,7 +186,7 @@ def section(kind: type) -> Iterator[str]:
     """A class: its docstring, and a table with a row for each attribute of its own."""
     yield f"### `{kind.__name__}`"
     yield docstring(kind)
-    known = typing.cast("Any", kind).__dict__.get("type") or kind.__struct_config__.tag  # type: ignore[attr-defined]
+    known = typing.cast("Any", kind).__dict__.get("type") or kind.__struct_config__.tag  # type: ignore[attr-defined]  # a Struct
     if isinstance(known, str):
         subtypes = [f'`"{name}"`' for name, news in messages.NEWS.items() if news is kind]
         yield f'Its `type` is `"{known}"`{", its subtype " * bool(subtypes)}{" or ".join(subtypes)}.'

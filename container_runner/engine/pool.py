@@ -22,9 +22,6 @@ from container_runner.stream.process import Process, settle
 REFILL_DELAY: Final = 0.2
 """Seconds until a container that was taken is replaced: the run that has it is to start first."""
 
-LEAVE_TIMEOUT: Final = 5.0
-"""Seconds that a container may take to leave when its lease has ended."""
-
 _log = logging.getLogger(__name__)
 
 

@@ -20,7 +20,7 @@ _COUNTS: Final = ("input_tokens", "output_tokens", "cache_creation_input_tokens"
 def _usage(value: Usage | Mapping[str, Any] | None) -> Usage | None:
     if value is None or isinstance(value, Usage):
         return value
-    counts = structured(Mapping[str, int], value, "tokens")  # type: ignore[type-abstract]
+    counts = structured(Mapping[str, int], value, "tokens")  # type: ignore[type-abstract]  # cattrs takes it
     return Usage(**{name: counts[name] for name in _COUNTS if name in counts})
 
 

@@ -251,7 +251,7 @@ def test_with_half_a_prompt_there_is_no_agent(start: Start) -> None:
     script = start("echo", "hello")
     assert script.process.stdin is not None
     usual = {"token": TOKEN, "grace": 1, "mounts": [], "kernel": "k", "other_mounts": True, "values": {}}
-    script.process.stdin.write(guest.header(b"the whole prompt", **usual)[:-1])  # type: ignore[arg-type]
+    script.process.stdin.write(guest.header(b"the whole prompt", **usual)[:-1])  # type: ignore[arg-type]  # the fields vary
 
     ended = script.end()
 
