@@ -161,7 +161,6 @@ class EngineBusyError(EngineError):
 
 class EngineArgumentError(EngineError):
     kind = "engine_argument"
-    cli_exit_code = 5
     advice = "The engine refused a flag: look at extra_args, and at the version of the engine."
 
 
@@ -185,25 +184,21 @@ class PullFailedError(EngineError):
 
 class NameTakenError(EngineError):
     kind = "name_taken"
-    cli_exit_code = 5
     advice = "Run it again: names are random, so this is a coincidence."
 
 
 class MountError(EngineError):
     kind = "mount"
-    cli_exit_code = 5
     advice = "Make sure that the folder exists on the machine where the engine runs."
 
 
 class NetworkNotFoundError(EngineError):
     kind = "network_not_found"
-    cli_exit_code = 5
     advice = "Create it with the engine's own `network create NAME`, or use bridge or none with --network."
 
 
 class PortError(EngineError):
     kind = "port"
-    cli_exit_code = 5
     advice = "Name another port of the host with --port, as 8080:80; rootless engines may open those from 1024."
 
 
@@ -239,7 +234,6 @@ class AgentError(ContainerRunnerError):
     """The agent, not the engine, failed."""
 
     kind = "agent"
-    cli_exit_code = 1
     advice = "Read the agent's messages above."
 
 
@@ -257,7 +251,6 @@ class CommandNotExecutableError(AgentError):
 
 class AgentFailedError(AgentError):
     kind = "agent_failed"
-    cli_exit_code = 1
 
 
 class AgentKilledError(AgentError):
@@ -290,7 +283,6 @@ class IncompleteOutputError(AgentError):
 
 class PromptRefusedError(AgentError):
     kind = "prompt_refused"
-    cli_exit_code = 1
     advice = "Shorten the prompt, or put the long part into a file in the workspace."
 
 
