@@ -114,11 +114,8 @@ def _valid_labels(_: object, attribute: attrs.Attribute[Any], value: object) -> 
         refuse(attribute.name, value, 'a table of key = "value"')
     for key, text in value.items():
         if not _is_label_key(key) or key.startswith(LABEL_PREFIX):
-            refuse(
-                attribute.name,
-                key,
-                f"keys of letters, digits, _ . and -; those that start with {LABEL_PREFIX} are ours",
-            )
+            allowed = f"keys of letters, digits, _ . and -; those that start with {LABEL_PREFIX} are ours"
+            refuse(attribute.name, key, allowed)
         if not _is_label_value(text):
             refuse(f"{attribute.name}.{key}", text, "a string of letters, digits, _ . and -")
 
@@ -197,14 +194,6 @@ def _is_extra_arg(value: Any) -> bool:
 def _flag_only(value: object) -> object:
     """What may be shown of an argument: what follows `--env=NAME=` or stands alone may be a secret."""
     return value.partition("=")[0] if isinstance(value, str) and value.startswith("-") else NOT_SHOWN
-
-
-def _plain(labels: Mapping[str, str]) -> str:
-    return repr(dict(labels))
-
-
-def _names_only(env: Mapping[str, str]) -> str:
-    return f"{{{', '.join(env)}}}"
 
 
 @attrs.frozen(kw_only=True)
@@ -318,7 +307,7 @@ class ContainerConfig:
         default="auto", validator=one_of("auto", "env", "file", "none")
     )
     env: Mapping[str, str] = attrs.field(
-        factory=dict, converter=_frozen, validator=_valid_env, hash=False, repr=_names_only
+        factory=dict, converter=_frozen, validator=_valid_env, hash=False, repr=lambda env: f"{{{', '.join(env)}}}"
     )
     secrets: tuple[str, ...] = attrs.field(
         default=(),
@@ -328,7 +317,7 @@ class ContainerConfig:
     ports: tuple[PortBinding, ...] = attrs.field(default=(), converter=_ports)
     tmpfs: tuple[Tmpfs, ...] = attrs.field(default=(), converter=_tmpfs)
     labels: Mapping[str, str] = attrs.field(
-        factory=dict, converter=_frozen, validator=_valid_labels, hash=False, repr=_plain
+        factory=dict, converter=_frozen, validator=_valid_labels, hash=False, repr=lambda labels: repr(dict(labels))
     )
     read_only: bool = attrs.field(default=True, validator=boolean)
     pull: Literal["never", "missing", "always"] = attrs.field(

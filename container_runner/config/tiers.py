@@ -19,21 +19,10 @@ from typing import Any, Final, Literal
 
 import attrs
 
+from container_runner.config import fields
 from container_runner.config.container import ContainerConfig
 from container_runner.config.converter import parse_toml, structured
-from container_runner.config.fields import (
-    AGENT,
-    BOX,
-    FIELDS,
-    HINTS,
-    RECORDS,
-    REQUEST,
-    Tables,
-    defaults,
-    flag,
-    from_text,
-    parse,
-)
+from container_runner.config.fields import FIELDS, Tables, flag
 from container_runner.config.keys import refuse_key, spelled
 from container_runner.config.laws import NOT_SHOWN, refuse
 from container_runner.config.limits import RecordLimits
@@ -67,7 +56,7 @@ class Effective:
         if self.settings["image"].value is None:
             allowed = f"the name of an image, as --image=my/claude, or image = ... below [defaults] in {self.file}"
             raise ConfigError("--image", None, allowed)
-        return ContainerConfig(**{name: self.settings[name].value for name in BOX})
+        return ContainerConfig(**{name: self.settings[name].value for name in fields.BOX})
 
     @property
     def command(self) -> str | None:
@@ -78,19 +67,19 @@ class Effective:
     @property
     def agent(self) -> dict[str, Any]:
         """The arguments for `Agent` beside its name and workspace."""
-        return {name: self.settings[name].value for name in AGENT}
+        return {name: self.settings[name].value for name in fields.AGENT}
 
     @property
     def request(self) -> dict[str, Any]:
         """The arguments for `ExecuteOptions` that are not about this one prompt."""
-        return {name: self.settings[name].value for name in REQUEST}
+        return {name: self.settings[name].value for name in fields.REQUEST}
 
     @property
     def records(self) -> RecordLimits | Literal[False]:
         """How much runs leave to read, as `ContainerRunner` takes it."""
         if not self.settings["records"].value:
             return False
-        return RecordLimits(**{field: self.settings[name].value for name, field in RECORDS.items()})
+        return RecordLimits(**{field: self.settings[name].value for name, field in fields.RECORDS.items()})
 
 
 def default_file() -> Path:
@@ -126,12 +115,12 @@ def effective(
     tiers = [
         *_operator_tiers(operator, agent, profile, workspace, is_required=file is not None),
         *_environment_tiers(os.environ if environ is None else environ),
-        *((flag(name), {name: from_text(name, value)}) for name, value in (flags or {}).items()),
+        *((flag(name), {name: fields.from_text(name, value)}) for name, value in (flags or {}).items()),
     ]
     settings: dict[str, Setting] = {}
     for source, table in tiers:
         for name, given in table.items():
-            value, origin = parse(name, given, source), source
+            value, origin = fields.parse(name, given, source), source
             if isinstance(value, Mapping) and name in settings:
                 value = MappingProxyType({**settings[name].value, **value})
                 origin = f"{settings[name].source}, {source}"
@@ -143,13 +132,14 @@ def effective(
         settings[name] = Setting(value, str(local))
     _checked(settings, str(local) if table else None)
     return Effective(
-        settings={name: settings.get(name, Setting(defaults()[name], DEFAULT)) for name in FIELDS}, file=operator
+        settings={name: settings.get(name, Setting(fields.defaults()[name], DEFAULT)) for name in FIELDS},
+        file=operator,
     )
 
 
 def _checked(settings: Mapping[str, Setting], last: str | None = None) -> ContainerConfig:
     """The box of *settings*, with an image that stands for none. A clash of fields is laid on *last*."""
-    given = {name: setting.value for name, setting in settings.items() if name in BOX}
+    given = {name: setting.value for name, setting in settings.items() if name in fields.BOX}
     try:
         return ContainerConfig(**{"image": "image", **given})
     except ConfigError as error:
@@ -161,10 +151,10 @@ def _checked(settings: Mapping[str, Setting], last: str | None = None) -> Contai
 def _operator_tiers(
     file: Path, agent: str, profile: str | None, workspace: Path, *, is_required: bool
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if file.resolve().is_relative_to(workspace.expanduser().resolve()) and (is_required or file.exists()):
-        refuse("--config", str(file), "a file outside of the workspace, because the agent can write what is in it")
     content: Mapping[str, Any] = {}
     if is_required or file.exists():
+        if file.resolve().is_relative_to(workspace.expanduser().resolve()):
+            refuse("--config", str(file), "a file outside of the workspace, because the agent can write what is in it")
         try:
             content = parse_toml(file.read_bytes(), str(file))
         except OSError as error:
@@ -194,14 +184,10 @@ def _environment_tiers(environ: Mapping[str, str]) -> Iterator[tuple[str, Mappin
             continue
         if name not in FIELDS:
             refuse_key(name, FIELDS, prefix=PREFIX, source="environment")
-        if typing.get_origin(HINTS[name]) in (tuple, Mapping):
-            refuse(
-                variable,
-                NOT_SHOWN,
-                f"{name} in a file, or {flag(name)}: a variable holds one value",
-                source="environment",
-            )
-        yield f"environment {variable}", {name: from_text(name, environ[variable])}
+        if typing.get_origin(fields.HINTS[name]) in (tuple, Mapping):
+            allowed = f"{name} in a file, or {flag(name)}: a variable holds one value"
+            refuse(variable, NOT_SHOWN, allowed, source="environment")
+        yield f"environment {variable}", {name: fields.from_text(name, environ[variable])}
 
 
 def _known(table: Mapping[str, Any], source: str) -> Mapping[str, Any]:

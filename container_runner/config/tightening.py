@@ -52,34 +52,22 @@ class _Rule:
     words: str
 
 
-def _at_most(value: Any, now: Any) -> bool:
-    return now is None or (value is not None and value <= now)
-
-
-def _at_least(value: Any, now: Any) -> bool:
-    return bool(value >= now)
-
-
-def _some_of(value: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
-    return set(value) <= set(now)
-
-
 def _some_mounts_of(value: tuple[Mount, ...], now: tuple[Mount, ...]) -> bool:
     read_only = {(mount.source, mount.target): mount.read_only for mount in now}
     return all(mount.read_only >= read_only.get((mount.source, mount.target), 2) for mount in value)
 
 
-_MOST: Final = _Rule(_at_most, "at most {now}")
-
-_SUBSET: Final = _Rule(_some_of, "some of {now}")
+_MOST: Final = _Rule(lambda value, now: now is None or (value is not None and value <= now), "at most {now}")
+_SUBSET: Final = _Rule(lambda value, now: set(value) <= set(now), "some of {now}")
+_TRUE: Final = _Rule(lambda value, now: value or not now, "true")
 
 TIGHTENING: Final[Mapping[str, _Rule]] = {
-    "ephemeral": _Rule(lambda value, now: value or not now, "true"),
+    "ephemeral": _TRUE,
     "network": _Rule(lambda value, now: value == "none" or (value, now) == ("bridge", "host"), '"none"'),
     "memory": _MOST,
     "cpu_shares": _MOST,
     "cpus": _MOST,
-    "cpu_period": _Rule(_at_least, "at least {now}"),
+    "cpu_period": _Rule(lambda value, now: value >= now, "at least {now}"),
     "cpu_quota": _MOST,
     "pids_limit": _MOST,
     "max_containers": _MOST,
@@ -90,7 +78,7 @@ TIGHTENING: Final[Mapping[str, _Rule]] = {
     "credentials": _Rule(lambda value, _: value == "none", '"none"'),
     "secrets": _SUBSET,
     "ports": _SUBSET,
-    "read_only": _Rule(lambda value, now: value or not now, "true"),
+    "read_only": _TRUE,
     "pull": _Rule(lambda value, _: value == "never", '"never"'),
     "shm_size": _MOST,
     "add_host": _SUBSET,
@@ -158,14 +146,11 @@ def _more_tmpfs(
     def law(index: int, allowed: str) -> None:
         refuse(f"tmpfs[{index}]", value[index].target, f"{allowed}; otherwise {where}", source=source)
 
-    ours = {tmpfs.target: tmpfs for tmpfs in box.tmpfs}
+    ours = {tmpfs.target for tmpfs in box.tmpfs}
     for index, tmpfs in enumerate(value):
         if tmpfs.executable:
             law(index, "one without exec")
-        if (
-            not tmpfs.target.startswith(tuple(f"{place}/" for place in TMPFS_PLACES))
-            and tmpfs.target not in TMPFS_PLACES
-        ):
+        if not f"{tmpfs.target}/".startswith(tuple(f"{place}/" for place in TMPFS_PLACES)):
             law(index, f"one below {', '.join(TMPFS_PLACES)}")
         if tmpfs.target in ours:
             law(index, "one where there is none yet")
