@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, TypeGuard, get_args
 
 import attrs
+from attrs.validators import optional
 
 from container_runner.errors import ConfigError
 
@@ -20,31 +21,26 @@ ARGUMENT_LIMIT: Final = 128 * 1024 - 1
 LINE_LIMIT: Final = 256 * 1024**2
 """The longest line in bytes, if nothing else is said. Agents' longest ones, with files in them, have some 10 MB."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-_SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}")
-
-
-def _name(_: object, attribute: attrs.Attribute[str], value: object) -> None:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        allowed = "1 to 63 letters, digits, '_', '.' and '-', beginning with a letter or a digit"
-        raise ConfigError(f"agent.{attribute.name}", value, allowed)
-
 
 def _session(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     # A session id becomes part of a file's name, so it must not hold a path.
-    if value is not None and (not isinstance(value, str) or not _SESSION.fullmatch(value)):
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}", value):
         raise ConfigError(attribute.name, value, "1 to 128 letters, digits and '-'")
 
 
 def _argument(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Text that becomes one argument of the agent's command."""
-    if value is not None:
-        check_argument(attribute.name, value)
+    check_argument(attribute.name, value)
 
 
 def _arguments(_: object, attribute: attrs.Attribute[Any], value: tuple[object, ...] | None) -> None:
     for index, item in enumerate(value or ()):
         check_argument(f"{attribute.name}[{index}]", item)
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether it is text that UTF-8 can hold, which has no lone surrogates."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def check_argument(field: str, value: object) -> str:
@@ -53,11 +49,7 @@ def check_argument(field: str, value: object) -> str:
     Raises:
         ConfigError: it is no text, is empty, holds a NUL or a lone surrogate, or is longer than `ARGUMENT_LIMIT`.
     """
-    try:
-        size = len(value.encode()) if isinstance(value, str) and "\0" not in value else 0
-    except UnicodeEncodeError:
-        size = 0
-    if not isinstance(value, str) or not 0 < size <= ARGUMENT_LIMIT:
+    if not _is_text(value) or "\0" in value or not 0 < len(value.encode()) <= ARGUMENT_LIMIT:
         raise ConfigError(field, value, f"1 to {ARGUMENT_LIMIT} bytes of text without NUL")
     return value
 
@@ -77,15 +69,6 @@ def _seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 30 * 86400:
         raise ConfigError(attribute.name, value, "a number of seconds between 0 and 30 days, or None for no limit")
-
-
-def _prompt(_: object, attribute: attrs.Attribute[str], value: object) -> None:
-    try:
-        valid = isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        valid = False
-    if not valid:
-        raise ConfigError(attribute.name, value, "text that UTF-8 can hold")
 
 
 @attrs.frozen(kw_only=True)
@@ -115,10 +98,10 @@ class Agent:
         ConfigError: a value that we refuse.
     """
 
-    name: str = attrs.field(validator=_name)
+    name: str = attrs.field()
     workspace: str | Path | None = attrs.field(default=None)
-    model: str | None = attrs.field(default=None, validator=_argument)
-    system_prompt: str | None = attrs.field(default=None, validator=_argument)
+    model: str | None = attrs.field(default=None, validator=optional(_argument))
+    system_prompt: str | None = attrs.field(default=None, validator=optional(_argument))
     permission_mode: PermissionMode | None = attrs.field(default=None)
     allowed_tools: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
     disallowed_tools: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
@@ -128,6 +111,12 @@ class Agent:
     mcp_servers: Mapping[str, Any] = attrs.field(factory=dict)
     max_turns: int | None = attrs.field(default=None)
     args: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
+
+    @name.validator
+    def _check_name(self, _: object, value: object) -> None:
+        if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", value):
+            allowed = "1 to 63 letters, digits, '_', '.' and '-', beginning with a letter or a digit"
+            raise ConfigError("agent.name", value, allowed)
 
     @workspace.validator
     def _check_workspace(self, _: object, value: object) -> None:
@@ -177,18 +166,23 @@ class ExecuteOptions:
         ConfigError: a value that we refuse.
     """
 
-    prompt: str = attrs.field(validator=_prompt, repr=False)
+    prompt: str = attrs.field(repr=False)
     agent: Agent = attrs.field(validator=attrs.validators.instance_of(Agent))
-    resume: str | None = attrs.field(default=None, validator=_session)
+    resume: str | None = attrs.field(default=None, validator=optional(_session))
     fork: bool = attrs.field(default=False)
-    session_id: str | None = attrs.field(default=None, validator=_session)
-    append_system_prompt: str | None = attrs.field(default=None, validator=_argument)
+    session_id: str | None = attrs.field(default=None, validator=optional(_session))
+    append_system_prompt: str | None = attrs.field(default=None, validator=optional(_argument))
     include_partial_messages: bool = False
     timeout: float | None = attrs.field(default=None, validator=_seconds)
     idle_timeout: float | None = attrs.field(default=1800.0, validator=_seconds)
     result_timeout: float | None = attrs.field(default=10.0, validator=_seconds)
     grace: int = attrs.field(default=3)
     line_limit: int | None = attrs.field(default=LINE_LIMIT)
+
+    @prompt.validator
+    def _check_prompt(self, _: object, value: object) -> None:
+        if not _is_text(value):
+            raise ConfigError("prompt", value, "text that UTF-8 can hold")
 
     @grace.validator
     def _check_grace(self, _: object, value: object) -> None:
