@@ -4,6 +4,8 @@
     ├── ConfigError                   a value we refuse, before anything is started
     ├── UnsupportedRuntimeError       a runtime that can not say which command it runs
     ├── StateError                    the state folder can not be read or written
+    ├── WorkspaceError                the workspace can not be carried into a box, or the work not out of it
+    │   └── GitNotFoundError          no git on this machine, or one that is too old
     ├── EngineError                   the box failed; the agent is not to blame
     │   ├── EngineNotFoundError       no docker, no podman
     │   ├── EngineUnreachableError    the engine's daemon does not answer
@@ -119,6 +121,36 @@ class StateError(ContainerRunnerError):
     kind = "state"
     cli_exit_code = 5
     advice = "Make room or give access to the state folder, or name another one with --state-dir."
+
+
+class WorkspaceError(ContainerRunnerError):
+    """The workspace can not be carried into a box, or what came out of the box is not taken over.
+
+    Args:
+        path: the path that it is about, relative to the workspace, or None.
+    """
+
+    kind = "workspace"
+    cli_exit_code = 5
+    advice = "Nothing of the workspace was changed: fix what is said above, and run it again."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        next_step: str | None = None,
+        path: bytes | None = None,
+        exit_code: int | None = None,
+        stderr: str = "",
+    ) -> None:
+        super().__init__(message, next_step=next_step, exit_code=exit_code, stderr=stderr)
+        self.path = path
+
+
+class GitNotFoundError(WorkspaceError):
+    kind = "git_not_found"
+    cli_exit_code = 3
+    advice = "Install git 2.38 or newer, or mount the workspace with --workspace-mode=rw, which needs none."
 
 
 class EngineError(ContainerRunnerError):

@@ -23,6 +23,7 @@ ROOMS = (
     ("stream",),
     ("agents",),
     ("box",),
+    ("workspace",),
     ("engine",),
     ("records",),
     ("run",),

@@ -69,3 +69,15 @@ class LineSplitter:
         if held.endswith(b"\r"):
             del held[-1]
         return bytes(held)
+
+
+class Chunks:
+    """In place of a `LineSplitter`: what comes is handed on as it is, for a stream that has no lines."""
+
+    limit = sys.maxsize
+
+    def push(self, chunk: bytes) -> list[bytes | OversizedLine]:
+        return [chunk]
+
+    def flush(self) -> list[bytes | OversizedLine]:
+        return []

@@ -22,7 +22,7 @@ import anyio.abc
 import anyio.lowlevel
 from anyio import open_process
 
-from container_runner.stream.lines import LineSplitter, OversizedLine
+from container_runner.stream.lines import Chunks, LineSplitter, OversizedLine
 
 T = TypeVar("T")
 
@@ -57,14 +57,14 @@ class Process:
         *,
         stdin: bytes,
         hold_stdin: bool,
-        line_limit: int | None,
+        splitter: LineSplitter | Chunks,
     ) -> None:
         self._process = process
         self._selector = selector
         self._fds: dict[str, int] = {}
         self._unsent = memoryview(stdin)
         self._hold_stdin = hold_stdin
-        self._splitter = LineSplitter(line_limit)
+        self._splitter = splitter
         self._gate: bytes | None = None
         self._end: bytes | None = None
         self._early = bytearray()
@@ -88,6 +88,7 @@ class Process:
         gate: bytes | None = None,
         end: bytes | None = None,
         line_limit: int | None = None,
+        chunks: bool = False,
     ) -> Process:
         """Start *argv* in a session of its own, so that a terminal's Ctrl-C reaches us first.
 
@@ -98,6 +99,7 @@ class Process:
             end: how the last line of stdout begins, after which the process waits for its stdin to end. It is not
                 among the lines that are read.
             line_limit: see `LineSplitter`.
+            chunks: hand out stdout as it comes, and not by lines.
 
         Raises:
             OSError: the program is not there, can not be run, or an argument is too long.
@@ -131,7 +133,8 @@ class Process:
             raise
         for fd in (their_in, their_out, their_err):
             os.close(fd)
-        self = cls(process, selector, stdin=stdin, hold_stdin=hold_stdin, line_limit=line_limit)
+        splitter = Chunks() if chunks else LineSplitter(line_limit)
+        self = cls(process, selector, stdin=stdin, hold_stdin=hold_stdin, splitter=splitter)
         self._gate = gate
         self._end = end
         self._fds = {"stdin": our_in, "stdout": our_out, "stderr": our_err}
@@ -161,6 +164,24 @@ class Process:
         self._gate, self._end, self.gate_line = gate, end, None
         self._splitter = LineSplitter(line_limit)
         self._selector.register(self._fds["stdin"], selectors.EVENT_WRITE, "stdin")
+
+    def give(self, data: bytes) -> None:
+        """Give more on a stdin that is held; `turn` sends it. Nothing happens if the process has closed its stdin."""
+        if data and not self._unsent and "stdin" in self._fds:
+            self._unsent = memoryview(data)
+            self._selector.register(self._fds["stdin"], selectors.EVENT_WRITE, "stdin")
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether all that was given has been sent, or nobody is left who would take it."""
+        return not self._unsent or not {"stdout", "stderr"} & self._fds.keys()
+
+    async def turn(self) -> list[bytes | OversizedLine]:
+        """Move what can be moved, both ways, and return what came on stdout: often nothing."""
+        await anyio.lowlevel.checkpoint()
+        if not (lines := self._pump()) and not self.is_hungry:
+            await self._wait_until(None)
+        return lines
 
     def prod(self) -> None:
         """Write an empty line to a stdin that is held, if there is room for it."""

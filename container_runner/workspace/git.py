@@ -1,0 +1,146 @@
+"""The host's git, run in the one way that obeys nobody's configuration but ours.
+
+A repository that is worked on by an agent can tell git to run programs: hooks, filters, fsmonitor, drivers, transports.
+So no git of ours looks for a repository. It is told one, reads no file of the system's or the user's, and what a
+repository's own configuration could start is switched off on the command line, which stands above it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from container_runner.errors import GitNotFoundError, WorkspaceError
+from container_runner.stream.pipe import Pipe, open_pipe
+
+OLDEST: Final = (2, 38)
+"""The first version with `merge-tree --write-tree`."""
+
+_SETTINGS: Final = (
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "core.untrackedCache=false",
+    "core.attributesFile=/dev/null",
+    "core.autocrlf=false",
+    "core.fileMode=true",
+    "core.symlinks=true",
+    "core.protectHFS=true",
+    "core.protectNTFS=true",
+    "core.quotePath=false",
+    "core.logAllRefUpdates=false",
+    "core.alternateRefsCommand=true",
+    "commit.gpgSign=false",
+    "diff.external=",
+    "diff.ignoreSubmodules=all",
+    "diff.renames=true",
+    "merge.renames=true",
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "protocol.allow=never",
+    "submodule.recurse=false",
+)
+
+_WHO: Final = {
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "container-runner"), ("EMAIL", "container-runner@localhost"))
+}
+
+
+async def git(
+    *words: str | bytes,
+    folder: Path,
+    tree: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | AsyncIterable[bytes] = b"",
+    ok: Collection[int] = (0,),
+) -> bytes:
+    """Run one command of git to its end, and return its stdout.
+
+    Args:
+        folder: the repository, which is GIT_DIR.
+        tree: the working tree, in which it then runs; None for none.
+        env: more of git's variables, such as GIT_INDEX_FILE.
+        ok: the exit codes that are no failure.
+
+    Raises:
+        WorkspaceError: it exited with another code.
+        GitNotFoundError: there is no git.
+    """
+    async with open_git(*words, folder=folder, tree=tree, env=env, stdin=stdin) as pipe:
+        said = b"".join([chunk async for chunk in pipe])
+        await check(pipe, words[0], ok)
+    return said
+
+
+@asynccontextmanager
+async def open_git(
+    *words: str | bytes,
+    folder: Path,
+    tree: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | AsyncIterable[bytes] = b"",
+) -> AsyncIterator[Pipe]:
+    """As `git`, for what does not fit into memory: read the pipe, then call `check`. Who leaves the block ends it."""
+    program = find_git()
+    settings = [word for setting in _SETTINGS for word in ("-c", setting)]
+    variables = {
+        "PATH": f"{Path(program).parent}{os.pathsep}{os.defpath}",
+        "HOME": "/nonexistent",
+        "LC_ALL": "C",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_DIR": str(folder),
+        **({"GIT_WORK_TREE": str(tree)} if tree else {}),
+        **_WHO,
+        **(env or {}),
+    }
+    argv = [program, *settings, *map(os.fsdecode, words)]
+    async with AsyncExitStack() as stack:
+        try:
+            started = open_pipe(argv, env=variables, cwd=tree or folder, stdin=stdin)
+            pipe = await stack.enter_async_context(started)
+        except OSError as error:
+            raise WorkspaceError(f"git can not be started: {error.strerror}.") from error
+        yield pipe
+
+
+async def check(pipe: Pipe, word: str | bytes, ok: Collection[int] = (0,)) -> None:
+    """Wait for the end of a git whose output was read.
+
+    Raises:
+        WorkspaceError: its exit code is none of *ok*.
+    """
+    code = await pipe.wait()
+    if code not in ok:
+        raise WorkspaceError(f"`git {os.fsdecode(word)}` failed.", exit_code=code, stderr=pipe.stderr)
+
+
+def find_git() -> str:
+    """The path of git. Raises GitNotFoundError if there is none."""
+    program = shutil.which("git")
+    if program is None:
+        raise GitNotFoundError("git was not found.")
+    return program
+
+
+async def check_version(folder: Path) -> None:
+    """Raise GitNotFoundError unless there is a git that is new enough.
+
+    Args:
+        folder: any folder that exists.
+    """
+    said = await git("version", folder=folder)
+    found = re.search(rb"(\d+)\.(\d+)", said)
+    if found is None or (int(found[1]), int(found[2])) < OLDEST:
+        raise GitNotFoundError(f"git is too old: {said.decode('utf-8', 'replace').strip()}.")

@@ -1,0 +1,108 @@
+"""Where the repository of a folder is, found without git, which would believe more than we do.
+
+What stands in a folder's `.git` may have been written by an agent, in an earlier run on a mounted folder. One that
+leads elsewhere counts only if the repository there says in turn that this folder is its own: else what an agent wrote
+would send another repository's history into the box.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from posixpath import normpath
+from typing import Final
+
+import attrs
+
+from container_runner.errors import WorkspaceError
+from container_runner.folders import read_regular
+
+_WORKTREE: Final = re.compile(r'^\s*worktree\s*=\s*"?([^"\n]+?)"?\s*$', re.IGNORECASE | re.MULTILINE)
+
+
+@attrs.frozen(kw_only=True)
+class Repository:
+    """A repository of git with a working tree."""
+
+    at: bytes
+    """Where its working tree is, relative to the workspace; b"" for the workspace itself."""
+
+    tree: Path
+    """Its working tree."""
+
+    folder: Path
+    """Its own git folder, with HEAD and index."""
+
+    common: Path
+    """The git folder with objects and refs, which worktrees share; else the same."""
+
+    def read(self, name: str, *, shared: bool = True) -> bytes:
+        """What a small file in it says; b"" if there is none."""
+        try:
+            return read_regular((self.common if shared else self.folder) / name)
+        except OSError:
+            return b""
+
+
+def find_repository(tree: Path, *, at: bytes = b"", around: Repository | None = None) -> Repository | None:
+    """The repository whose working tree *tree* is, or None.
+
+    Args:
+        tree: a real path.
+        at: see `Repository.at`.
+        around: the repository of the workspace, if *tree* lies in that: its modules are trusted as it is.
+
+    Raises:
+        WorkspaceError: `.git` leads to a repository that does not know of it.
+    """
+    dot = tree / ".git"
+    if dot.is_symlink():
+        raise _refused(dot, "is a link", f"Replace it by a file with the line `gitdir: {os.path.realpath(dot)}`.", at)
+    if dot.is_dir():
+        folder = dot
+    else:
+        try:
+            said = os.fsdecode(read_regular(dot)).rstrip("\r\n")
+        except OSError:
+            return None
+        if not said.startswith("gitdir: ") or "\0" in said or "\n" in said:
+            return None
+        folder = Path(normpath(tree / said.removeprefix("gitdir: ")))
+    if not is_repository(folder):
+        return None
+    found = Repository(at=at, tree=tree, folder=folder, common=_common(folder))
+    if folder != dot and not _knows(found, dot, around):
+        step = f"If it is right, say so with `git --git-dir={folder} config core.worktree {tree}`."
+        raise _refused(dot, "leads to a repository that does not know of it", step, at)
+    return found
+
+
+def is_repository(folder: Path) -> bool:
+    """Whether git would take *folder* for the git folder of a repository."""
+    return (folder / "HEAD").is_file() and (_common(folder) / "objects").is_dir()
+
+
+def _common(folder: Path) -> Path:
+    try:
+        said = os.fsdecode(read_regular(folder / "commondir")).rstrip("\r\n")
+    except OSError:
+        return folder
+    return Path(normpath(folder / said))
+
+
+def _knows(found: Repository, dot: Path, around: Repository | None) -> bool:
+    """Whether the repository that a file `.git` names has this working tree."""
+    folder = found.folder.resolve()
+    if around is not None and around.common.resolve() in folder.parents:
+        return True
+    if found.tree in folder.parents:  # "gitdir: ./.bare"
+        return True
+    if back := found.read("gitdir", shared=False):  # a worktree
+        return Path(normpath(found.folder / os.fsdecode(back).rstrip("\r\n"))).resolve() == dot
+    named = _WORKTREE.search(found.read("config").decode("utf-8", "surrogateescape"))  # a submodule
+    return named is not None and Path(normpath(found.folder / named[1])).resolve() == found.tree
+
+
+def _refused(dot: Path, what: str, step: str, at: bytes) -> WorkspaceError:
+    return WorkspaceError(f"{dot} {what}.", next_step=step, path=os.path.join(at, b".git"))

@@ -1,0 +1,290 @@
+"""The shadow of a workspace: a repository of ours that holds what the folder was, and what came out of the boxes.
+
+It lies in the state folder, borrows the objects of the user's repository, and has no configuration but ours, so
+bytes go in and come out as they are: no filter, line ending, hook or driver of anybody's counts. All that is compared,
+merged and kept is kept here. The user's repository is only read, and a folder without git is no other case.
+
+Refs of a run are `refs/container-runner/RUN/NAME`:
+
+- base: a commit without parents, of the tree that the folder was when the run began, byte for byte.
+- user: the commit that was HEAD then; none without git, or without commits.
+- result: a commit on base, of the tree that came out.
+- head: the commit that was HEAD in the box at the end, if it is another one than user.
+
+**What the user throws away.** base must outlive the user's `git gc --prune=now`, and objects of it are only borrowed.
+So `start` copies those into the shadow, in one pack: all of the first base, and of a later one what the last did not
+have. (A ref in the user's repository would keep them too; but it would be a write there, and could not hold what is
+in no commit of theirs.) base has no parents, so that nothing of the history is needed to compare and to merge.
+
+**What is ignored.** The snapshot holds what `names` tells: tracked files, and those that are not ignored. In a box
+whose folder is an overlay the agent sees ignored files as well, and may change them. They are in no tree: what an agent
+did to them is told by the way out, as findings, and stays in the box.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import AsyncIterable, Collection, Iterator
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Final
+
+import anyio.to_thread
+
+from container_runner.errors import StateError, WorkspaceError
+from container_runner.folders import open_folder
+from container_runner.workspace.git import check_version, git
+from container_runner.workspace.repository import Repository, find_repository
+
+REFS: Final = "refs/container-runner"
+
+_ATTRIBUTES: Final = b"* -text -ident -filter -working-tree-encoding !diff !merge\n"
+"""Raw bytes, and no file that an agent wrote decides how a difference looks."""
+
+_IN_ONE_PACK: Final = {
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "core.bigFileThreshold",
+    "GIT_CONFIG_VALUE_0": "1",
+}
+"""Git writes what it calls big files into one pack as it reads them, and not into a file each."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+_KEPT: Final = f"{REFS}-kept/base"
+"""The last base whose objects all lie in the shadow itself."""
+
+_DEEPEST: Final = 32
+"""How many repositories deep inside each other are looked into."""
+
+
+class Shadow:
+    """The shadow of one workspace. Make one with `Shadow.open`.
+
+    Attributes:
+        workspace: the folder's real path.
+        folder: what we keep of it, `carried/DIGEST` in the state folder.
+        repository: the user's repository, or None.
+    """
+
+    def __init__(self, workspace: Path, state_dir: Path) -> None:
+        self.workspace = workspace.resolve(strict=True)
+        self._state_dir = state_dir.resolve()
+        digest = hashlib.sha256(os.fsencode(self.workspace)).hexdigest()[:20]
+        self.folder = self._state_dir / "carried" / digest
+        self.repository = find_repository(self.workspace)
+        self._git_dir = self.folder / "shadow.git"
+
+    @classmethod
+    async def open(cls, workspace: Path, state_dir: Path) -> Shadow:
+        """The shadow of *workspace*, which is made if it is not there yet.
+
+        Raises:
+            GitNotFoundError: there is no git, or one that is too old.
+            WorkspaceError: the workspace's `.git` leads to a repository that does not know of it, or git failed.
+            StateError: the state folder can not be written.
+            OSError: there is no such workspace.
+        """
+        self = cls(workspace, state_dir)
+        try:
+            with open_folder(self._state_dir, "carried", self.folder.name, "shadow.git", create=True):
+                pass
+            await check_version(self.folder)
+            await self._make()
+        except OSError as error:
+            raise StateError(f"{self.folder} can not be written: {error.strerror}.") from error
+        return self
+
+    @property
+    def is_repository(self) -> bool:
+        """Whether the workspace is the working tree of a repository."""
+        return self.repository is not None
+
+    async def git(
+        self, *words: str | bytes, stdin: bytes | AsyncIterable[bytes] = b"", ok: Collection[int] = (0,)
+    ) -> bytes:
+        """Run git in the shadow, without a working tree; its stdout. Raises WorkspaceError for a code not in *ok*."""
+        return await git(*words, folder=self._git_dir, stdin=stdin, ok=ok)
+
+    async def user_git(self, *words: str | bytes, ok: Collection[int] = (0,)) -> bytes:
+        """Run git in the user's repository, to read; its stdout. b"" for a folder without git."""
+        if self.repository is None:
+            return b""
+        return await git(*words, folder=self.repository.folder, tree=self.workspace, ok=ok)
+
+    # The folder as it is.
+
+    async def names(self) -> list[bytes]:
+        """What is carried: the files and links that are tracked, or not ignored, each relative to the workspace.
+
+        In submodules and other repositories inside the same; in a folder without git all. Never what is in a `.git`,
+        the state folder, or a file of ours.
+        """
+        if self.repository is None:
+            found = await anyio.to_thread.run_sync(lambda: list(_walk(os.fsencode(self.workspace))))
+        else:
+            found = await self._tracked(self.repository, 0)
+        ours = [b".container-runner-"]
+        if self.workspace in self._state_dir.parents:
+            ours.append(os.fsencode(self._state_dir.relative_to(self.workspace)) + b"/")
+        starts = tuple(ours)
+        found = [name for name in dict.fromkeys(found) if not name.startswith(starts)]
+        return await anyio.to_thread.run_sync(lambda: [name for name in found if self._is_carried(name)])
+
+    async def snapshot(self) -> str:
+        """The id of the tree that the folder is now, byte for byte; its blobs are in the shadow, or borrowed.
+
+        The index in which git remembers what it has read is ours and stays, so a second snapshot reads what changed.
+        """
+        names = await self.names()
+        index = self.folder / "index"
+        work = Path(mkdtemp(prefix="index-", dir=self.folder))
+        try:
+            mine = work / "index"
+            if index.exists():
+                shutil.copy2(index, mine)  # with its time, by which git knows what it can not be sure of
+            env = {"GIT_INDEX_FILE": str(mine)}
+            held = (await self._in_tree("ls-files", "-z", env=env)).split(b"\0")[:-1] if index.exists() else []
+            if gone := set(held).difference(names):
+                await self._in_tree("update-index", "-z", "--force-remove", "--stdin", stdin=_listed(gone), env=env)
+            adding = ("update-index", "-z", "--add", "--remove", "--replace", "--stdin")
+            await self._in_tree(*adding, stdin=_listed(names), env={**env, **_IN_ONE_PACK})
+            tree = await self._in_tree("write-tree", env=env)
+            mine.replace(index)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return tree.decode().strip()
+
+    # The runs.
+
+    async def start(self, run: str) -> None:
+        """Keep the folder as it is now, as the base of *run*."""
+        tree = await self.snapshot()
+        await self._keep(tree)
+        base = (await self.git("commit-tree", tree, "-m", f"The folder before run {run}")).decode().strip()
+        await self.set_ref(run, "base", base)
+        user = await self.user_git("rev-parse", "--quiet", "--verify", "HEAD^{commit}", ok=(0, 1, 128))
+        await self.set_ref(run, "user", user.decode().strip() or None)
+
+    async def ref(self, run: str, name: str) -> str | None:
+        """The id that a ref of *run* has, or None."""
+        said = await self.git("rev-parse", "--quiet", "--verify", _ref(run, name), ok=(0, 1))
+        return said.decode().strip() or None
+
+    async def set_ref(self, run: str, name: str, value: str | None) -> None:
+        """Let a ref of *run* have this id; None removes it."""
+        words = ("-d", _ref(run, name)) if value is None else (_ref(run, name), value)
+        await self.git("update-ref", *words)
+
+    async def runs(self) -> list[str]:
+        """The runs of which there is something here, by their names."""
+        said = await self.git("for-each-ref", "--format=%(refname)", REFS)
+        return list(dict.fromkeys(line.split("/")[2] for line in said.decode().splitlines()))
+
+    async def discard(self, run: str) -> None:
+        """Forget all that is kept of *run*."""
+        said = await self.git("for-each-ref", "--format=delete %(refname)", f"{REFS}/{_checked(run)}/")
+        await self.git("update-ref", "--stdin", stdin=said)
+
+    # How it is done.
+
+    async def _make(self) -> None:
+        """Make the repository, and write down what it borrows; that may have moved since the last time."""
+        said = await self.user_git("rev-parse", "--show-object-format")
+        sort = said.decode().strip() or "sha1"
+        if not (self._git_dir / "HEAD").exists():
+            words = ("init", "--quiet", "--bare", "--template=", f"--object-format={sort}")
+            await git(*words, folder=self._git_dir)
+        elif (await self.git("rev-parse", "--show-object-format")).decode().strip() != sort and self.repository:
+            step = f"Remove {self.folder}, and with it what is kept of earlier runs."
+            raise WorkspaceError(f"The repository has other ids now ({sort}) than before.", next_step=step)
+        files = {"info/attributes": _ATTRIBUTES}
+        if self.repository is not None:
+            files["objects/info/alternates"] = os.fsencode(self.repository.common / "objects") + b"\n"
+            files["shallow"] = self.repository.read("shallow")
+        for name, content in files.items():
+            file = self._git_dir / name
+            if not content:
+                file.unlink(missing_ok=True)
+            elif not file.exists() or file.read_bytes() != content:
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(content)
+
+    async def _in_tree(self, *words: str | bytes, env: dict[str, str], stdin: bytes = b"") -> bytes:
+        return await git(*words, folder=self._git_dir, tree=self.workspace, env=env, stdin=stdin)
+
+    async def _tracked(self, repository: Repository, depth: int) -> list[bytes]:
+        """See `names`; of one repository and those inside it."""
+
+        async def listed(*words: str) -> list[bytes]:
+            said = await git("ls-files", "-z", *words, folder=repository.folder, tree=repository.tree)
+            return said.split(b"\0")[:-1]
+
+        found: list[bytes] = []
+        inside: list[bytes] = []
+        for line in await listed("--stage"):
+            (inside if line.startswith(b"160000 ") else found).append(line.partition(b"\t")[2])
+        for name in await listed("--others", "--exclude-standard"):
+            if name.endswith(b"/"):  # a repository that this one does not know as a submodule
+                inside.append(name[:-1])
+            else:
+                found.append(name)
+        for name in inside if depth < _DEEPEST else ():
+            at = os.path.join(repository.at, name)
+            tree = self.workspace / os.fsdecode(at)
+            if not tree.is_dir() or tree.is_symlink():
+                continue
+            nested = find_repository(tree, at=at, around=self.repository)
+            below = await self._tracked(nested, depth + 1) if nested else _walk(os.fsencode(tree))
+            found += (b"%s/%s" % (name, path) for path in below)
+        return found
+
+    def _is_carried(self, name: bytes) -> bool:
+        """Whether a file or a link is there that can be read."""
+        path = os.path.join(os.fsencode(self.workspace), name)
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError:
+            return False
+        return stat.S_ISLNK(mode) or (stat.S_ISREG(mode) and os.access(path, os.R_OK))
+
+    async def _keep(self, tree: str) -> None:
+        """Copy what *tree* borrows into the shadow."""
+        last = (await self.git("rev-parse", "--quiet", "--verify", _KEPT, ok=(0, 1))).decode().strip()
+        wanted = f"{tree}\n^{last}\n" if last else f"{tree}\n"
+        words = ("pack-objects", "--quiet", "--revs", "--delta-base-offset", str(self._git_dir / "objects/pack/pack"))
+        await self.git(*words, stdin=wanted.encode())
+        await self.git("update-ref", _KEPT, tree)
+
+
+def _walk(top: bytes) -> Iterator[bytes]:
+    """All files and links below a folder without git, but what is in folders called `.git`."""
+    left = [b""]
+    while left:
+        at = left.pop()
+        try:
+            entries = list(os.scandir(os.path.join(top, at)))
+        except OSError:
+            continue
+        for entry in entries:
+            name = os.path.join(at, entry.name)
+            if not entry.is_dir(follow_symlinks=False):
+                yield name
+            elif entry.name.lower() != b".git":
+                left.append(name)
+
+
+def _listed(names: Collection[bytes]) -> bytes:
+    return b"".join(b"%s\0" % name for name in names)
+
+
+def _checked(run: str) -> str:
+    if not _NAME.fullmatch(run):
+        raise WorkspaceError(f"{run!r} can not be the name of a run.", next_step="`container-runner ps` has them.")
+    return run
+
+
+def _ref(run: str, name: str) -> str:
+    return f"{REFS}/{_checked(run)}/{_checked(name)}"

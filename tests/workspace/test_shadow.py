@@ -1,0 +1,154 @@
+"""The shadow of a workspace, with real repositories."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from container_runner.workspace.shadow import Shadow
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+Git = Callable[..., str]
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Git:
+    """The git of a user with a configuration of their own, in the folder `work` if no other is named."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".gitconfig").write_text('[user]\nname = U\nemail = u@x\n[protocol "file"]\nallow = always\n')
+
+    def git(*words: str, at: str = "work", stdin: bytes = b"") -> str:
+        folder = tmp_path / at
+        folder.mkdir(exist_ok=True)
+        env = {"PATH": os.environ["PATH"], "HOME": str(home)}
+        return subprocess.run(
+            ["git", *words], cwd=folder, env=env, input=stdin, capture_output=True, check=True
+        ).stdout.decode()
+
+    return git
+
+
+@pytest.fixture
+def work(tmp_path: Path, user: Git) -> Path:
+    """A repository with a commit of `a`, `sub/b` and a link."""
+    user("init", "-q", "-b", "main")
+    folder = tmp_path / "work"
+    (folder / "sub").mkdir()
+    (folder / "a").write_text("a\n")
+    (folder / "sub/b").write_text("b\n")
+    (folder / "link").symlink_to("a")
+    user("add", "-A")
+    user("commit", "-qm", "first")
+    return folder
+
+
+async def files(shadow: Shadow, tree: str) -> dict[str, tuple[str, bytes]]:
+    """What is in a tree: the mode and the content of each path."""
+    said = await shadow.git("ls-tree", "-r", "-z", tree)
+    found = {}
+    for line in said.split(b"\0")[:-1]:
+        head, _, name = line.partition(b"\t")
+        mode, _, blob = head.decode().split(" ")
+        found[os.fsdecode(name)] = (mode, await shadow.git("cat-file", "blob", blob))
+    return found
+
+
+async def test_a_snapshot_is_the_folder_as_it_is(work: Path, state: Path, user: Git) -> None:
+    (work / "a").write_text("changed\n")
+    (work / "staged").write_text("staged\n")
+    user("add", "staged")
+    (work / "new").write_text("new\n")
+    (work / "new").chmod(0o755)
+    (work / "sub/b").unlink()
+    (work / ".gitignore").write_text("out/\n")
+    (work / "out").mkdir()
+    (work / "out/x").write_text("x")
+    before = user("status", "--porcelain")
+
+    shadow = await Shadow.open(work, state)
+
+    assert await files(shadow, await shadow.snapshot()) == {
+        "a": ("100644", b"changed\n"),
+        "link": ("120000", b"a"),
+        "staged": ("100644", b"staged\n"),
+        "new": ("100755", b"new\n"),
+        ".gitignore": ("100644", b"out/\n"),
+    }
+    assert user("status", "--porcelain") == before
+
+
+async def test_a_second_snapshot_sees_what_changed_since(work: Path, state: Path) -> None:
+    shadow = await Shadow.open(work, state)
+    first = await shadow.snapshot()
+    assert await shadow.snapshot() == first
+    (work / "a").write_text("A\n")  # the same size, in the same moment
+
+    second = await shadow.snapshot()
+
+    assert (await files(shadow, second))["a"] == ("100644", b"A\n")
+    (work / "a").write_text("a\n")
+    assert await shadow.snapshot() == first
+
+
+async def test_a_folder_without_git_is_carried_whole(tmp_path: Path, state: Path) -> None:
+    folder = tmp_path / "plain"
+    (folder / "x/.git").mkdir(parents=True)
+    (folder / "x/.git/config").write_text("no")
+    (folder / "x/y").write_text("y")
+    (folder / "dangling").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe")
+
+    shadow = await Shadow.open(folder, state)
+
+    assert not shadow.is_repository
+    assert await shadow.user_git("log") == b""
+    assert await files(shadow, await shadow.snapshot()) == {
+        "x/y": ("100644", b"y"),
+        "dangling": ("120000", b"nowhere"),
+    }
+
+
+async def test_a_run_has_refs(work: Path, state: Path, user: Git) -> None:
+    shadow = await Shadow.open(work, state)
+
+    await shadow.start("r1")
+
+    base = await shadow.ref("r1", "base")
+    assert base is not None
+    assert await shadow.ref("r1", "user") == user("rev-parse", "HEAD").strip()
+    assert await shadow.ref("r1", "result") is None
+    assert await shadow.runs() == ["r1"]
+    await shadow.set_ref("r1", "result", base)
+    assert await shadow.ref("r1", "result") == base
+    await shadow.discard("r1")
+    assert await shadow.runs() == []
+
+
+async def test_the_base_outlives_what_the_user_throws_away(work: Path, state: Path, user: Git) -> None:
+    (work / "staged").write_text("staged\n")
+    user("add", "staged")
+    shadow = await Shadow.open(work, state)
+    await shadow.start("r1")
+    user("checkout", "-q", "--orphan", "other")
+    user("rm", "-rfq", ".")
+    user("commit", "-qm", "empty", "--allow-empty")
+    user("branch", "-qD", "main")
+    user("reflog", "expire", "--expire=now", "--all")
+    user("gc", "-q", "--prune=now")
+
+    base = await shadow.ref("r1", "base")
+
+    assert base is not None
+    assert set(await files(shadow, base)) == {"a", "sub/b", "link", "staged"}
