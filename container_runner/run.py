@@ -10,19 +10,15 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 import anyio
+import attrs
 
 from container_runner.agents import CommandLineRuntime
 from container_runner.box import guest, script
 from container_runner.box.plan import Plan
-from container_runner.engine.engine import (
-    PULL_TIMEOUT,
-    RUN_TIMEOUT,
-    ContainerInfo,
-    start_limiter,
-)
+from container_runner.engine.engine import PULL_TIMEOUT, RUN_TIMEOUT, ContainerInfo, start_limiter
 from container_runner.engine.failures import classify, refused
 from container_runner.engine.manager import CLEANUP_TIMEOUT, DAEMON_LOST, Container, ContainerManager
-from container_runner.engine.pool import Pool, Warm
+from container_runner.engine.pool import Pool
 from container_runner.errors import (
     AgentKilledError,
     CleanupError,
@@ -89,10 +85,10 @@ class Run:
         self._options = options
         self._make_plan = make_plan
         self._plan = plan
+        """Once a container was found, with the name and the end of that one."""
         self._pools = pools
         self._record = record
         self._began_at = began_at
-        self._warm: Warm | None = None
         self._container: Container | None = None
         """A kept one."""
         self._process: Process | None = None
@@ -193,24 +189,15 @@ class Run:
         assert self._process is not None  # noqa: S101  start() comes first
         return self._process
 
-    @property
-    def _made_by(self) -> Plan:
-        """What the container was made by, unless it is a kept one that was found."""
-        return self._plan if self._warm is None else self._warm.plan
-
-    @property
-    def _name(self) -> str:
-        """The container's."""
-        return self._made_by.container if self._container is None else self._container.name
-
     async def _start(self) -> MessageStream:
         options = self._options
         span: AbstractContextManager[None] = self._record.trace.span("create")
         if not self._plan.ephemeral:
             # It may have to wait for other runs of this agent, which must not hold up other agents.
             with span:
-                self._container = await self._manager.get_or_create(self._plan)
-            self._record.in_container(self._name)
+                kept = self._container = await self._manager.get_or_create(self._plan)
+            self._plan = attrs.evolve(self._plan, container=kept.name, ends_at=kept.ends_at)
+            self._record.in_container(self._plan.container)
             span = nullcontext()
         async with start_limiter():
             self._started_at = time.time()
@@ -221,12 +208,12 @@ class Run:
                 except TimeoutError:
                     raise EngineTimeoutError("The agent had not started in time.") from None
         if self._plan.ephemeral:
-            self._record.in_container(self._name)
+            self._record.in_container(self._plan.container)
         self._stream = self._runtime.read(
             self._running,
             options,
             started_at=self._began_at,
-            ends_at=anyio.current_time() + self._ends_at - time.time(),
+            ends_at=anyio.current_time() + self._plan.ends_at - time.time(),
             check=self._check,
             record=self._record.record,
         )
@@ -239,13 +226,14 @@ class Run:
         pool = self._pools.get(plan.agent) if plan.ephemeral else None
         timeout = START_TIMEOUT
         if warm := pool.take(plan.digest) if pool else None:
-            self._warm, self._process = warm, warm.process
+            self._plan = attrs.evolve(plan, container=warm.plan.container, ends_at=warm.plan.ends_at)
+            self._process = warm.process
             self._process.send(plan.stdin(with_command=True), gate=gate, end=end, line_limit=limit)
         elif plan.ephemeral:
             self._process = await engine.start(plan.run, plan.stdin(), gate=gate, end=end, line_limit=limit)
             timeout = PULL_TIMEOUT if plan.may_pull else RUN_TIMEOUT
         else:
-            command = plan.exec_in(self._name)
+            command = plan.exec_in(self._plan.container)
             self._process = await engine.start(command, plan.stdin(), gate=gate, end=end, line_limit=limit)
         return await self._process.wait_for_gate(timeout)
 
@@ -268,7 +256,7 @@ class Run:
         raise error
 
     async def _finish(self, max_containers: int) -> EngineError | None:
-        name = self._name
+        name = self._plan.container
         try:
             with anyio.fail_after(CLEANUP_TIMEOUT + self._options.grace):
                 if self._has_started and self._running.returncode is None:
@@ -306,14 +294,16 @@ class Run:
         kept = None if self._plan.ephemeral else self._container
         if self._process is not None:
             lost = self._has_started and self._report()[0].ended is None
-            in_order = await self._manager.end_client(self._process, self._name, kept=kept is not None, lost=lost)
+            in_order = await self._manager.end_client(
+                self._process, self._plan.container, kept=kept is not None, lost=lost
+            )
             self._is_spoiled = self._is_spoiled or not in_order
             told = self._report()[0].ended  # once more: its last words were read meanwhile
             self._record.trace.end_exec(self._process.returncode if told is None else told)
             self._process = None
         if kept is not None:
             await self._manager.release(kept, self._plan, is_spoiled=self._is_spoiled)
-        self._warm = self._container = None
+        self._container = None
         self._is_spoiled = False
 
     @property
@@ -322,9 +312,9 @@ class Run:
 
     async def _remove(self) -> None:
         try:
-            await self._manager.engine.remove(self._name)
+            await self._manager.engine.remove(self._plan.container)
         except EngineError as error:
-            _log.debug("removing %s: %s", self._name, error.message)
+            _log.debug("removing %s: %s", self._plan.container, error.message)
 
     async def _check(self) -> None:
         """Make sure, after a silence, that the client still waits for somebody."""
@@ -335,7 +325,7 @@ class Run:
         try:
             info = await self._info()
         except EngineError as error:  # an engine that does not answer just now says nothing about the agent
-            _log.info("looking after %s: %s", self._name, error.message)
+            _log.info("looking after %s: %s", self._plan.container, error.message)
             return
         if info is None or not info.has_processes:
             raise self._gone(stderr=self._report()[1])
@@ -381,7 +371,7 @@ class Run:
         if exit_code < 0:
             message = "The engine's client was killed before the agent had ended."
             return ExecLostError(message, exit_code=exit_code, stderr=stderr)
-        engine, name = self._manager.engine, self._name
+        engine, name = self._manager.engine, self._plan.container
         try:
             info = await self._info()
             ran_out = info is not None and info.oom_killed and not info.is_running
@@ -403,13 +393,8 @@ class Run:
         return self._gone(exit_code=exit_code, stderr=stderr)
 
     @property
-    def _ends_at(self) -> float:
-        """When the container's time limit is over, in seconds since the epoch."""
-        return self._made_by.ends_at if self._container is None else self._container.ends_at
-
-    @property
     def _is_overdue(self) -> bool:
-        return time.time() >= self._ends_at - 1
+        return time.time() >= self._plan.ends_at - 1
 
     def _gone(self, *, exit_code: int | None = None, stderr: str = "") -> ContainerGoneError:
         if not self._is_overdue:
@@ -421,7 +406,7 @@ class Run:
 
     async def _info(self) -> ContainerInfo | None:
         """What the engine knows of the container; None if it is not there any more."""
-        infos = await self._manager.engine.inspect([self._name])
+        infos = await self._manager.engine.inspect([self._plan.container])
         return infos[0] if infos else None
 
 

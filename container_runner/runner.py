@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -23,16 +24,13 @@ from container_runner.config.container import ContainerConfig
 from container_runner.config.limits import RecordLimits
 from container_runner.engine.engine import Engine
 from container_runner.engine.manager import (
-    AGENT_LABEL,
     CONFIG_LABEL,
     DEADLINE_LABEL,
     DEADLINE_SLACK,
-    KIND_LABEL,
     NAME_LABEL,
     RUN_LABEL,
-    STATE_LABEL,
     ContainerManager,
-    state_digest,
+    agent_labels,
 )
 from container_runner.engine.owner import Owner
 from container_runner.engine.pool import Pool
@@ -49,7 +47,6 @@ PRUNE_TIMEOUT = 5.0
 
 PRUNE_PATIENCE = 1.0
 """Seconds of them that may pass when its agent has started: meanwhile nobody reads what it says."""
-
 
 MOUNTING = ("--mount", "--tmpfs", "--volume", "-v")
 """How the flags begin that mount something, where they stand in `extra_args`."""
@@ -134,34 +131,16 @@ class ContainerRunner:
         env = build_container_env(config, command, environ, credentials=mounts.credentials_by_name)
         run_id = run_id or secrets.token_hex(16)
         name = f"container-runner-{agent.name}-{run_id[:12]}"
-        found_by = {
-            AGENT_LABEL: agent.name,
-            STATE_LABEL: state_digest(self.state_dir),
-            KIND_LABEL: "ephemeral" if config.ephemeral else "persistent",
-        }
-
-        def run(name: str, labels: dict[str, str], run_id: str, command: tuple[str, ...]) -> tuple[str, ...]:
-            words = argv.run_argv(
-                engine.binary,
-                engine.dialect,
-                config,
-                name=name,
-                user=user,
-                mounts=mounts,
-                labels=labels,
-                env=env,
-                run_id=run_id,
-                command=command if config.ephemeral else (),
-            )
-            return tuple(words)
-
+        found_by = agent_labels(agent.name, self.state_dir, ephemeral=config.ephemeral)
+        run = partial(argv.run_argv, engine.binary, engine.dialect, config, user=user, mounts=mounts, env=env)
         # All that makes the container what it is: the command without what differs from run to run, and which files
         # its mounts really are. The engine's mount of a file ends when the host renames another one over it.
-        made_of = "\0".join([*run("", found_by, "", ()), mounts.identity])
+        made_of = "\0".join([*run(name="", labels=found_by, run_id=""), mounts.identity])
         found_by[CONFIG_LABEL] = hashlib.sha256(made_of.encode()).hexdigest()[:32]
         ends_at = int(time.time()) + config.time_limit
         own = {RUN_LABEL: run_id, NAME_LABEL: name, DEADLINE_LABEL: str(ends_at + DEADLINE_SLACK)}
         labels = {**own, **found_by, **Owner.current().to_labels()}
+        waiting = tuple(run(name=name, labels=labels, run_id=run_id))
         in_kept = argv.exec_argv(
             engine.binary,
             name=name,
@@ -176,9 +155,9 @@ class ContainerRunner:
             agent=agent.name,
             container=name,
             ephemeral=config.ephemeral,
-            run=run(name, labels, run_id, command.argv),
+            run=(*waiting, *command.argv) if config.ephemeral else waiting,
             exec=() if config.ephemeral else tuple(in_kept),
-            waiting=run(name, labels, run_id, ()) if config.ephemeral else (),
+            waiting=waiting if config.ephemeral else (),
             command=command.argv,
             mounted=mounts,
             other_mounts=any(word.startswith(MOUNTING) for word in config.extra_args),
@@ -263,16 +242,8 @@ class ContainerRunner:
                 # It was made for what the files on this machine tell, the first time without our folders.
                 if first.prepare() or (first.run[0], first.dialect) != (manager.engine.binary, manager.engine.dialect):
                     first = self.plan(options, run_id=first.run_id)
-                run = Run(
-                    manager,
-                    self.runtime,
-                    options,
-                    first,
-                    lambda: self.plan(options),
-                    self._pools,
-                    record,
-                    began_at,
-                )
+                again = partial(self.plan, options)
+                run = Run(manager, self.runtime, options, first, again, self._pools, record, began_at)
                 stream = await self._start(run, manager)
                 while messages := await stream.read():
                     for message in messages:

@@ -156,7 +156,7 @@ class Engine:
             EngineTimeoutError: it took too long.
             EngineError: it failed, and *check* is set; a more special class where it can be told.
         """
-        async with control_limiter():
+        async with _limiter(_control):
             done = await self._run(command, timeout, patience=CONTROL_PATIENCE)
         if check and done.returncode != 0:
             raise classify(done, command[1])
@@ -263,12 +263,8 @@ class Engine:
 
 _Limiter = anyio.lowlevel.RunVar[anyio.CapacityLimiter]
 _control: _Limiter = _Limiter("container_runner control commands")
+"""How many control commands may run at once in an event loop: twice the processors."""
 _starts: _Limiter = _Limiter("container_runner starts")
-
-
-def control_limiter() -> anyio.CapacityLimiter:
-    """How many control commands may run at once in this event loop: twice the processors."""
-    return _limiter(_control)
 
 
 def start_limiter() -> anyio.CapacityLimiter:
@@ -322,8 +318,7 @@ def _version(text: str) -> str:
 
 
 def _time(text: str) -> dt.datetime:
-    """An engine's time, with its nanoseconds cut to what Python holds."""
-    text = re.sub(r"(\.\d{6})\d+", r"\1", text)
+    """An engine's time, to the microsecond."""
     try:
         return dt.datetime.fromisoformat(text)
     except ValueError:

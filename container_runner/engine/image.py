@@ -52,7 +52,6 @@ SYSTEM_PATH: Final = ":/usr/sbin:/sbin"
 Say = Callable[[str], None]
 """Gets the lines of a build's progress. They may hold control characters."""
 
-
 READ_IT: Final = "Read the lines above; `container-runner image containerfile` shows what was built."
 
 
@@ -194,16 +193,18 @@ async def build(engine: Engine, recipe: Recipe, say: Say) -> Built:
     )
     try:
         await _stream(command, say, stdin=CONTAINERFILE, env=engine.environ)
-    except _Failed as failure:
-        error = classify(Completed(returncode=failure.code, stdout=b"", stderr=failure.tail), "build")
-        if error.kind == "pull_failed" or _is_out_of_reach(failure.tail):
+    except ImageUnsuitableError as failure:
+        code, said = failure.exit_code or 0, failure.stderr
+        error = classify(Completed(returncode=code, stdout=b"", stderr=said), "build")
+        if error.kind == "pull_failed" or any(words in said for words in _OUT_OF_REACH):
             step = "Name a base image of this machine with --base, or ask no registry: add --from-scratch."
-            message = "The base image could not be fetched."
-            raise PullFailedError(message, next_step=step, exit_code=failure.code, stderr=failure.tail) from None
+            raise PullFailedError(
+                "The base image could not be fetched.", next_step=step, exit_code=code, stderr=said
+            ) from None
         if type(error) is not EngineError:
             raise error from None
-        message = f"The engine's `build` failed with code {failure.code}."
-        raise ImageUnsuitableError(message, next_step=READ_IT, exit_code=failure.code, stderr=failure.tail) from None
+        message = f"The engine's `build` failed with code {code}."
+        raise ImageUnsuitableError(message, next_step=READ_IT, exit_code=code, stderr=said) from None
     return await _try(engine, recipe)
 
 
@@ -211,8 +212,8 @@ _PROXIES: Final = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS
 """Build arguments that every builder knows without an ARG, and keeps out of the image's history."""
 
 
-def _is_out_of_reach(said: str) -> bool:
-    return any(words in said for words in ("dial tcp", "no such host", "connection refused", "i/o timeout"))
+_OUT_OF_REACH: Final = ("dial tcp", "no such host", "connection refused", "i/o timeout")
+"""What builders say of a registry that they can not reach."""
 
 
 async def build_from_scratch(engine: Engine, recipe: Recipe, say: Say) -> Built:
@@ -228,9 +229,8 @@ async def build_from_scratch(engine: Engine, recipe: Recipe, say: Say) -> Built:
         raise ConfigError("base", release, "with --from-scratch the name of a Debian release, such as bookworm")
     cpu = {"x86_64": "x64", "aarch64": "arm64", "arm64": "arm64"}.get(platform.machine())
     if cpu is None or platform.system() != "Linux":
-        raise ImageUnsuitableError(
-            "Only Linux on x86_64 or arm64 can make an image from scratch.", next_step=_ELSEWHERE
-        )
+        message = "Only Linux on x86_64 or arm64 can make an image from scratch."
+        raise ImageUnsuitableError(message, next_step="Build it with a registry, without --from-scratch.")
     packages = ",".join((*PACKAGES, *agent.needs, *recipe.packages))
     _check_tools()
     debian = _debian(release, packages)
@@ -250,17 +250,11 @@ async def build_from_scratch(engine: Engine, recipe: Recipe, say: Say) -> Built:
             changes = (f"ENV PATH={PATH}", "USER 1000:1000", "WORKDIR /workspace")
             command = argv.import_argv(engine.binary, tag=recipe.tag, changes=changes)
             await _stream(command, say, stdin=archive, env=engine.environ)
-        except _Failed as failure:
-            raise ImageUnsuitableError(
-                str(failure), next_step="Read the lines above.", exit_code=failure.code, stderr=failure.tail
-            ) from None
         except OSError as error:
             message = f"The image's files could not be written: {error.strerror}."
             raise ImageUnsuitableError(message, next_step="Make room in /var/tmp: it takes 2 GB.") from None
     return await _try(engine, recipe)
 
-
-_ELSEWHERE: Final = "Build it with a registry, without --from-scratch."
 
 _USER: Final = "agent:x:1000:1000:agent:/home/agent:/bin/sh"
 """So that the usual uid has a name, as in the Containerfile."""
@@ -352,22 +346,13 @@ def add_agent(archive: Path, package: Path, agent: AgentPackage) -> None:
         raise ImageUnsuitableError(message, next_step="Choose another --agent-version.")
 
 
-class _Failed(Exception):  # noqa: N818  it becomes one of our errors
-    """A command of a build failed."""
-
-    def __init__(self, command: Sequence[str], code: int, tail: str) -> None:
-        super().__init__(f"{command[0]} failed with code {code}.")
-        self.code = code
-        self.tail = tail
-
-
 async def _stream(
     command: Sequence[str], say: Say, *, stdin: Path = Path(os.devnull), env: Mapping[str, str] | None = None
 ) -> None:
     """Run a command to its end, with a file on its stdin, and pass on what it says on stdout and stderr.
 
     Raises:
-        _Failed: it failed.
+        ImageUnsuitableError: it failed; the end of what it said is in `stderr`.
         EngineTimeoutError: it was silent for `BUILD_TIMEOUT` seconds.
     """
     # Which of the two a builder speaks on depends on the builder; the shell joins them.
@@ -388,7 +373,8 @@ async def _stream(
             await process.terminate()
         process.close()
     if code != 0:
-        raise _Failed(command, code, "\n".join(tail))
+        message = f"{command[0]} failed with code {code}."
+        raise ImageUnsuitableError(message, next_step="Read the lines above.", exit_code=code, stderr="\n".join(tail))
 
 
 async def _try(engine: Engine, recipe: Recipe) -> Built:

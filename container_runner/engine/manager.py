@@ -26,11 +26,7 @@ from container_runner.engine.conmon import end_forgotten, monitored
 from container_runner.engine.engine import PULL_TIMEOUT, ContainerInfo, Engine, start_limiter
 from container_runner.engine.locks import LOCK_TIMEOUT, LockFile
 from container_runner.engine.owner import Owner
-from container_runner.errors import (
-    ContainerGoneError,
-    EngineError,
-    StateError,
-)
+from container_runner.errors import ContainerGoneError, EngineError, StateError
 from container_runner.stream.process import TERM_GRACE, Process, settle
 
 RUN_LABEL: Final = f"{LABEL}run"
@@ -206,8 +202,7 @@ class ContainerManager:
             StateError: another process was at them for longer than `LOCK_PATIENCE`.
         """
         async with self._agent_lock(agent).held(LOCK_PATIENCE):
-            labels = {AGENT_LABEL: agent, STATE_LABEL: state_digest(self.state_dir), KIND_LABEL: "persistent"}
-            kept = await self.containers(labels)
+            kept = await self.containers(agent_labels(agent, self.state_dir, ephemeral=False))
             removed: list[str] = []
             for info in kept:
                 if len(kept) - len(removed) <= max_containers:
@@ -368,6 +363,12 @@ def _is_needed(info: ContainerInfo) -> bool:
     if state == "unknown":
         return time.time() <= _ends_at(info) + DEADLINE_SLACK
     return state == "alive"
+
+
+def agent_labels(agent: str, state_dir: Path, *, ephemeral: bool) -> dict[str, str]:
+    """The labels of an agent's containers of one kind."""
+    kind = "ephemeral" if ephemeral else "persistent"
+    return {AGENT_LABEL: agent, STATE_LABEL: state_digest(state_dir), KIND_LABEL: kind}
 
 
 def state_digest(state_dir: Path) -> str:

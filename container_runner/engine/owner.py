@@ -8,15 +8,18 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 import attrs
 
-_HOST = "container-runner.host"
-_BOOT = "container-runner.boot"
-_PIDS = "container-runner.pid-namespace"
-_PID = "container-runner.pid"
-_STARTED = "container-runner.started"
+_LABELS: Final = {
+    "host": "container-runner.host",
+    "boot": "container-runner.boot",
+    "pid_namespace": "container-runner.pid-namespace",
+    "pid": "container-runner.pid",
+    "started": "container-runner.started",
+}
+"""What a container's labels call the fields of its owner."""
 
 _START_FIELD = 22
 """Where /proc/PID/stat has the process's start, counted from 1 as proc(5) does."""
@@ -38,8 +41,8 @@ class Owner:
     pid_namespace: str
     """In which the pid means something: two containers on one machine have the same pids twice."""
 
-    pid: int
-    started: int
+    pid: int = attrs.field(converter=int)
+    started: int = attrs.field(converter=int)
     """When it started: in clock ticks since the boot, or, on systems without /proc, in seconds since the epoch."""
 
     @classmethod
@@ -51,25 +54,13 @@ class Owner:
     def from_labels(cls, labels: Mapping[str, str]) -> Self | None:
         """The owner that a container's labels name, or None if they name none."""
         try:
-            return cls(
-                host=labels[_HOST],
-                boot=labels[_BOOT],
-                pid_namespace=labels[_PIDS],
-                pid=int(labels[_PID]),
-                started=int(labels[_STARTED]),
-            )
+            return cls(**{name: labels[label] for name, label in _LABELS.items()})
         except (KeyError, ValueError):
             return None
 
     def to_labels(self) -> dict[str, str]:
         """The labels that `from_labels` reads."""
-        return {
-            _HOST: self.host,
-            _BOOT: self.boot,
-            _PIDS: self.pid_namespace,
-            _PID: str(self.pid),
-            _STARTED: str(self.started),
-        }
+        return {label: str(getattr(self, name)) for name, label in _LABELS.items()}
 
     @property
     def is_on_this_host(self) -> bool:
