@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from pathlib import Path
 from typing import Final
@@ -74,13 +75,7 @@ def check_workspace_access(user: User, workspace: Path, config: ContainerConfig)
         return
     allowed = (
         f"a folder that the agent's user {user} can write. "
-        f"Type: chown -R {user} {_quoted(workspace)}, or let it only read with --workspace-mode=ro, "
+        f"Type: chown -R {user} {shlex.quote(str(workspace))}, or let it only read with --workspace-mode=ro, "
         "or choose another user with --user"
     )
     raise ConfigError("agent.workspace", str(workspace), allowed)
-
-
-def _quoted(path: Path) -> str:
-    import shlex
-
-    return shlex.quote(str(path))

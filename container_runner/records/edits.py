@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from typing import Any, Final, Literal, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import attrs
 
@@ -13,8 +13,6 @@ DIFF_LIMIT: Final = 500
 
 Mark: TypeAlias = Literal["+", "-", " "]
 """What happened to a line: added, removed, or nothing."""
-
-_MARKS: Final[tuple[Mark, ...]] = ("+", "-", " ")
 
 
 @attrs.frozen(kw_only=True)
@@ -53,7 +51,7 @@ def _hunk(raw: Any) -> Change | None:
     match raw:
         case {"lines": list(lines)}:
             texts = [line for line in lines if isinstance(line, str)]
-            marked: list[tuple[Mark, str]] = [(m, text[1:]) for text in texts for m in _MARKS if text.startswith(m)]
+            marked = [(m, text[1:]) for text in texts for m in get_args(Mark) if text.startswith(m)]
             start = raw.get("oldStart")
             return Change(start=start if isinstance(start, int) else None, lines=tuple(marked)) if marked else None
         case _:
@@ -62,14 +60,10 @@ def _hunk(raw: Any) -> Change | None:
 
 def _compare(old: str, new: str) -> list[Change]:
     before, after = old.splitlines(), new.splitlines()
-    if max(len(before), len(after)) > DIFF_LIMIT:  # the comparison takes more than linear time
-        removed: list[tuple[Mark, str]] = [("-", line) for line in before]
-        added: list[tuple[Mark, str]] = [("+", line) for line in after]
-        return [Change(start=None, lines=(*removed, *added))]
-    return [
-        Change(start=None, lines=tuple(_opcode_lines(group, before, after)))
-        for group in difflib.SequenceMatcher(None, before, after).get_grouped_opcodes()
-    ]
+    groups: Iterable[list[tuple[str, int, int, int, int]]] = [[("replace", 0, len(before), 0, len(after))]]
+    if max(len(before), len(after)) <= DIFF_LIMIT:  # the comparison takes more than linear time
+        groups = difflib.SequenceMatcher(None, before, after).get_grouped_opcodes()
+    return [Change(start=None, lines=tuple(_opcode_lines(group, before, after))) for group in groups]
 
 
 def _opcode_lines(

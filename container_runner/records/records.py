@@ -15,8 +15,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -68,11 +67,7 @@ class Records:
 
     def agents(self) -> list[str]:
         """The names of the agents that have records."""
-        try:
-            with open_folder(self._state_dir, FOLDER) as folder, os.scandir(folder) as entries:
-                return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-        except OSError:
-            return []
+        return subfolders(self._state_dir, FOLDER)
 
     def runs(self, agent: str | None = None) -> list[RunRecord]:
         """The runs of an agent, or of all, oldest first."""
@@ -93,16 +88,14 @@ class Records:
             raise ConfigError("run", run_id, f"{allowed} ({len(found)} begin with this)" if found else allowed)
         return found[0]
 
-    @contextmanager
-    def open(self, run: RunRecord) -> Iterator[int]:
+    def open(self, run: RunRecord) -> AbstractContextManager[int]:
         """The transcript, as a descriptor to read from.
 
         Raises:
             StateError: it is not there any more, or not to be read by us.
         """
         place = (FOLDER, run.agent, f"{run.name}.jsonl")
-        with open_to_read(self._state_dir, *place, what=f"The transcript of run {run.run_id}") as fd:
-            yield fd
+        return open_to_read(self._state_dir, *place, what=f"The transcript of run {run.run_id}")
 
     def is_running(self, run: RunRecord) -> bool:
         """Whether somebody still writes the transcript."""
@@ -123,12 +116,19 @@ class Records:
     def _run(self, agent: str, stem: str) -> RunRecord | None:
         try:
             with open_folder(self._state_dir, FOLDER, agent) as folder:
-                summary = _read_summary(folder, stem)
-                if summary is None:
-                    summary = _unfinished(folder, agent, stem)
+                summary = _read_summary(folder, stem) or _unfinished(folder, agent, stem)
         except OSError:  # it was removed in between, or is not ours to read
             return None
         return RunRecord(agent=agent, name=stem, summary=summary)
+
+
+def subfolders(state_dir: Path, *place: str) -> list[str]:
+    """The names of the folders in a folder below the state folder, sorted; none if it is not there."""
+    try:
+        with open_folder(state_dir, *place) as folder, os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
 
 
 def clean(state_dir: Path, limits: RecordLimits, *, seconds: float = CLEANING_TIME) -> int:

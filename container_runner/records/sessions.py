@@ -10,7 +10,7 @@ import datetime as dt
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ import attrs
 
 from container_runner.errors import ConfigError, StateError
 from container_runner.folders import open_folder, open_to_read
-from container_runner.records.records import Records, RunRecord
+from container_runner.records.records import Records, RunRecord, subfolders
 from container_runner.records.transcript import (
     CHUNK,
     Part,
@@ -87,7 +87,8 @@ class Sessions:
 
     def agents(self) -> list[str]:
         """The names of the agents that have sessions or records."""
-        return sorted({*self._folders("sessions"), *self.records.agents()})
+        with_sessions = filter(AGENT_NAME.fullmatch, subfolders(self._state_dir, "sessions"))
+        return sorted({*with_sessions, *self.records.agents()})
 
     def of(self, agent: str) -> list[Session]:
         """The sessions of an agent, oldest first.
@@ -119,8 +120,7 @@ class Sessions:
         """
         agents = self.agents() if agent is None else [agent]
         found = [s for name in agents for s in self.of(name) if session_id and s.id.startswith(session_id)]
-        exact = [session for session in found if session.id == session_id]
-        found = exact or found
+        found = [session for session in found if session.id == session_id] or found
         if len(found) != 1:
             allowed = "the id of a session, or its beginning; `container-runner sessions list --all` has them"
             raise ConfigError("session", session_id, f"{allowed} ({len(found)} begin with this)" if found else allowed)
@@ -151,14 +151,6 @@ class Sessions:
                 parts.append(Part(conversation=converse(map(parse_record, read_lines(fd))), summary=run.summary))
         return parts or [Part(conversation=converse(map(parse_session_line, self.lines(session))))]
 
-    def _folders(self, *place: str) -> list[str]:
-        try:
-            with open_folder(self._state_dir, *place) as folder, os.scandir(folder) as entries:
-                names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        except OSError:
-            return []
-        return [name for name in names if AGENT_NAME.fullmatch(name)]
-
     def _files(self, agent: str) -> list[tuple[str, dt.datetime]]:
         """The ids of the agent's own session files, and when each was last written."""
         found = []
@@ -182,8 +174,6 @@ class Sessions:
         except StateError:
             return ""
 
-    @contextmanager
-    def _open(self, agent: str, session_id: str) -> Iterator[int]:
+    def _open(self, agent: str, session_id: str) -> AbstractContextManager[int]:
         place = ("sessions", agent, *_PLACE, f"{session_id}.jsonl")
-        with open_to_read(self._state_dir, *place, what=f"The session {session_id} of {agent}") as fd:
-            yield fd
+        return open_to_read(self._state_dir, *place, what=f"The session {session_id} of {agent}")

@@ -30,6 +30,7 @@ class RunTrace:
     def __init__(self, plan: Plan) -> None:
         self._api: Any = sys.modules.get("opentelemetry.trace")
         self._exec: Span | None = None
+        self._context: Any = None
         if self._api is None:
             return
         from container_runner import __version__
@@ -102,8 +103,7 @@ class RunTrace:
         self._run.end()
 
     def _start(self, name: str, attributes: Mapping[str, Any] | None = None) -> Span:
-        context = self._context if hasattr(self, "_context") else None
-        span: Span = self._tracer.start_span(PREFIX + name, context=context, attributes=attributes)
+        span: Span = self._tracer.start_span(PREFIX + name, context=self._context, attributes=attributes)
         return span
 
     def _fail(self, span: Span, kind: str, message: str | None = None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias
 
 import attrs
@@ -220,15 +221,13 @@ def parse_session_line(line: bytes) -> Entry | None:
         if any(texts):
             start = {"type": "start", "prompt": "\n".join(filter(None, texts))}
             return Entry(time=time, source="runner", message=parse_message(start))
-        return Entry(
-            time=time, source="agent", message=parse_message({**raw, "tool_use_result": raw.get("toolUseResult")})
-        )
-    if raw.get("type") == "assistant":
-        return Entry(time=time, source="agent", message=parse_message(raw))
-    if raw.get("type") == "cost-state":
-        result = {"type": "result", "subtype": "success", "is_error": False, "total_cost_usd": raw.get("totalCostUSD")}
-        return Entry(time=time, source="agent", message=parse_message({**result, "modelUsage": raw.get("modelUsage")}))
-    return None
+        raw["tool_use_result"] = raw.get("toolUseResult")
+    elif raw.get("type") == "cost-state":
+        used = {"total_cost_usd": raw.get("totalCostUSD"), "modelUsage": raw.get("modelUsage")}
+        raw = {"type": "result", "subtype": "success", "is_error": False, **used}
+    elif raw.get("type") != "assistant":
+        return None
+    return Entry(time=time, source="agent", message=parse_message(raw))
 
 
 def converse(entries: Iterable[Entry | None]) -> Conversation:
@@ -239,7 +238,7 @@ def converse(entries: Iterable[Entry | None]) -> Conversation:
             reader.take(entry)
     return Conversation(
         items=tuple(map(_finished, reader.items)),
-        tools=tuple(call.finish() for call in reader.calls),
+        tools=tuple(call.finished for call in reader.calls),
         model=reader.model,
     )
 
@@ -250,23 +249,16 @@ class _Call:
     def __init__(self, block: ToolUseBlock, time: dt.datetime | None, depth: int) -> None:
         self.depth = depth
         self.items: list[Item | _Call] = []
-        self._facts: dict[str, Any] = {"time": time, "name": block.name, "input": block.input}
-        self._finished: ToolCall | None = None
+        self.facts: dict[str, Any] = {"time": time, "name": block.name, "input": block.input}
 
-    def end(self, **facts: Any) -> None:
-        """Its result came; one that comes again is nobody's."""
-        if "result" not in self._facts:
-            self._facts |= facts
-
-    def finish(self) -> ToolCall:
-        """The call, the same each time."""
-        if self._finished is None:
-            self._finished = ToolCall(**self._facts, items=tuple(map(_finished, self.items)))
-        return self._finished
+    @cached_property
+    def finished(self) -> ToolCall:
+        """The call, with what has come by now."""
+        return ToolCall(**self.facts, items=tuple(map(_finished, self.items)))
 
 
 def _finished(item: Item | _Call) -> Item:
-    return item.finish() if isinstance(item, _Call) else item
+    return item.finished if isinstance(item, _Call) else item
 
 
 class _Reader:
@@ -343,10 +335,11 @@ class _Reader:
         return call if call is not None and call.depth < DEEPEST else None
 
     def _end(self, block: ToolResultBlock, details: Any, time: dt.datetime | None) -> None:
-        if (call := self._by_id.get(block.tool_use_id)) is not None:
+        call = self._by_id.get(block.tool_use_id)
+        if call is not None and "result" not in call.facts:  # one that comes again is nobody's
             others = sum(1 for item in _dicts(block.content) if item.get("type") != "text")
             result = block.text + (f"\n[{others} more, not text]" if others else "")
-            call.end(ended=time, is_error=block.is_error, details=details, result=result)
+            call.facts |= {"ended": time, "is_error": block.is_error, "details": details, "result": result}
 
     def _add(self, item: Item | _Call, parent: _Call | None = None) -> None:
         (self.items if parent is None else parent.items).append(item)
