@@ -19,8 +19,6 @@ from container_runner.config.container import ContainerConfig
 from container_runner.engine.engine import Engine
 from container_runner.engine.image import AGENTS
 
-_DEFAULT_IMAGE: Final = "container-runner/claude"
-
 SHARED: Final = ("/home", "/media", "/mnt", "/opt", "/srv")
 """Folders whose owner is not to be changed."""
 
@@ -29,11 +27,11 @@ def give(user: User, folder: Path, engine: Engine | None) -> str:
     """The line that lets *user* write in a folder."""
     if str(folder) in SHARED:
         return f"container-runner doctor --workspace=…    # a folder of the agent's own: {folder} is everybody's"
-    quoted = shlex.quote(str(folder))
     if engine is not None and engine.dialect.keep_id and os.geteuid() not in (0, user.uid):
         return (
             "container-runner run …    # without --user: on rootless podman the agent is you, and nobody else of yours"
         )
+    quoted = shlex.quote(str(folder))
     with suppress(OSError):
         if os.statvfs(folder).f_flag & os.ST_RDONLY:
             return f"{as_root(f'mount -o remount,rw {shlex.quote(_mount_point(folder))}')}    # or --workspace-mode=ro"
@@ -92,15 +90,13 @@ def _our_name() -> str:
 def get_image(engine: Engine, config: ContainerConfig) -> str:
     """The line that makes or fetches the image of a configuration."""
     first, slash, _ = config.image.partition("/")
-    flag = engine_flag(config.engine)
     if slash and set(first) & set(".:"):
         return f"{engine.binary} pull {config.image}"
     folder, _, agent = config.image.partition(":")[0].rpartition("/")
     agent = agent if folder == "container-runner" and agent in AGENTS else "claude"
-    words = "container-runner image build" if agent == "claude" else f"container-runner image build {agent}"
-    if config.image.removesuffix(":latest") == f"container-runner/{agent}":
-        return f"{words}{flag}"
-    return f"{words} --tag={config.image}{flag}"
+    which = "" if agent == "claude" else f" {agent}"
+    tag = "" if config.image.removesuffix(":latest") == f"container-runner/{agent}" else f" --tag={config.image}"
+    return f"container-runner image build{which}{tag}{engine_flag(config.engine)}"
 
 
 def engine_flag(wanted: str) -> str:
@@ -143,7 +139,7 @@ def _has_systemd() -> bool:
 def other_image(wanted: str) -> str:
     """The line that makes an image of ours, with the engine that is *wanted*, and looks at it."""
     flag = engine_flag(wanted)
-    return f"container-runner image build{flag} && container-runner doctor --image={_DEFAULT_IMAGE}{flag}"
+    return f"container-runner image build{flag} && container-runner doctor --image=container-runner/claude{flag}"
 
 
 def as_root(*commands: str) -> str:

@@ -156,7 +156,9 @@ def without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
     fix = error.next_step
     environ = host_environment()
     if isinstance(error, EnginePermissionError):
-        fix = advice.join_the_group(_socket(environ))
+        host = environ.get("DOCKER_HOST", "")
+        socket = host.removeprefix("unix://") if host.startswith("unix://") else "/var/run/docker.sock"
+        fix = advice.join_the_group(Path(socket))
     elif isinstance(error, EngineUnreachableError):
         elsewhere = next(
             (name for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST") if environ.get(name)), ""
@@ -174,12 +176,6 @@ def without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
     elif isinstance(error, EngineTimeoutError) and engine.dialect.name == "docker":
         fix = advice.restart(fix)
     return Check(name="daemon", status="fail", found=_told(error), fix=fix)
-
-
-def _socket(environ: Mapping[str, str]) -> Path:
-    """Docker's socket."""
-    host = environ.get("DOCKER_HOST", "")
-    return Path(host.removeprefix("unix://") if host.startswith("unix://") else "/var/run/docker.sock")
 
 
 def check_daemon(engine: Engine, info: Mapping[str, Any]) -> Check:
@@ -268,8 +264,7 @@ def check_failed(failure: ErrorMessage, engine: Engine, config: ContainerConfig)
     name, fix = checks.get(failure.kind, ("box", failure.next_step))
     if engine.dialect.name == "podman" and "cgroups in hybrid mode not supported" in failure.stderr:
         fix = advice.use_runc(engine)
-    stderr = failure.stderr.strip()
-    return Check(name=name, status="fail", found=f"{failure.message}\n{stderr}" if stderr else failure.message, fix=fix)
+    return Check(name=name, status="fail", found=_told(failure), fix=fix)
 
 
 def check_limits(
@@ -315,7 +310,7 @@ def measured_limits(config: ContainerConfig, said: Mapping[str, tuple[str, ...]]
     }
 
 
-def _told(error: ContainerRunnerError) -> str:
+def _told(error: ContainerRunnerError | ErrorMessage) -> str:
     return "\n".join(filter(None, (error.message, error.stderr.strip())))
 
 

@@ -119,17 +119,15 @@ def check_inside(
     yield _box(config, one)
     yield passed("tools", f"sh, {', '.join(script.TOOLS)}")
     yield _agent(config, program, one)
-    state, agent = runner.state_dir.resolve(), options.agent
-    user = User.of(config, None if agent.workspace is None else Path(agent.workspace).expanduser().resolve())
+    agent = options.agent
+    folder = None if agent.workspace is None else Path(agent.workspace).expanduser().resolve()
+    user = User.of(config, folder)
     if config.workspace_mode == "ro":
         yield passed("workspace", "read-only, as configured")
-    elif agent.workspace is None:
-        yield _writable("workspace", "a scratch folder", one("workspace"), user, None, engine, info)
     else:
-        folder = Path(agent.workspace).expanduser().resolve()
-        yield _writable("workspace", str(folder), one("workspace"), user, folder, engine, info)
-    folder = sessions_folder(state, agent.name)
-    yield _writable("sessions", str(folder), one("sessions"), user, folder, engine, info)
+        yield _writable("workspace", one("workspace"), user, folder, engine, info)
+    folder = sessions_folder(runner.state_dir.resolve(), agent.name)
+    yield _writable("sessions", one("sessions"), user, folder, engine, info)
     yield _network(runner, engine, said.get("network", ()))
 
 
@@ -167,8 +165,9 @@ def _agent(config: ContainerConfig, program: str, one: Callable[[str], str]) -> 
 
 
 def _writable(
-    name: str, where: str, answer: str, user: User, folder: Path | None, engine: Engine, info: Mapping[str, Any]
+    name: str, answer: str, user: User, folder: Path | None, engine: Engine, info: Mapping[str, Any]
 ) -> Check:
+    where = folder or "a scratch folder"
     if answer == "yes":
         return passed(name, f"{where}, writable by the agent's user {user}")
     fix = "container-runner run --user=root …" if is_rootless_docker(info) else None
