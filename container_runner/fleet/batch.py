@@ -14,7 +14,6 @@ import datetime as dt
 import fcntl
 import hashlib
 import os
-import re
 import stat
 import time
 from collections.abc import Callable, Iterable
@@ -34,9 +33,10 @@ from container_runner.records.tally import Tally
 from container_runner.runner import ContainerRunner
 from container_runner.stream.messages import ErrorMessage, Message
 
+_ITS_CONTENT: Final = "a file with results of a batch, or none"
+
 _TOLD_APART_BY: Final = ("prompt", "agent", "resume", "fork", "session_id", "append_system_prompt")
 """The fields of a request that make it another job. How long it may take, and what is shown of it, do not."""
-
 
 _valid_id = law("one line of 1 to 200 characters", lambda value: is_line(value) and len(value) <= 200)
 
@@ -62,9 +62,8 @@ class Job:
     def digest(self) -> str:
         """32 hexadecimal digits that change when the job asks for something else."""
         asked = attrs.asdict(self.options)
-        asked["agent"]["workspace"] = self.options.agent.workspace and str(
-            Path(self.options.agent.workspace).absolute()
-        )
+        if workspace := self.options.agent.workspace:
+            asked["agent"]["workspace"] = str(Path(workspace).absolute())
         told = orjson.dumps({name: asked[name] for name in _TOLD_APART_BY}, option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(told).hexdigest()[:32]
 
@@ -210,13 +209,11 @@ class ResultFile:
             try:
                 result = JobResult.parse(line)
             except ValueError:
-                raise ConfigError(
-                    "results", f"{self.path}:{number}", "a file with results of a batch, or none"
-                ) from None
+                raise ConfigError("results", f"{self.path}:{number}", _ITS_CONTENT) from None
             self._found[result.id] = result
         if last:
-            if not re.match(rb'\{"id":', last) and not b'{"id":'.startswith(last):
-                raise ConfigError("results", str(self.path), "a file with results of a batch, or none")
+            if not last.startswith(b'{"id":') and not b'{"id":'.startswith(last):
+                raise ConfigError("results", str(self.path), _ITS_CONTENT)
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - len(last))
 
     def _state_error(self, what: str) -> StateError:

@@ -86,7 +86,7 @@ class FakeEngine:
             self._register_engine()
         run = AgentRun(
             recorder=self.fp.register([_ENGINE, _RUN_OR_EXEC, _ATTACHED, _ATTACHED, self.fp.any()]),
-            stdout=b"".join(_line(line) for line in lines),
+            stdout=b"".join(map(_line, lines)),
             stderr=stderr.encode(),
             exit_code=exit_code,
             hang=hang,
