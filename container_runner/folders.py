@@ -15,8 +15,6 @@ from container_runner.errors import StateError
 LONGEST: Final = 64 * 1024
 """The most bytes of a file that an agent may have made which are read."""
 
-_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
 
 @contextmanager
 def open_folder(state: Path, *parts: str, create: bool = False) -> Iterator[int]:
@@ -35,7 +33,7 @@ def open_folder(state: Path, *parts: str, create: bool = False) -> Iterator[int]
             if create:
                 with suppress(FileExistsError):
                     os.mkdir(part, 0o700, dir_fd=fd)
-            outer, fd = fd, os.open(part, _FOLDER_FLAGS, dir_fd=fd)
+            outer, fd = fd, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
             os.close(outer)
             if create:
                 _make_private(fd)

@@ -377,9 +377,9 @@ class ContainerConfig:
     @property
     def uid_gid(self) -> tuple[int, int] | None:
         """`user` in numbers, or None if it is to be chosen."""
-        if self.user is None or self.user == "root":
-            return None if self.user is None else (0, 0)
-        uid, _, gid = self.user.partition(":")
+        if self.user is None:
+            return None
+        uid, _, gid = self.user.replace("root", "0").partition(":")
         return int(uid), int(gid or uid)
 
     @classmethod

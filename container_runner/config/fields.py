@@ -36,8 +36,7 @@ RECORDS: Final[Mapping[str, str]] = {f"records_{name}": name for name in _names(
 """The fields of `RecordLimits`, by what they are called here."""
 
 FIELDS: Final = (*BOX, "command", *AGENT, *REQUEST, "records", *RECORDS)
-"""Everything that can be configured: the box, the command that stands for claude, the agent, the request, the records
-of runs."""
+"""Everything that can be configured; "command" is what runs instead of claude."""
 
 OWNERS: Final[Mapping[str, tuple[Any, str]]] = {
     **{name: (ContainerConfig, name) for name in BOX},
@@ -64,12 +63,10 @@ def parse(name: str, given: object, source: str) -> Any:
     try:
         return _parse(name, given)
     except ConfigError as error:
-        # A flag and a file have no None, which is how Python says that there is no limit.
-        allowed = _TIMEOUT if name.endswith("timeout") else error.allowed.removesuffix(", or None")
+        allowed = error.allowed.removesuffix(", or None")  # which a flag and a file have no word for
+        if name.endswith("timeout"):
+            allowed = "a number of seconds, or a time such as 90s, 30m or 4h, up to 30 days; 0 for no limit"
         raise ConfigError(error.field, error.value, allowed, source=source) from None
-
-
-_TIMEOUT: Final = "a number of seconds, or a time such as 90s, 30m or 4h, up to 30 days; 0 for no limit"
 
 
 def _parse(name: str, value: Any) -> Any:

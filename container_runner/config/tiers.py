@@ -3,8 +3,7 @@
 From the weakest to the strongest: the operator's file ([defaults], then [agents.NAME], then [profiles.NAME]), the
 environment, the flags. What remains unset gets its default last, so that a key in one source never resets another key.
 
-At the end comes the workspace's own `.container-runner.toml`. The agent can write that file, so it may only tighten:
-each of its values is held against what the others have decided, and one that would loosen anything is refused.
+At the end comes the workspace's own `.container-runner.toml`, which may only tighten what the others have decided.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import attrs
 
 from container_runner.config import paths
-from container_runner.config.laws import boolean, is_address, is_line, law, one_of, pattern, refuse, whole
+from container_runner.config.laws import boolean, is_address, is_line, law, one_of, refuse, whole
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 DAY = 86_400
@@ -24,8 +24,6 @@ OWN_TARGETS = (paths.WORKSPACE, "/tmp")  # noqa: S108  a path in the container
 
 ENGINE_SOCKETS = frozenset({"docker.sock", "podman.sock", "containerd.sock", "crio.sock", "buildkitd.sock"})
 """Sockets whose holder controls the engine, and so the whole machine; a read-only mount does not help."""
-
-
 _QUANTITY = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)([A-Za-z]*)")
 _SIZE_UNITS = {"": 1, "b": 1} | {
     letter + ending: KIB**power for power, letter in enumerate("kmgt", 1) for ending in ("", "b", "ib")
@@ -182,11 +180,10 @@ def _tmpfs_size(value: int | str) -> int:
     return parse_size(value, "size")
 
 
-_is_octal = pattern("[0-7]{3,4}")
-
-
 def _tmpfs_mode(value: int | str) -> int:
-    return int(value, 8) if isinstance(value, str) and _is_octal(value) else value  # type: ignore[return-value]  # `law` refuses it
+    if isinstance(value, str) and re.fullmatch("[0-7]{3,4}", value):
+        return int(value, 8)
+    return value  # type: ignore[return-value]  # `law` refuses it
 
 
 @attrs.frozen
