@@ -23,12 +23,9 @@ def argv(
 
     Secrets are in none of them: the agent's variables travel on stdin.
 
-    Parameters
-    ----------
-    prompt
-        What to do. "-": read it from stdin.
-    prompt_file
-        A file that holds the prompt.
+    Args:
+        prompt: What to do. "-": read it from stdin.
+        prompt_file: A file that holds the prompt.
     """
     flags = flags or RunFlags()
     runner, options = prepare(read_prompt(prompt, prompt_file), flags, box)

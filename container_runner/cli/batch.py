@@ -83,18 +83,12 @@ def batch(
     say otherwise. Results are added to a file as the jobs end, and a job that has a result there is not run again.
     The exit code is 1 if any job has failed, now or before.
 
-    Parameters
-    ----------
-    file
-        The jobs. "-": JSON lines from stdin.
-    jobs
-        How many run at the same time.
-    results
-        Where the results go. Default: beside FILE, as NAME.results.jsonl.
-    retry_failed
-        Run those again that have failed before.
-    live
-        Show the live view. Default: if stdout is a terminal.
+    Args:
+        file: The jobs. "-": JSON lines from stdin.
+        jobs: How many run at the same time.
+        results: Where the results go. Default: beside FILE, as NAME.results.jsonl.
+        retry_failed: Run those again that have failed before.
+        live: Show the live view. Default: if stdout is a terminal.
     """
     flags, more = flags or RunFlags(), more or ExecuteFlags()
     is_stdin = str(file) == "-"

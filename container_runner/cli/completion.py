@@ -28,12 +28,9 @@ complete -c container-runner -n '__fish_container-runner_using_command batch' -F
 def completion(shell: Literal["bash", "zsh", "fish"], *, json: JsonFlag = False) -> None:
     """Print the completion script of a shell.
 
-    Parameters
-    ----------
-    shell
-        bash, zsh or fish.
-    json
-        Print a JSON object with the script in it.
+    Args:
+        shell: bash, zsh or fish.
+        json: Print a JSON object with the script in it.
     """
     from container_runner.cli.app import app
 

@@ -57,12 +57,9 @@ def config(*, flags: RunFlags | None = None, box: ConfigFlags | None = None) -> 
 def schema(*, workspace: Annotated[bool, Parameter(negative=())] = False, json: JsonFlag = True) -> None:
     """Print the JSON Schema of the configuration file, for editors.
 
-    Parameters
-    ----------
-    workspace
-        The schema of a workspace's .container-runner.toml instead, which has fewer fields.
-    json
-        It is JSON anyway.
+    Args:
+        workspace: The schema of a workspace's .container-runner.toml instead, which has fewer fields.
+        json: It is JSON anyway.
     """
     del json
     _print_json(json_schema(workspace=workspace))

@@ -39,26 +39,19 @@ def build(
 
     The progress goes to stderr.
 
-    Parameters
-    ----------
-    agent
-        claude, codex or gemini.
-    tag
-        The image's name. Default: container-runner/AGENT.
-    base
-        The image to build on; it needs npm. Default: node:22-bookworm-slim. With --from-scratch: the Debian release.
-    agent_version
-        The agent's version, or latest. Default: the one that this release of container-runner was tried with.
-    packages
-        A Debian package to add. Can be given again.
-    from_scratch
-        Ask no registry of images: make a Debian with mmdebstrap or debootstrap, and fetch the agent with npm.
-    pull
-        Ask the registry for a newer base image.
-    cache
-        Reuse the steps of earlier builds.
-    json
-        Print a JSON object on the image instead of text for people.
+    Args:
+        agent: claude, codex or gemini.
+        tag: The image's name. Default: container-runner/AGENT.
+        base: The image to build on; it needs npm. Default: node:22-bookworm-slim. With --from-scratch: the Debian
+            release.
+        agent_version: The agent's version, or latest. Default: the one that this release of container-runner was
+            tried with.
+        packages: A Debian package to add. Can be given again.
+        from_scratch: Ask no registry of images: make a Debian with mmdebstrap or debootstrap, and fetch the agent
+            with npm.
+        pull: Ask the registry for a newer base image.
+        cache: Reuse the steps of earlier builds.
+        json: Print a JSON object on the image instead of text for people.
     """
     from container_runner.engine.image import AGENTS, Recipe
 
@@ -93,10 +86,8 @@ def build(
 def containerfile(*, json: JsonFlag = False) -> None:
     """Print the Containerfile that `image build` uses, to change it or to read it.
 
-    Parameters
-    ----------
-    json
-        Print a JSON object with the text in it.
+    Args:
+        json: Print a JSON object with the text in it.
     """
     from container_runner.engine.image import CONTAINERFILE
 

@@ -81,18 +81,12 @@ def init(
 ) -> None:
     """Write a configuration file in which every field is explained.
 
-    Parameters
-    ----------
-    image
-        The image that agents run in, written into the file.
-    config
-        Where to write it. Default: config.toml in the folder for such things in your home.
-    workspace
-        Write the file of this workspace instead, .container-runner.toml.
-    force
-        Replace a file that is there.
-    json
-        Print JSON for programs instead of text for people.
+    Args:
+        image: The image that agents run in, written into the file.
+        config: Where to write it. Default: config.toml in the folder for such things in your home.
+        workspace: Write the file of this workspace instead, .container-runner.toml.
+        force: Replace a file that is there.
+        json: Print JSON for programs instead of text for people.
     """
     if workspace is not None and (image is not None or config is not None):
         raise ConfigError("--workspace", str(workspace), "no --image and no --config beside it")

@@ -70,16 +70,11 @@ def logs(
 ) -> None:
     """Show what was said in an agent's last run, or in the run that is named.
 
-    Parameters
-    ----------
-    run
-        The id of a run, of any agent, or its beginning. Default: the agent's last run.
-    follow
-        Go on until the run ends.
-    list_
-        List the runs instead, oldest first.
-    json
-        Print the transcript as it is, a line of JSON a message; with --list, a JSON list of summaries.
+    Args:
+        run: The id of a run, of any agent, or its beginning. Default: the agent's last run.
+        follow: Go on until the run ends.
+        list_: List the runs instead, oldest first.
+        json: Print the transcript as it is, a line of JSON a message; with --list, a JSON list of summaries.
     """
     from container_runner.records.records import Records
 

@@ -23,12 +23,9 @@ def prune(
 ) -> None:
     """Remove the containers that nobody needs, of all state folders.
 
-    Parameters
-    ----------
-    dry_run
-        Only say what would be removed, and why.
-    json
-        Print a JSON list for programs.
+    Args:
+        dry_run: Only say what would be removed, and why.
+        json: Print a JSON list for programs.
     """
     removed, left = anyio.run(_prune, flags or ContainerFlags(), dry_run)
     if json:

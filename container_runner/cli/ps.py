@@ -25,12 +25,9 @@ def ps(
 
     A terminal that is too narrow gets RUN instead of NAME, which `stop` and `logs` take too, and fewer columns.
 
-    Parameters
-    ----------
-    all_
-        Those of every state folder, not only of this one.
-    json
-        Print a JSON list for programs instead of a table for people.
+    Args:
+        all_: Those of every state folder, not only of this one.
+        json: Print a JSON list for programs instead of a table for people.
     """
     found = anyio.run(_rows, flags or ContainerFlags(), all_)
     if json:

@@ -47,14 +47,10 @@ def run(
     INT, TERM and HUP stop the agent and remove its container; a second signal does not wait for that, which the
     container then does by itself.
 
-    Parameters
-    ----------
-    prompt
-        What to do. "-": read it from stdin.
-    prompt_file
-        A file that holds the prompt.
-    live
-        Show the live view. Default: if stdout is a terminal.
+    Args:
+        prompt: What to do. "-": read it from stdin.
+        prompt_file: A file that holds the prompt.
+        live: Show the live view. Default: if stdout is a terminal.
     """
     flags, more = flags or RunFlags(), more or ExecuteFlags()
     runner, options = prepare(read_prompt(prompt, prompt_file), flags, box)

@@ -22,10 +22,8 @@ app = App(name="sessions", help="List, show and export the sessions of agents.")
 def list_(*, json: JsonFlag = False, flags: AgentFlags | None = None) -> None:
     """List an agent's sessions, the one used last at the end.
 
-    Parameters
-    ----------
-    json
-        Print a JSON list for programs instead of a table for people.
+    Args:
+        json: Print a JSON list for programs instead of a table for people.
     """
     from container_runner.cli import text
 
@@ -61,14 +59,10 @@ def show(
 ) -> None:
     """Show a session: what was asked, said and done, with the changes to files.
 
-    Parameters
-    ----------
-    session
-        The session's id, of any agent, or its beginning. Default: the agent's last one.
-    html
-        Write one HTML page to this file instead, which needs nothing else to be read. --html=- writes to stdout.
-    json
-        Print JSON for programs instead of text for people.
+    Args:
+        session: The session's id, of any agent, or its beginning. Default: the agent's last one.
+        html: Write one HTML page to this file instead, which needs nothing else to be read. --html=- writes to stdout.
+        json: Print JSON for programs instead of text for people.
     """
     from container_runner.cli import show as shown
 
@@ -98,16 +92,11 @@ def export(
 ) -> None:
     """Write a session's transcript, as its lines of JSON or as Markdown.
 
-    Parameters
-    ----------
-    session
-        The session's id, of any agent, or its beginning. Default: the agent's last one.
-    format
-        jsonl: the lines as they were recorded. markdown: a text to read.
-    output
-        The file to write. Default: stdout.
-    json
-        Print a JSON object: the session, and the file that was written, or else the text.
+    Args:
+        session: The session's id, of any agent, or its beginning. Default: the agent's last one.
+        format: jsonl: the lines as they were recorded. markdown: a text to read.
+        output: The file to write. Default: stdout.
+        json: Print a JSON object: the session, and the file that was written, or else the text.
     """
     from container_runner.cli import show as shown
 

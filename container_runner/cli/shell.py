@@ -45,14 +45,10 @@ def shell(
 ) -> None:
     """Open a shell in an agent's kept container, as the agent's user and with its environment.
 
-    Parameters
-    ----------
-    agent
-        The agent's name, as `container-runner ps` shows it.
-    command
-        A command to run there instead of a shell; after -- if it has flags.
-    json
-        Print the engine's command as a JSON list of its words, and run nothing.
+    Args:
+        agent: The agent's name, as `container-runner ps` shows it.
+        command: A command to run there instead of a shell; after -- if it has flags.
+        json: Print the engine's command as a JSON list of its words, and run nothing.
     """
     words, environ = anyio.run(_prepare, agent, command, who or ShellFlags(), flags or ContainerFlags())
     if json:

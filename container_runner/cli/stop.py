@@ -21,14 +21,11 @@ def stop(
 ) -> None:
     """End and remove containers at once, whatever runs in them.
 
-    Parameters
-    ----------
-    names
-        The names of agents, for all their containers in this state folder, or of containers; or what `ps` shows as RUN.
-    all_
-        All containers of this state folder.
-    json
-        Print a JSON list of what was removed.
+    Args:
+        names: The names of agents, for all their containers in this state folder, or of containers; or what `ps`
+            shows as RUN.
+        all_: All containers of this state folder.
+        json: Print a JSON list of what was removed.
     """
     if bool(names) == all_:
         raise ConfigError("NAMES", list(names) or None, "the names of agents or containers, or --all alone")
