@@ -78,11 +78,6 @@ def batch(
 ) -> int:
     """Run many prompts, some at a time, and keep their results.
 
-    FILE has a JSON object a line, or is TOML with a [[job]] for each. A job has a prompt, and may have an id and
-    whatever else a run takes: workspace, agent, model, resume, timeout, ...; the flags hold for all jobs that do not
-    say otherwise. Results are added to a file as the jobs end, and a job that has a result there is not run again.
-    The exit code is 1 if any job has failed, now or before.
-
     Args:
         file: The jobs. "-": JSON lines from stdin.
         jobs: How many run at the same time.

@@ -31,10 +31,7 @@ app = App(name="config")
 
 @app.default
 def config(*, flags: RunFlags | None = None, box: ConfigFlags | None = None) -> None:
-    """Print the effective configuration, with the source of each value.
-
-    It takes the flags of `run`, so that you see what a run with them would get. Nothing is started.
-    """
+    """Print the effective configuration, with the source of each value."""
     flags = flags or RunFlags()
     found = effective_from_flags(flags, box)
     if flags.json:

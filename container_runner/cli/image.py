@@ -18,7 +18,7 @@ from container_runner.errors import EngineError
 if TYPE_CHECKING:
     from container_runner.engine.image import Built, Recipe
 
-image = App(name="image", help="Build an image with an agent in it.")
+image = App(name="image")
 
 
 @image.command

@@ -41,12 +41,6 @@ def run(
 ) -> int:
     """Run an agent on a folder, and show what it does.
 
-    At a terminal there is a live view; into a pipe go plain lines. At the end it says on stderr how it went, which
-    files have changed, and the command that goes on with the session.
-
-    INT, TERM and HUP stop the agent and remove its container; a second signal does not wait for that, which the
-    container then does by itself.
-
     Args:
         prompt: What to do. "-": read it from stdin.
         prompt_file: A file that holds the prompt.

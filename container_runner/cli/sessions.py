@@ -15,7 +15,7 @@ from container_runner.errors import ConfigError
 if TYPE_CHECKING:
     from container_runner.records.sessions import Session, Sessions
 
-app = App(name="sessions", help="List, show and export the sessions of agents.")
+app = App(name="sessions")
 
 
 @app.command(name="list")
