@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import orjson
-
+from container_runner.cli.containers import print_json
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags, read_prompt
 
@@ -31,6 +29,6 @@ def argv(
     runner, options = prepare(read_prompt(prompt, prompt_file), flags, box)
     plan = runner.plan((more or ExecuteFlags()).apply(options))
     if flags.json:
-        sys.stdout.buffer.write(orjson.dumps(plan.commands) + b"\n")
+        print_json(plan.commands)
     else:
         print(plan.to_shell())

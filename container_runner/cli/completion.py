@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from container_runner.cli.containers import JsonFlag
+from container_runner.cli.containers import JsonFlag, print_json
 
 _ADDED = {
     "bash": "",
@@ -36,8 +36,6 @@ def completion(shell: Literal["bash", "zsh", "fish"], *, json: JsonFlag = False)
 
     script = app.generate_completion(shell=shell) + _ADDED[shell]
     if json:
-        from container_runner.cli.logs import print_json
-
         print_json({"shell": shell, "script": script})
     else:
         print(script, end="")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import json as json_
 import re
-import sys
 import types
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import attrs
+import orjson
 from cyclopts import App, Parameter
 
-from container_runner.cli.containers import JsonFlag
+from container_runner.cli.containers import JsonFlag, print_json
 from container_runner.cli.flags import ConfigFlags, RunFlags, effective_from_flags, field_help
 from container_runner.cli.options import hidden
 from container_runner.cli.text import clean
@@ -39,7 +39,7 @@ def config(*, flags: RunFlags | None = None, box: ConfigFlags | None = None) -> 
             name: {"value": as_json(name, setting.value), "source": setting.source}
             for name, setting in found.settings.items()
         }
-        _print_json({"file": str(found.file), "settings": settings})
+        print_json({"file": str(found.file), "settings": settings}, orjson.OPT_INDENT_2)
         return
     lines = {
         f"# {name}: none" if setting.value is None else f"{name} = {as_toml(name, setting.value)}": setting.source
@@ -59,13 +59,7 @@ def schema(*, workspace: Annotated[bool, Parameter(negative=())] = False, json: 
         json: It is JSON anyway.
     """
     del json
-    _print_json(json_schema(workspace=workspace))
-
-
-def _print_json(value: object) -> None:
-    import orjson
-
-    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")
+    print_json(json_schema(workspace=workspace), orjson.OPT_INDENT_2)
 
 
 def as_json(name: str, value: Any) -> Any:

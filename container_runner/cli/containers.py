@@ -1,14 +1,19 @@
-"""What `ps`, `stop`, `prune` and `shell` share: the containers of a state folder, as rows."""
+"""What the commands share that look at containers: which are meant, and what there is to say of each."""
 
 from __future__ import annotations
 
 import datetime as dt
 import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import attrs
+import orjson
 from cyclopts import Parameter
+
+from container_runner.errors import CleanupError, EngineError
 
 if TYPE_CHECKING:
     from container_runner.config.tiers import Effective
@@ -48,6 +53,11 @@ JsonFlag = Annotated[bool, Parameter(negative=())]
 """The type of --json."""
 
 
+def print_json(value: object, option: int | None = None) -> None:
+    """Print a value as JSON: one line, unless an *option* of orjson's says otherwise."""
+    sys.stdout.buffer.write(orjson.dumps(value, option=option) + b"\n")
+
+
 @attrs.frozen(kw_only=True)
 class Row:
     """One container of ours."""
@@ -78,10 +88,6 @@ class Row:
         """The container's name without what its agent's name says of it: the beginning of its run's id."""
         return self.name.removeprefix(f"container-runner-{self.agent}-")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The row as JSON has it."""
-        return {**attrs.asdict(self), "created": self.created.isoformat()}
-
 
 def configured(flags: EngineFlags, *, agent: str = "-") -> Effective:
     """What the operator's file, the environment and these flags say of an agent. No workspace has a word in it.
@@ -100,7 +106,7 @@ async def open_engine(flags: EngineFlags) -> Engine:
 
     Raises:
         ConfigError: see `configured`.
-        EngineError: there is no engine, or it does not answer.
+        EngineError: there is none, or it does not answer.
     """
     from container_runner.box.environment import host_environment
     from container_runner.engine.engine import Engine
@@ -109,16 +115,17 @@ async def open_engine(flags: EngineFlags) -> Engine:
 
 
 async def open_manager(flags: ContainerFlags) -> ContainerManager:
-    """The containers of the engine and the state folder that are meant.
-
-    Raises:
-        ConfigError: see `configured`.
-        EngineError: there is no engine, or it does not answer.
-    """
-    from container_runner.cli.flags import _state_dir
+    """The containers of the engine and the state folder that are meant. It raises what `open_engine` does."""
     from container_runner.engine.manager import ContainerManager
 
-    return ContainerManager(await open_engine(flags), (flags.state_dir or _state_dir()).expanduser().absolute())
+    return ContainerManager(await open_engine(flags), state_folder(flags.state_dir))
+
+
+def state_folder(given: Path | None) -> Path:
+    """The state folder: the one that was *given*, or the one for such things in the user's home."""
+    import platformdirs
+
+    return (given or platformdirs.user_state_path("container-runner", appauthor=False)).expanduser().absolute()
 
 
 async def rows(manager: ContainerManager, *, everywhere: bool = False) -> list[Row]:
@@ -139,13 +146,12 @@ def _row(manager: ContainerManager, info: ContainerInfo) -> Row:
     if owner is not None:
         known = owner.state if owner.is_on_this_host else "elsewhere"
     kind = info.labels.get(KIND_LABEL, "")
-    in_use: bool | None = None
     if info.status != "running":
-        in_use = False
+        in_use: bool | None = False
     elif kind == "ephemeral":
         in_use = {"alive": True, "dead": False}.get(known)
-    elif here:
-        in_use = manager.is_in_use(info.name)
+    else:
+        in_use = manager.is_in_use(info.name) if here else None
     return Row(
         name=info.name,
         agent=info.labels.get(AGENT_LABEL, ""),
@@ -158,6 +164,24 @@ def _row(manager: ContainerManager, info: ContainerInfo) -> Row:
         is_here=here,
         id=info.id,
     )
+
+
+async def remove(manager: ContainerManager, found: Iterable[Row | ContainerInfo]) -> dict[str, str]:
+    """Remove containers, and return what the engine says of each that it could not remove, by name."""
+    left: dict[str, str] = {}
+    for one in found:
+        try:
+            await manager.remove(one.name)
+        except EngineError as error:
+            left[one.name] = f"{error.message} {error.stderr}".strip()
+    return left
+
+
+def refuse_left(left: dict[str, str]) -> None:
+    """Raise a CleanupError if anything could not be removed."""
+    if left:
+        message = f"{len(left)} could not be removed: {', '.join(left)}."
+        raise CleanupError(message, left=tuple(left), stderr="\n".join(left.values()))
 
 
 def age(created: dt.datetime, now: dt.datetime) -> str:

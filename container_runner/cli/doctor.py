@@ -8,9 +8,9 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import anyio
-import orjson
+import attrs
 
-from container_runner.cli.containers import EngineFlags, configured
+from container_runner.cli.containers import EngineFlags, configured, print_json
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags
 from container_runner.cli.text import clean
@@ -44,10 +44,7 @@ async def _doctor(flags: RunFlags, more: ExecuteFlags, box: ConfigFlags | None) 
                 print(_line(check), flush=True)
     failed = [check.name for check in checks if check.status == "fail"]
     if flags.json:
-        import attrs
-
-        answer = {"ok": not failed, "checks": [attrs.asdict(check) for check in checks]}
-        sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
+        print_json({"ok": not failed, "checks": [attrs.asdict(check) for check in checks]})
     else:
         if skipped := [check.name for check in checks if check.status == "skip"]:
             print(f"  not looked at, because of what failed above: {', '.join(skipped)}")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import anyio
 from cyclopts import App, Parameter
 
-from container_runner.cli.containers import EngineFlags, JsonFlag, open_engine
-from container_runner.cli.logs import print_json
+from container_runner.cli.containers import EngineFlags, JsonFlag, open_engine, print_json
+from container_runner.cli.text import clean
 from container_runner.errors import EngineError
 
 if TYPE_CHECKING:
@@ -71,8 +71,6 @@ def build(
         facts = {"image": built.image, "id": built.id, "agent": agent, "version": built.version, "seconds": seconds}
         print_json(facts)
         return
-    from container_runner.cli.text import clean
-
     print(f"Built {built.image} with {agent} {clean(built.version)} in {seconds:g} s. Next:")
     words = ["container-runner", "doctor", f"--image={built.image}"]
     if agent != "claude":
@@ -99,7 +97,6 @@ def containerfile(*, json: JsonFlag = False) -> None:
 
 
 async def _build(flags: EngineFlags, recipe: Recipe, from_scratch: bool) -> Built:
-    from container_runner.cli.text import clean
     from container_runner.engine.image import build, build_from_scratch
 
     said: deque[str] = deque(maxlen=100)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from container_runner.cli.config import as_toml, explanations, quoted
+from container_runner.cli.containers import JsonFlag, print_json
 from container_runner.cli.text import clean
 from container_runner.config.fields import FIELDS, defaults, parse
 from container_runner.config.protected import WORKSPACE_FILE
@@ -77,7 +78,7 @@ def init(
     config: Path | None = None,
     workspace: Annotated[Path | None, Parameter(alias="-w")] = None,
     force: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: JsonFlag = False,
 ) -> None:
     """Write a configuration file in which every field is explained.
 
@@ -108,9 +109,7 @@ def init(
         message = f"{path} can not be written: {error.strerror}."
         raise StateError(message, next_step="Name another place, or give access to this one.") from None
     if json:
-        import orjson
-
-        print(orjson.dumps({"path": str(path)}).decode())
+        print_json({"path": str(path)})
     else:
         flags = [] if config is None else [f"--config={path}"]
         flags += [] if workspace is None else [f"--workspace={path.parent}"]

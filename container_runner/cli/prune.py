@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
 from cyclopts import Parameter
 
-from container_runner.cli.containers import ContainerFlags, JsonFlag, open_manager
-from container_runner.errors import CleanupError, EngineError
+from container_runner.cli import containers
+from container_runner.cli.containers import ContainerFlags, JsonFlag, print_json
 
 if TYPE_CHECKING:
     from container_runner.engine.engine import ContainerInfo
@@ -27,10 +28,9 @@ def prune(
         dry_run: Only say what would be removed, and why.
         json: Print a JSON list for programs.
     """
-    removed, left = anyio.run(_prune, flags or ContainerFlags(), dry_run)
+    found, left = anyio.run(_prune, flags or ContainerFlags(), dry_run)
+    removed = [info for info in found if info.name not in left]
     if json:
-        import orjson
-
         from container_runner.engine.manager import AGENT_LABEL
 
         answer = [
@@ -43,31 +43,20 @@ def prune(
             }
             for info in removed
         ]
-        sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
+        print_json(answer)
     else:
         for info in removed:
             print(f"{'would remove' if dry_run else 'removed'} {info.name}: {reason(info)}")
-        if not removed and not left:
+        if not found:
             print("There is nothing to remove.", file=sys.stderr)
-    if left:
-        message = f"{len(left)} could not be removed: {', '.join(left)}."
-        raise CleanupError(message, left=tuple(left), stderr="\n".join(left.values()))
+    containers.refuse_left(left)
 
 
-async def _prune(flags: ContainerFlags, dry_run: bool) -> tuple[list[ContainerInfo], dict[str, str]]:
-    manager = await open_manager(flags)
-    removed: list[ContainerInfo] = []
-    left: dict[str, str] = {}
+async def _prune(flags: ContainerFlags, dry_run: bool) -> tuple[Sequence[ContainerInfo], dict[str, str]]:
+    manager = await containers.open_manager(flags)
     # What nobody needs now, nobody will need later: the dead stay dead, and what has ended is not started again.
-    for info in await manager.prune(dry_run=True):
-        try:
-            if not dry_run:
-                await manager.remove(info.name)
-        except EngineError as error:
-            left[info.name] = f"{error.message} {error.stderr}".strip()
-        else:
-            removed.append(info)
-    return removed, left
+    found = await manager.prune(dry_run=True)
+    return found, {} if dry_run else await containers.remove(manager, found)
 
 
 def reason(info: ContainerInfo) -> str:

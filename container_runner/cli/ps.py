@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import anyio
+import attrs
 from cyclopts import Parameter
 
-from container_runner.cli.containers import ContainerFlags, JsonFlag, Row, age, open_manager, rows
+from container_runner.cli.containers import ContainerFlags, JsonFlag, Row, age, open_manager, print_json, rows
+from container_runner.cli.logs import columns
 from container_runner.cli.text import clean
 
 
@@ -31,9 +33,7 @@ def ps(
     """
     found = anyio.run(_rows, flags or ContainerFlags(), all_)
     if json:
-        import orjson
-
-        sys.stdout.buffer.write(orjson.dumps([row.to_dict() for row in found]) + b"\n")
+        print_json([attrs.asdict(row) for row in found])
     elif found:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         print(table(found, dt.datetime.now(dt.UTC), width))
@@ -52,9 +52,8 @@ GIVE_WAY = ("KIND", "OWNER", "IN USE", "AGE", "STATUS")
 
 def table(found: Sequence[Row], now: dt.datetime, width: int | None = None) -> str:
     """Rows as aligned columns under a head, as many as *width* has room for, but always what `stop` needs."""
-    columns: dict[str, list[str]] = {}
+    words: dict[str, list[str]] = {}
     for row in found:
-        used = "?" if row.in_use is None else "yes" if row.in_use else "no"
         facts = {
             # A label can say anything: any program can make a container that claims to be ours.
             "AGENT": clean(row.agent),
@@ -63,25 +62,20 @@ def table(found: Sequence[Row], now: dt.datetime, width: int | None = None) -> s
             "STATUS": row.status,
             "AGE": age(row.created, now),
             "OWNER": f"{row.owner} ({row.owner_pid})" if row.owner in ("alive", "dead") else row.owner,
-            "IN USE": used,
+            "IN USE": {None: "?", True: "yes", False: "no"}[row.in_use],
         }
         for name, word in facts.items():
-            columns.setdefault(name, []).append(word)
-    if not _fits(columns, width):
+            words.setdefault(name, [name]).append(word)
+    if not _fits(words, width):
         # The name is the agent's and the run's, and the agent stands beside it.
-        columns = {"RUN" if name == "NAME" else name: words for name, words in columns.items()}
-        columns["RUN"] = [row.short for row in found]
-        columns["OWNER"] = [row.owner for row in found]
+        words = {"RUN" if name == "NAME" else name: column for name, column in words.items()}
+        words["RUN"] = ["RUN", *(row.short for row in found)]
+        words["OWNER"] = ["OWNER", *(row.owner for row in found)]
     for name in GIVE_WAY:
-        if not _fits(columns, width):
-            del columns[name]
-    padded = ([word.ljust(size) for word in (name, *words)] for (name, words), size in _sizes(columns))
-    return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
+        if not _fits(words, width):
+            del words[name]
+    return columns(list(zip(*words.values(), strict=True)))
 
 
-def _sizes(columns: Mapping[str, Sequence[str]]) -> list[tuple[tuple[str, Sequence[str]], int]]:
-    return [((name, words), max(map(len, (name, *words)))) for name, words in columns.items()]
-
-
-def _fits(columns: Mapping[str, Sequence[str]], width: int | None) -> bool:
-    return width is None or sum(size + 2 for _, size in _sizes(columns)) - 2 <= width
+def _fits(words: Mapping[str, Sequence[str]], width: int | None) -> bool:
+    return width is None or sum(max(map(len, column)) + 2 for column in words.values()) - 2 <= width

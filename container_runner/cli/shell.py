@@ -11,8 +11,7 @@ import anyio
 import attrs
 from cyclopts import Parameter
 
-from container_runner.cli.containers import ContainerFlags, JsonFlag, configured, open_manager
-from container_runner.cli.logs import print_json
+from container_runner.cli.containers import ContainerFlags, JsonFlag, configured, open_manager, print_json
 
 SHELL = ("sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash; exec sh")
 """bash where the image has it, else sh."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+import difflib
 from collections.abc import Sequence
 from typing import Annotated
 
 import anyio
+import attrs
 from cyclopts import Parameter
 
-from container_runner.cli.containers import ContainerFlags, JsonFlag, Row, open_manager, rows
-from container_runner.errors import CleanupError, ConfigError, ContainerGoneError, EngineError
+from container_runner.cli import containers
+from container_runner.cli.containers import ContainerFlags, JsonFlag, Row, print_json
+from container_runner.errors import ConfigError, ContainerGoneError
 
 
 def stop(
@@ -29,32 +31,20 @@ def stop(
     """
     if bool(names) == all_:
         raise ConfigError("NAMES", list(names) or None, "the names of agents or containers, or --all alone")
-    removed, left = anyio.run(_stop, names, flags or ContainerFlags())
+    chosen, left = anyio.run(_stop, names, flags or ContainerFlags())
+    removed = [row for row in chosen if row.name not in left]
     if json:
-        import orjson
-
-        sys.stdout.buffer.write(orjson.dumps([row.to_dict() for row in removed]) + b"\n")
+        print_json([attrs.asdict(row) for row in removed])
     else:
         for row in removed:
             print(row.name)
-    if left:
-        message = f"{len(left)} could not be removed: {', '.join(left)}."
-        raise CleanupError(message, left=tuple(left), stderr="\n".join(left.values()))
+    containers.refuse_left(left)
 
 
 async def _stop(names: Sequence[str], flags: ContainerFlags) -> tuple[list[Row], dict[str, str]]:
-    manager = await open_manager(flags)
-    known = await rows(manager, everywhere=True)
-    removed: list[Row] = []
-    left: dict[str, str] = {}
-    for row in select(known, names):
-        try:
-            await manager.remove(row.name)
-        except EngineError as error:
-            left[row.name] = f"{error.message} {error.stderr}".strip()
-        else:
-            removed.append(row)
-    return removed, left
+    manager = await containers.open_manager(flags)
+    chosen = select(await containers.rows(manager, everywhere=True), names)
+    return chosen, await containers.remove(manager, chosen)
 
 
 def select(known: Sequence[Row], names: Sequence[str]) -> list[Row]:
@@ -74,8 +64,6 @@ def select(known: Sequence[Row], names: Sequence[str]) -> list[Row]:
             or [row for row in known if row.short == name]
         )
         if not found:
-            import difflib
-
             candidates = sorted({*(row.agent for row in here), *(row.name for row in here)})
             near = difflib.get_close_matches(name, candidates, n=1)
             step = f"Did you mean {near[0]}?" if near else "See what there is with `container-runner ps`."
