@@ -26,8 +26,8 @@ def argv(
         prompt_file: A file that holds the prompt.
     """
     flags = flags or RunFlags()
-    runner, options = prepare(read_prompt(prompt, prompt_file), flags, box)
-    plan = runner.plan((more or ExecuteFlags()).apply(options))
+    runner, options = prepare(read_prompt(prompt, prompt_file), flags, more, box)
+    plan = runner.plan(options)
     if flags.json:
         print_json(plan.commands)
     else:

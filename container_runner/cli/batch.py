@@ -15,7 +15,7 @@ import orjson
 from cyclopts import Parameter
 
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
-from container_runner.cli.options import ExecuteFlags
+from container_runner.cli.options import ExecuteFlags, prompt_in
 from container_runner.cli.text import clean, duration, job_line, line, taken
 from container_runner.cli.view import View, left_by, take_any_script, wants_live, watched
 from container_runner.config.converter import parse_toml, structured
@@ -140,7 +140,8 @@ def read_tables(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except OSError as error:
         raise ConfigError("FILE", str(file), f"a file that can be read ({error.strerror})") from None
     if file.suffix == ".toml":
-        yield from _read_toml(file, data)
+        whole = structured(JobFile, parse_toml(data, str(file)), source=str(file))
+        yield from ((f"{file}, job {number}", {**whole.defaults, **table}) for number, table in enumerate(whole.job, 1))
         return
     for number, text in enumerate(data.splitlines(), 1):
         if not text.strip():
@@ -154,12 +155,6 @@ def read_tables(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(table, dict):
             raise ConfigError("line", NOT_SHOWN, "a JSON object, or a prompt as a string", source=f"{file}:{number}")
         yield f"{file}:{number}", table
-
-
-def _read_toml(file: Path, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    whole = structured(JobFile, parse_toml(data, str(file)), source=str(file))
-    for number, table in enumerate(whole.job, 1):
-        yield f"{file}, job {number}", {**whole.defaults, **table}
 
 
 def _make_job(
@@ -180,8 +175,7 @@ def _make_job(
     job = structured(JobTable, table, strangers=True)
     places = {} if job.workspace is None else {"workspace": folder / job.workspace.expanduser()}
     names = {} if job.agent is None else {"agent": job.agent}
-    runner, options = prepare("…", attrs.evolve(flags, **places, **names), box)
-    options = more.apply(options)
+    runner, options = prepare("…", attrs.evolve(flags, **places, **names), more, box)
     said = {name: parse(name, value, where) for name, value in table.items() if name in FIELDS}
     said |= {name: table[name] for name in ("resume", "fork", "session_id") if name in table}
     agent = attrs.evolve(options.agent, **{name: said.pop(name) for name in AGENT if name in said})
@@ -210,14 +204,7 @@ def _prompt(job: JobTable, folder: Path) -> str:
         raise ConfigError("prompt", NOT_SHOWN, "either prompt or prompt_file")
     if job.prompt_file is None:
         return job.prompt or ""
-    file = folder / job.prompt_file.expanduser()
-    try:
-        prompt = file.read_bytes().decode("utf-8", "replace")
-    except OSError as error:
-        raise ConfigError("prompt_file", str(file), f"a file that can be read ({error.strerror})") from None
-    if not is_prompt(prompt):
-        raise ConfigError("prompt_file", str(file), "a file with some text in it")
-    return prompt
+    return prompt_in(folder / job.prompt_file.expanduser(), "prompt_file")
 
 
 class _Json(View):
@@ -229,9 +216,8 @@ class _Json(View):
     def said(self, job: Job, message: Message) -> None:
         """One more message of a job."""
 
-    def ended(self, job: Job, result: JobResult) -> None:
+    def ended(self, result: JobResult) -> None:
         """A job has ended."""
-        del job
         sys.stdout.buffer.write(result.to_json() + b"\n")
         sys.stdout.buffer.flush()
 
@@ -239,9 +225,7 @@ class _Json(View):
 class _Plain(_Json):
     """A line of text for each job."""
 
-    def ended(self, job: Job, result: JobResult) -> None:
-        """A job has ended."""
-        del job
+    def ended(self, result: JobResult) -> None:
         print(job_line(result), flush=True)
 
 
@@ -252,16 +236,16 @@ async def _run(
     ended: list[JobResult] = []
     began = time.monotonic()
 
-    def note_end(job: Job, result: JobResult) -> None:
+    def note_end(_: Job, result: JobResult) -> None:
         ended.append(result)
-        view.ended(job, result)
+        view.ended(result)
 
     async def work() -> None:
         watch = Watch(started=view.started, said=view.said, ended=note_end)
         await run_batch(jobs, at_once=at_once, results=results, retry_failed=retry_failed, watch=watch)
 
     received = await watched(work, view, stopping="stopping the agents")
-    stopped = await left_by(jobs[0].runner) if received and jobs else None
+    stopped = await left_by(jobs[0].runner) if received else None
     if type(view) is not _Json:
         rows = ending(jobs, before, ended, time.monotonic() - began, results)
         view.end([*rows, f"  {stopped}", "  Run it again to go on."] if stopped else rows)

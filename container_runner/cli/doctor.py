@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from contextlib import aclosing
@@ -18,26 +19,21 @@ from container_runner.errors import ConfigError
 
 if TYPE_CHECKING:
     from container_runner.doctor.checks import Check
-    from container_runner.options import ExecuteOptions
-    from container_runner.runner import ContainerRunner
 
 _MARKS = {"ok": ("✓", "32"), "warn": ("!", "33"), "fail": ("✗", "31")}
 
 
 def doctor(*, flags: RunFlags | None = None, more: ExecuteFlags | None = None, box: ConfigFlags | None = None) -> int:
     """Check whether a run would work on this machine, and say what to type if it would not."""
-    return anyio.run(_doctor, flags or RunFlags(), more or ExecuteFlags(), box)
+    return anyio.run(_doctor, flags or RunFlags(), more, box)
 
 
-async def _doctor(flags: RunFlags, more: ExecuteFlags, box: ConfigFlags | None) -> int:
+async def _doctor(flags: RunFlags, more: ExecuteFlags | None, box: ConfigFlags | None) -> int:
     from container_runner.doctor.doctor import examine
 
-    def run_in_question() -> tuple[ContainerRunner, ExecuteOptions]:
-        runner, options = prepare("doctor", flags, box)
-        return runner, more.apply(options)
-
     checks: list[Check] = []
-    async with aclosing(examine(run_in_question, engine=_engine(flags, box))) as found:
+    in_question = functools.partial(prepare, "doctor", flags, more, box)
+    async with aclosing(examine(in_question, engine=_engine(flags, box))) as found:
         async for check in found:
             checks.append(check)
             if not flags.json and check.status != "skip":

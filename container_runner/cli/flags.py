@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import re
 import shlex
-import sys
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,8 @@ import attrs
 from cyclopts import Group, Parameter
 
 from container_runner.agents import ClaudeRuntime, CommandRuntime
+from container_runner.cli.containers import state_folder
+from container_runner.cli.options import AGENT_GROUP, RUN_GROUP, ExecuteFlags, several
 from container_runner.config.container import ContainerConfig
 from container_runner.config.fields import FIELDS
 from container_runner.config.tiers import Effective, effective
@@ -25,8 +26,6 @@ from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions, PermissionMode
 from container_runner.runner import ContainerRunner
 
-_AGENT = Group("Agent", sort_key=1)
-_RUN = Group("Run", sort_key=2)
 _BOX = Group("Box", sort_key=3, help="The file that container-runner init writes has more on each.")
 
 _AS_FLAGS = {
@@ -51,7 +50,7 @@ def _make_flags() -> type[Any]:
     members: dict[str, Any] = {}
     for field in attrs.fields(ContainerConfig):
         hint, default = hints[field.name], None
-        told = _AS_FLAGS.get(field.name) or _first_sentence(help_[field.name])
+        told = _AS_FLAGS.get(field.name) or "".join(help_[field.name].partition(". ")[:2]).strip()  # a sentence
         parameter = Parameter(group=_BOX, help=told)
         # A choice is left to the parser, which then tells and completes it.
         kind: Any = hint | None if hint is bool or typing.get_origin(hint) is typing.Literal else str | None
@@ -65,11 +64,6 @@ def _make_flags() -> type[Any]:
 def _singular(name: str) -> tuple[str, ...]:
     """--volume for --volumes, because it is given once for each."""
     return (f"--{name.removesuffix('s').replace('_', '-')}",) if name.endswith("s") and name != "tmpfs" else ()
-
-
-def _first_sentence(text: str) -> str:
-    head, dot, _ = " ".join(text.split()).partition(". ")
-    return head + dot.strip()
 
 
 ConfigFlags: Any = _make_flags()
@@ -134,46 +128,46 @@ class RunFlags:
         json: Print JSON for programs instead of text for people.
     """
 
-    workspace: Annotated[Path, Parameter(alias="-w", group=_AGENT)] = Path()
-    agent: Annotated[str | None, Parameter(group=_AGENT)] = None
-    model: Annotated[str | None, Parameter(group=_AGENT)] = None
-    system_prompt: Annotated[str | None, Parameter(group=_AGENT)] = None
-    append_system_prompt: Annotated[str | None, Parameter(group=_AGENT)] = None
-    permission_mode: Annotated[PermissionMode | None, Parameter(group=_AGENT)] = None
-    allowed_tools: Annotated[tuple[str, ...], Parameter(group=_AGENT, alias="--allowed-tool", negative=())] = ()
-    disallowed_tools: Annotated[tuple[str, ...], Parameter(group=_AGENT, alias="--disallowed-tool", negative=())] = ()
-    max_turns: Annotated[int | None, Parameter(group=_AGENT)] = None
-    command: Annotated[str | None, Parameter(group=_AGENT)] = None
-    resume: Annotated[str | None, Parameter(group=_RUN)] = None
-    fork: Annotated[bool, Parameter(group=_RUN, negative=())] = False
-    timeout: Annotated[str | None, Parameter(group=_RUN)] = None
-    idle_timeout: Annotated[str | None, Parameter(group=_RUN)] = None
-    state_dir: Annotated[Path | None, Parameter(group=_RUN)] = None
-    config: Annotated[Path | None, Parameter(group=_RUN)] = None
-    profile: Annotated[str | None, Parameter(group=_RUN)] = None
-    records: Annotated[bool | None, Parameter(group=_RUN)] = None
-    records_max_age: Annotated[str | None, Parameter(group=_RUN)] = None
-    records_max_total: Annotated[str | None, Parameter(group=_RUN)] = None
-    records_max_run: Annotated[str | None, Parameter(group=_RUN)] = None
-    json: Annotated[bool, Parameter(group=_RUN, negative=())] = False
+    workspace: Annotated[Path, Parameter(alias="-w", group=AGENT_GROUP)] = Path()
+    agent: Annotated[str | None, Parameter(group=AGENT_GROUP)] = None
+    model: Annotated[str | None, Parameter(group=AGENT_GROUP)] = None
+    system_prompt: Annotated[str | None, Parameter(group=AGENT_GROUP)] = None
+    append_system_prompt: Annotated[str | None, Parameter(group=AGENT_GROUP)] = None
+    permission_mode: Annotated[PermissionMode | None, Parameter(group=AGENT_GROUP)] = None
+    allowed_tools: Annotated[tuple[str, ...], several("--allowed-tool")] = ()
+    disallowed_tools: Annotated[tuple[str, ...], several("--disallowed-tool")] = ()
+    max_turns: Annotated[int | None, Parameter(group=AGENT_GROUP)] = None
+    command: Annotated[str | None, Parameter(group=AGENT_GROUP)] = None
+    resume: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
+    fork: Annotated[bool, Parameter(group=RUN_GROUP, negative=())] = False
+    timeout: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
+    idle_timeout: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
+    state_dir: Annotated[Path | None, Parameter(group=RUN_GROUP)] = None
+    config: Annotated[Path | None, Parameter(group=RUN_GROUP)] = None
+    profile: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
+    records: Annotated[bool | None, Parameter(group=RUN_GROUP)] = None
+    records_max_age: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
+    records_max_total: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
+    records_max_run: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
+    json: Annotated[bool, Parameter(group=RUN_GROUP, negative=())] = False
 
 
-def prepare(prompt: str, flags: RunFlags, box: Any) -> tuple[ContainerRunner, ExecuteOptions]:
+def prepare(
+    prompt: str, flags: RunFlags, more: ExecuteFlags | None, box: Any
+) -> tuple[ContainerRunner, ExecuteOptions]:
     """The runner and the options that a command line asks for.
 
     Raises:
         ConfigError: a value that is refused, named as the flag that it came from.
     """
-    if prompt == "-":
-        prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
     if not prompt.strip():
         raise ConfigError("prompt", prompt, "some text, or - to read it from stdin")
     found = effective_from_flags(flags, box)
     agent = Agent(name=agent_name(flags), workspace=flags.workspace, **found.agent)
     options = ExecuteOptions(prompt=prompt, agent=agent, resume=flags.resume, fork=flags.fork, **found.request)
     runtime = ClaudeRuntime() if found.command is None else CommandRuntime(_split(found.command))
-    state_dir = flags.state_dir or _state_dir()
-    return ContainerRunner(runtime, found.config, state_dir, records=found.records), options
+    runner = ContainerRunner(runtime, found.config, state_folder(flags.state_dir), records=found.records)
+    return runner, options if more is None else more.apply(options)
 
 
 def agent_name(flags: RunFlags) -> str:
@@ -193,9 +187,3 @@ def _agent_name(workspace: Path) -> str:
     path = workspace.expanduser().resolve()
     word = re.sub(r"[^A-Za-z0-9]+", "-", path.name).strip("-")[:40] or "agent"
     return f"{word}-{hashlib.sha256(str(path).encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
-
-
-def _state_dir() -> Path:
-    import platformdirs
-
-    return platformdirs.user_state_path("container-runner", appauthor=False)

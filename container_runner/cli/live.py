@@ -330,8 +330,8 @@ class BatchView(Screen):
     def said(self, job: Job, message: Message) -> None:
         self._rows[job.id].add(message)
 
-    def ended(self, job: Job, result: JobResult) -> None:
-        del self._rows[job.id]
+    def ended(self, result: JobResult) -> None:
+        del self._rows[result.id]
         self._done += 1
         self._failed += not result.succeeded
         self._cost += result.cost_usd or 0

@@ -6,13 +6,14 @@ import datetime as dt
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import attrs
 from cyclopts import Parameter
 
+from container_runner.cli.containers import JsonFlag, print_json, state_folder
 from container_runner.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,19 +54,12 @@ def agent_of(flags: AgentFlags) -> str | None:
     return flags.agent or _agent_name(flags.workspace)
 
 
-def state_of(flags: AgentFlags) -> Path:
-    """The state folder that is meant."""
-    from container_runner.cli.flags import _state_dir
-
-    return (flags.state_dir or _state_dir()).expanduser().absolute()
-
-
 def logs(
     run: str = "",
     *,
     follow: Annotated[bool, Parameter(alias="-f", negative=())] = False,
     list_: Annotated[bool, Parameter(name=["--list", "-l"], negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: JsonFlag = False,
     flags: AgentFlags | None = None,
 ) -> None:
     """Show what was said in an agent's last run, or in the run that is named.
@@ -80,7 +74,7 @@ def logs(
 
     flags = flags or AgentFlags()
     agent = agent_of(flags)
-    records = Records(state_of(flags))
+    records = Records(state_folder(flags.state_dir))
     if list_:
         _list([found.summary for found in records.runs(agent)], agent, json)
         return
@@ -93,7 +87,7 @@ def logs(
                 sys.stdout.buffer.flush()
         return
     shown_end = False
-    print(_head(record.summary))
+    print(f"· run {record.run_id[:12]} of {record.summary.agent}, {local_time(record.summary.started)}")
     for line in lines:
         if text := _entry(line):
             print(text, flush=follow)
@@ -103,25 +97,14 @@ def logs(
             print(_tail(summary))
 
 
-def runs_table(summaries: Sequence[RunSummary], *, with_agent: bool) -> str:
-    """Runs as aligned columns under a head."""
-    from container_runner.cli import text
-
-    rows = [("RUN", *(["AGENT"] if with_agent else []), "STARTED", "OUTCOME", "DURATION", "TURNS", "COST", "PROMPT")]
-    rows += [
-        (
-            summary.run_id[:12],
-            *([summary.agent] if with_agent else []),
-            local_time(summary.started),
-            text.clean(summary.kind or summary.outcome),
-            "" if summary.duration is None else text.duration(summary.duration),
-            "" if summary.turns is None else str(summary.turns),
-            "" if summary.cost_usd is None else text.cost(summary.cost_usd),
-            text.line(summary.prompt or "", 60),
-        )
-        for summary in summaries
-    ]
-    return columns(rows)
+def print_table(what: str, rows: Sequence[Mapping[str, str]], agent: str | None) -> None:
+    """Print rows under a head, or that there are none of *what*. Those of one agent do without its name."""
+    if rows:
+        heads = [head for head in rows[0] if agent is None or head != "AGENT"]
+        print(columns([heads, *([row[head] for head in heads] for row in rows)]))
+    else:
+        others = f" of {agent}; --all lists those of others." if agent else "."
+        print(f"There are no {what}{others}", file=sys.stderr)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -135,13 +118,6 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 def local_time(moment: dt.datetime) -> str:
     """A moment in the time zone of this machine, to the second."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
-
-
-def print_json(value: Any) -> None:
-    """Print a value as one line of JSON."""
-    import orjson
-
-    sys.stdout.buffer.write(orjson.dumps(value) + b"\n")
 
 
 def follow_lines(records: Records, record: RunRecord) -> Iterator[bytes]:
@@ -168,12 +144,25 @@ def _lines(records: Records, record: RunRecord) -> Iterator[bytes]:
 
 
 def _list(summaries: Sequence[RunSummary], agent: str | None, json: bool) -> None:
+    from container_runner.cli import text
+
     if json:
         print_json([summary.to_dict() for summary in summaries])
-    elif summaries:
-        print(runs_table(summaries, with_agent=agent is None))
-    else:
-        print("There are no runs" + (f" of {agent}; --all lists those of others." if agent else "."), file=sys.stderr)
+        return
+    rows = [
+        {
+            "RUN": summary.run_id[:12],
+            "AGENT": summary.agent,
+            "STARTED": local_time(summary.started),
+            "OUTCOME": text.clean(summary.kind or summary.outcome),
+            "DURATION": "" if summary.duration is None else text.duration(summary.duration),
+            "TURNS": "" if summary.turns is None else str(summary.turns),
+            "COST": "" if summary.cost_usd is None else text.cost(summary.cost_usd),
+            "PROMPT": text.line(summary.prompt or "", 60),
+        }
+        for summary in summaries
+    ]
+    print_table("runs", rows, agent)
 
 
 def _last(records: Records, agent: str | None) -> RunRecord:
@@ -184,10 +173,6 @@ def _last(records: Records, agent: str | None) -> RunRecord:
         )
         raise ConfigError("--agent", agent, allowed)
     return runs[-1]
-
-
-def _head(summary: RunSummary) -> str:
-    return f"· run {summary.run_id[:12]} of {summary.agent}, {local_time(summary.started)}"
 
 
 def _entry(line: bytes) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import typing
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,14 +16,15 @@ from container_runner.config.fields import flag, from_text, parse
 from container_runner.errors import ConfigError
 from container_runner.options import ExecuteOptions
 
-_AGENT = Group("Agent", sort_key=1)
-_RUN = Group("Run", sort_key=2)
+AGENT_GROUP = Group("Agent", sort_key=1)
+RUN_GROUP = Group("Run", sort_key=2)
 
 AGENT_FIELDS = ("tools", "setting_sources", "plugin_dirs", "args")
 
 
-def _several(alias: str) -> Parameter:
-    return Parameter(group=_AGENT, alias=alias, negative=())
+def several(alias: str) -> Parameter:
+    """What a flag of the agent's is that can be given again, as *alias*."""
+    return Parameter(group=AGENT_GROUP, alias=alias, negative=())
 
 
 @Parameter(name="*")
@@ -43,16 +45,16 @@ class ExecuteFlags:
         line_limit: The longest line of output that is kept whole, as "1m". 0: any length. Default: 256m.
     """
 
-    tools: Annotated[tuple[str, ...], _several("--tool")] = ()
-    setting_sources: Annotated[tuple[str, ...], _several("--setting-source")] = ()
-    plugin_dirs: Annotated[tuple[str, ...], _several("--plugin-dir")] = ()
-    mcp_config: Annotated[Path | None, Parameter(group=_AGENT)] = None
-    args: Annotated[tuple[str, ...], _several("--arg")] = ()
-    session_id: Annotated[str | None, Parameter(group=_RUN)] = None
-    include_partial_messages: Annotated[bool | None, Parameter(group=_RUN)] = None
-    result_timeout: Annotated[str | None, Parameter(group=_RUN)] = None
-    grace: Annotated[int | None, Parameter(group=_RUN)] = None
-    line_limit: Annotated[str | None, Parameter(group=_RUN)] = None
+    tools: Annotated[tuple[str, ...], several("--tool")] = ()
+    setting_sources: Annotated[tuple[str, ...], several("--setting-source")] = ()
+    plugin_dirs: Annotated[tuple[str, ...], several("--plugin-dir")] = ()
+    mcp_config: Annotated[Path | None, Parameter(group=AGENT_GROUP)] = None
+    args: Annotated[tuple[str, ...], several("--arg")] = ()
+    session_id: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
+    include_partial_messages: Annotated[bool | None, Parameter(group=RUN_GROUP)] = None
+    result_timeout: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
+    grace: Annotated[int | None, Parameter(group=RUN_GROUP)] = None
+    line_limit: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
 
     def apply(self, options: ExecuteOptions) -> ExecuteOptions:
         """*options* with what these flags say.
@@ -107,22 +109,29 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is not None and file is not None:
         raise ConfigError("--prompt-file", str(file), "a prompt as an argument, or in a file, but not both")
     if file is not None:
-        try:
-            text = file.read_bytes().decode("utf-8", "replace")
-        except OSError as error:
-            raise ConfigError("--prompt-file", str(file), f"a file that can be read ({error.strerror})") from None
-        if not text.strip():
-            raise ConfigError("--prompt-file", str(file), "a file with some text in it")
-        return text
+        return prompt_in(file, "--prompt-file")
     if prompt is None:
         raise ConfigError("prompt", None, "some text, - to read it from stdin, or --prompt-file=FILE")
     if prompt == "-":
-        import sys
-
         if sys.stdin.isatty():
             print("Type the prompt; Ctrl-D ends it.", file=sys.stderr)
         return sys.stdin.buffer.read().decode("utf-8", "replace")
     return prompt
+
+
+def prompt_in(file: Path, name: str) -> str:
+    """The prompt that a file holds.
+
+    Raises:
+        ConfigError: it can not be read, or is empty; the error calls it by *name*.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise ConfigError(name, str(file), f"a file that can be read ({error.strerror})") from None
+    if not text.strip():
+        raise ConfigError(name, str(file), "a file with some text in it")
+    return text
 
 
 def spelled(*flags: Any, without: tuple[str, ...] = ()) -> list[str]:

@@ -47,8 +47,7 @@ def run(
         live: Show the live view. Default: if stdout is a terminal.
     """
     flags, more = flags or RunFlags(), more or ExecuteFlags()
-    runner, options = prepare(read_prompt(prompt, prompt_file), flags, box)
-    options = more.apply(options)
+    runner, options = prepare(read_prompt(prompt, prompt_file), flags, more, box)
     tally = Tally()
     again = ["container-runner", "run", *spelled(flags, more, box, without=("resume", "fork", "session_id"))]
     if flags.json:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from container_runner.cli.containers import JsonFlag
-from container_runner.cli.logs import AgentFlags, agent_of, columns, local_time, print_json, state_of
+from container_runner.cli.containers import JsonFlag, print_json, state_folder
+from container_runner.cli.logs import AgentFlags, agent_of, local_time, print_table
 from container_runner.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,29 +28,23 @@ def list_(*, json: JsonFlag = False, flags: AgentFlags | None = None) -> None:
     from container_runner.cli import text
 
     sessions, agent = _sessions(flags)
-    found = [session for name in (sessions.agents() if agent is None else [agent]) for session in sessions.of(name)]
-    found.sort(key=lambda session: session.used)
+    found = _by_use(sessions, agent)
     if json:
         print_json([_facts(session) for session in found])
         return
-    if not found:
-        hint = f" of {agent}; --all lists those of others." if agent else "."
-        print(f"There are no sessions{hint}", file=sys.stderr)
-        return
-    rows = [("SESSION", *(["AGENT"] if agent is None else []), "USED", "RUNS", "TURNS", "COST", "PROMPT")]
-    rows += [
-        (
-            session.id,
-            *([session.agent] if agent is None else []),
-            local_time(session.used),
-            str(len(session.runs) or ""),
-            "" if session.turns is None else str(session.turns),
-            "" if session.cost_usd is None else text.cost(session.cost_usd),
-            text.line(session.title, 60),
-        )
+    rows = [
+        {
+            "SESSION": session.id,
+            "AGENT": session.agent,
+            "USED": local_time(session.used),
+            "RUNS": str(len(session.runs) or ""),
+            "TURNS": "" if session.turns is None else str(session.turns),
+            "COST": "" if session.cost_usd is None else text.cost(session.cost_usd),
+            "PROMPT": text.line(session.title, 60),
+        }
         for session in found
     ]
-    print(columns(rows))
+    print_table("sessions", rows, agent)
 
 
 @app.command
@@ -74,7 +68,7 @@ def show(
         _write(html, render_page(parts, agent=found.agent, session_id=found.id).encode("utf-8", "replace"))
     elif json:
         print_json({**_facts(found), "parts": [shown.to_dict(part) for part in parts]})
-    elif shown.is_for_terminal():
+    elif sys.stdout.isatty():
         shown.print_rich(parts)
     else:
         for text in shown.plain(parts):
@@ -117,7 +111,13 @@ def _sessions(flags: AgentFlags | None) -> tuple[Sessions, str | None]:
     from container_runner.records.sessions import Sessions
 
     flags = flags or AgentFlags()
-    return Sessions(state_of(flags)), agent_of(flags)
+    return Sessions(state_folder(flags.state_dir)), agent_of(flags)
+
+
+def _by_use(sessions: Sessions, agent: str | None) -> list[Session]:
+    """An agent's sessions, or those of all, the one used last at the end."""
+    names = sessions.agents() if agent is None else [agent]
+    return sorted((one for name in names for one in sessions.of(name)), key=lambda one: one.used)
 
 
 def _find(session: str, flags: AgentFlags | None) -> tuple[Sessions, Session]:
@@ -125,20 +125,19 @@ def _find(session: str, flags: AgentFlags | None) -> tuple[Sessions, Session]:
     sessions, agent = _sessions(flags)
     if session:
         return sessions, sessions.find(session, None if flags is None else flags.agent)
-    found = [one for name in (sessions.agents() if agent is None else [agent]) for one in sessions.of(name)]
-    if not found:
+    if not (found := _by_use(sessions, agent)):
         allowed = (
             "an agent that has sessions, or a folder that one works on; `container-runner sessions list --all` has them"
         )
         raise ConfigError("--agent", agent, allowed)
-    return sessions, max(found, key=lambda one: one.used)
+    return sessions, found[-1]
 
 
 def _facts(session: Session) -> dict[str, Any]:
     return {
         "session_id": session.id,
         "agent": session.agent,
-        "used": session.used.isoformat(),
+        "used": session.used,
         "title": session.title,
         "turns": session.turns,
         "cost_usd": session.cost_usd,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,11 +37,6 @@ DIFF_LINES: Final = 60
 """Lines of a tool's changes that are shown."""
 
 
-def is_for_terminal() -> bool:
-    """Whether colour, and lines that are wrapped to the window, serve whoever reads stdout."""
-    return sys.stdout.isatty()
-
-
 def to_dict(part: Part) -> dict[str, Any]:
     """A part as JSON has it: the run's summary, and the items with their types."""
     summary = None if part.summary is None else part.summary.to_dict()
@@ -52,29 +45,25 @@ def to_dict(part: Part) -> dict[str, Any]:
 
 def _item_dict(item: Item) -> dict[str, Any]:
     words = re.findall(r"[A-Z][a-z]*", type(item).__name__)
-    shown: dict[str, Any] = {"type": "_".join(words).lower(), "time": _iso(item.time)}
+    shown: dict[str, Any] = {"type": "_".join(words).lower(), "time": item.time}
     if isinstance(item, Done):
         return {**shown, "result": item.result.raw}
     if not isinstance(item, ToolCall):
-        return {**shown, **{name: value for name, value in attrs.asdict(item).items() if name != "time"}}
-    changes = [
-        {"start": change.start, "lines": [f"{mark}{text}" for mark, text in change.lines]} for change in item.changes
-    ]
+        return {**shown, **attrs.asdict(item)}
     return {
         **shown,
         "name": item.name,
         "input": item.input,
         "result": item.result,
         "is_error": item.is_error,
-        "ended": _iso(item.ended),
+        "ended": item.ended,
         "seconds": item.seconds,
-        "changes": changes,
+        "changes": [
+            {"start": change.start, "lines": [f"{mark}{text}" for mark, text in change.lines]}
+            for change in item.changes
+        ],
         "items": [_item_dict(inner) for inner in item.items],
     }
-
-
-def _iso(moment: dt.datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat()
 
 
 def plain(parts: Sequence[Part]) -> Iterator[str]:
@@ -91,11 +80,8 @@ def _part_head(part: Part) -> str:
     summary = part.summary
     if summary is None:
         return "· from the agent's own record of the session"
-    facts = [
-        f"run {summary.run_id[:12]} of {summary.agent}",
-        local_time(summary.started),
-        summary.kind or summary.outcome,
-    ]
+    facts = [f"run {summary.run_id[:12]} of {summary.agent}", local_time(summary.started)]
+    facts += [summary.kind or summary.outcome]
     facts += [duration(summary.duration)] if summary.duration is not None else []
     facts += taken(cost_usd=summary.cost_usd)
     return f"· {clean(', '.join(facts))}"
@@ -205,13 +191,17 @@ def _markdown_item(item: Item) -> Iterator[str]:
 
 def _fenced(text: str, language: str = "") -> str:
     """A code block that the text can not end."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max(3, _ticks(text) + 1)
     return f"{fence}{language}\n{clean(text).rstrip()}\n{fence}"
 
 
+def _ticks(text: str) -> int:
+    """How many backticks stand together at the most."""
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
 def _code(text: str) -> str:
-    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    ticks = "`" * (1 + _ticks(text))
     return f"{ticks} {line(text)} {ticks}" if "`" in text else f"`{line(text)}`"
 
 
