@@ -58,48 +58,36 @@ KILLED: Final = 128 + 9
 _log = logging.getLogger(__name__)
 
 
+@attrs.define(eq=False, repr=False)
 class Run:
-    """One run, from its start to its end.
+    """One run, from its start to its end."""
 
-    Args:
-        plan: what is to be done, prepared.
-        make_plan: makes the plan anew, for another attempt to start, because a name is never used twice.
-        pools: containers that are ready, by the agent that they are for.
-        record: what is written, traced and logged of the run.
-        began_at: when its total clock began, on the event loop's clock.
-    """
+    _manager: ContainerManager
+    _runtime: CommandLineRuntime
+    _options: ExecuteOptions
+    _plan: Plan
+    """What is to be done, prepared. Once there is a container, with that one's name and end."""
+    _make_plan: Callable[[], Plan]
+    """Makes the plan anew, for another attempt to start, because a name is never used twice."""
+    _pools: Mapping[str, Pool]
+    """Containers that are ready, by the agent that they are for."""
+    _record: Recorder
+    """What is written, traced and logged of the run."""
+    _began_at: float
+    """When its total clock began, on the event loop's clock."""
 
-    def __init__(
-        self,
-        manager: ContainerManager,
-        runtime: CommandLineRuntime,
-        options: ExecuteOptions,
-        plan: Plan,
-        make_plan: Callable[[], Plan],
-        pools: Mapping[str, Pool],
-        record: Recorder,
-        began_at: float,
-    ) -> None:
-        self._manager = manager
-        self._runtime = runtime
-        self._options = options
-        self._make_plan = make_plan
-        self._plan = plan
-        """Once a container was found, with the name and the end of that one."""
-        self._pools = pools
-        self._record = record
-        self._began_at = began_at
-        self._container: Container | None = None
-        """A kept one."""
-        self._process: Process | None = None
-        self._started_at = 0.0
-        """When the client was started, in seconds since the epoch."""
-        self._looked_at = began_at
-        """When the engine was last asked for the container, on the event loop's clock."""
-        self._is_spoiled = False
-        """Whether a kept container is one that no other run should use."""
-        self.stopped_by: str | None = None
-        """The last rung of the ladder that was needed: "term", "kill", "container", or None."""
+    _container: Container | None = attrs.field(default=None, init=False)
+    """A kept one."""
+    _process: Process | None = attrs.field(default=None, init=False)
+    _stream: MessageStream = attrs.field(init=False)
+    _started_at: float = attrs.field(default=0.0, init=False)
+    """When the client was started, in seconds since the epoch."""
+    _looked_at: float = attrs.field(default=attrs.Factory(lambda self: self._began_at, takes_self=True), init=False)
+    """When the engine was last asked for the container, on the event loop's clock."""
+    _is_spoiled: bool = attrs.field(default=False, init=False)
+    """Whether a kept container is one that no other run should use."""
+    stopped_by: str | None = attrs.field(default=None, init=False)
+    """The last rung of the ladder that was needed: "term", "kill", "container", or None."""
 
     async def start(self) -> MessageStream:
         """Start the agent in a new, a waiting or a kept container, and wait until it has started.

@@ -8,12 +8,7 @@ from typing import Any
 
 from container_runner.agents.runtime import Command, CommandLineRuntime, Credentials
 from container_runner.config import paths
-from container_runner.errors import (
-    AgentFailedError,
-    ContainerRunnerError,
-    IncompleteOutputError,
-    PromptRefusedError,
-)
+from container_runner.errors import AgentFailedError, ContainerRunnerError, IncompleteOutputError, PromptRefusedError
 from container_runner.options import ExecuteOptions, check_argument
 from container_runner.stream.messages import ResultMessage
 
@@ -83,7 +78,6 @@ _LOG_IN = (
     "Set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN to one that is valid; `container-runner doctor` tells "
     "which of them the agent gets."
 )
-
 
 _CONTAINED_ENV = {
     "CLAUDE_CONFIG_DIR": paths.SESSIONS,  # with it, all of claude's state lies in that one folder

@@ -135,23 +135,8 @@ def exec_argv(
     command: Iterable[str],
 ) -> list[str]:
     """`docker exec`: run the agent's command in a kept container, with header, prompt and lease on stdin."""
-    return [
-        binary,
-        "exec",
-        "--interactive",
-        f"--user={user}",
-        f"--workdir={paths.WORKSPACE}",
-        *(f"--env={variable}" for variable in env.spelled),
-        "--",
-        name,
-        "sh",
-        "-c",
-        script.JOIN,
-        run_id,
-        script.GUEST,
-        str(time_limit),
-        *command,
-    ]
+    words = ["sh", "-c", script.JOIN, run_id, script.GUEST, str(time_limit), *command]
+    return _exec(binary, name=name, user=user, variables=env.spelled, command=words)
 
 
 def remove_argv(binary: str, dialect: Dialect, *, name: str) -> list[str]:
@@ -178,34 +163,25 @@ def inspect_argv(binary: str, names: Iterable[str]) -> list[str]:
 
 def events_argv(binary: str, *, name: str, event: str, since: float, until: float) -> list[str]:
     """`docker events`: a line for each such event of a container between two times, in seconds since the epoch."""
-    return [
-        binary,
-        "events",
-        f"--since={since:.3f}",
-        f"--until={until:.3f}",
-        f"--filter=container={name}",
-        f"--filter=event={event}",
-    ]
+    filters = (f"--filter=container={name}", f"--filter=event={event}")
+    return [binary, "events", f"--since={since:.3f}", f"--until={until:.3f}", *filters]
 
 
 def shell_argv(
     binary: str, *, name: str, user: User, env: ContainerEnv, terminal: bool, command: Iterable[str]
 ) -> list[str]:
     """`docker exec`: a command of a person's in a container, at their terminal if there is one."""
-    return [
-        binary,
-        "exec",
-        "--interactive",
-        # The default keys for leaving, ctrl-p ctrl-q, would swallow a shell's ctrl-p.
-        *(["--tty", "--detach-keys=ctrl-@,ctrl-_"] if terminal else []),
-        f"--user={user}",
-        f"--workdir={paths.WORKSPACE}",
-        *(f"--env={variable}" for variable in env.spelled),
-        *(f"--env={variable}" for variable in env.named),
-        "--",
-        name,
-        *command,
-    ]
+    # The default keys for leaving, ctrl-p ctrl-q, would swallow a shell's ctrl-p.
+    flags = ("--tty", "--detach-keys=ctrl-@,ctrl-_") if terminal else ()
+    return _exec(binary, *flags, name=name, user=user, variables=(*env.spelled, *env.named), command=command)
+
+
+def _exec(
+    binary: str, *flags: str, name: str, user: User, variables: Iterable[str], command: Iterable[str]
+) -> list[str]:
+    environment = (f"--env={variable}" for variable in variables)
+    place = (f"--user={user}", f"--workdir={paths.WORKSPACE}")
+    return [binary, "exec", "--interactive", *flags, *place, *environment, "--", name, *command]
 
 
 def info_argv(binary: str) -> list[str]:

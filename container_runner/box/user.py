@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import stat
 from pathlib import Path
 from typing import Final
 
@@ -49,20 +48,17 @@ class User:
         """Whether the folder's permission bits let this user write, as far as the host can tell."""
         if self.uid in (0, os.getuid()):
             return self.uid == 0 or os.access(folder, os.W_OK | os.X_OK)
-        found = folder.stat()
-        bits = stat.S_IWUSR | stat.S_IXUSR if found.st_uid == self.uid else 0
-        if not bits:
-            bits = stat.S_IWGRP | stat.S_IXGRP if found.st_gid == self.gid else stat.S_IWOTH | stat.S_IXOTH
-        return found.st_mode & bits == bits
+        return self._is_granted(folder.stat(), os.W_OK | os.X_OK)
 
     def can_read(self, file: Path) -> bool:
         """Whether the file's permission bits let this user read it."""
         found = file.stat()
-        if self.uid == 0:
-            return True
-        if found.st_uid == self.uid:
-            return bool(found.st_mode & stat.S_IRUSR)
-        return bool(found.st_mode & (stat.S_IRGRP if found.st_gid == self.gid else stat.S_IROTH))
+        return self.uid == 0 or self._is_granted(found, os.R_OK)
+
+    def _is_granted(self, found: os.stat_result, wanted: int) -> bool:
+        """Whether the bits for the owner, the group or the others, whichever this user is, are all that is wanted."""
+        shift = 6 if found.st_uid == self.uid else 3 if found.st_gid == self.gid else 0
+        return found.st_mode >> shift & wanted == wanted
 
 
 def check_workspace_access(user: User, workspace: Path, config: ContainerConfig) -> None:

@@ -42,11 +42,10 @@ def monitored(graph_root: str) -> list[str]:
     ]
 
 
-def end_forgotten(container_id: str) -> int:
+def end_forgotten(container_id: str) -> None:
     """Kill the monitor of a container that has been removed, and the processes that it still holds.
 
-    Returns:
-        How many processes were killed; 0 in the ordinary case, and where the engine is not on this machine.
+    In the ordinary case, and where the engine is not on this machine, there are none.
     """
     import psutil
 
@@ -63,7 +62,6 @@ def end_forgotten(container_id: str) -> int:
                 killed += 1
     if killed:
         _log.warning("killed %d processes that podman had forgotten", killed)
-    return killed
 
 
 def _monitors() -> Iterator[tuple[psutil.Process, dict[str, str]]]:

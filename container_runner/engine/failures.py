@@ -112,10 +112,7 @@ def refused(report: Report, plan: Plan, exit_code: int, stderr: str) -> Containe
     image, program, detail = plan.image, plan.program, ", ".join(report.detail)
     kinds: dict[str, tuple[type[ContainerRunnerError], str]] = {
         "missing": (ImageUnsuitableError, f"The image {image} lacks {detail}."),
-        "other-sh": (
-            ImageUnsuitableError,
-            f"The sh of {image} must be dash, bash or busybox, not ksh or zsh.",
-        ),
+        "other-sh": (ImageUnsuitableError, f"The sh of {image} must be dash, bash or busybox, not ksh or zsh."),
         "unsealed": (ImageUnsuitableError, f"The shell of the image {image} can not be copied to run unread."),
         "mounts": (
             MountError,

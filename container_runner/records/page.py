@@ -137,23 +137,23 @@ def _facts(parts: Sequence[Part], session_id: str) -> str:
 
 
 def _timeline(part: Part, numbers: dict[int, str], label: str) -> str:
-    calls = [call for call in part.conversation.tools if call.time is not None and call.seconds is not None]
+    tools = part.conversation.tools
+    calls = [(call, call.time, call.seconds) for call in tools if call.time is not None and call.seconds is not None]
     if not calls:
         return ""
-    start = min(call.time for call in calls if call.time is not None)
-    whole = max((call.ended - start).total_seconds() for call in calls if call.ended is not None) or 1.0
+    start = min(time for _, time, _ in calls)
+    whole = max((time - start).total_seconds() + took for _, time, took in calls) or 1.0
     rows = []
-    for call in calls[:TIMELINE_LIMIT]:
-        assert call.time is not None  # noqa: S101  chosen above
-        x = 100 * (call.time - start).total_seconds() / whole
-        width = max(0.4, 100 * (call.seconds or 0.0) / whole)
+    for call, time, took in calls[:TIMELINE_LIMIT]:
+        x = 100 * (time - start).total_seconds() / whole
+        width = max(0.4, 100 * took / whole)
         rows.append(
             f'<a href="#{numbers[id(call)]}"><b>{_escape(call.name, 40)}</b>'
             f'<span class="title">{_escape(call.title, 200)}</span>'
             f'<svg aria-hidden="true"><rect class="track" x="0" y="0" width="100%" height="9" rx="4.5"/>'
             f'<rect class="bar{" error" if call.is_error else ""}" x="{min(x, 99.6):.2f}%" y="0" '
             f'width="{min(width, 100 - min(x, 99.6)):.2f}%" height="9" rx="4.5"/></svg>'
-            f'<span class="took">{seconds(call.seconds or 0.0)}</span></a>'
+            f'<span class="took">{seconds(took)}</span></a>'
         )
     more = len(calls) - TIMELINE_LIMIT
     rest = f'<p class="notice">and {more:,} more calls</p>' if more > 0 else ""

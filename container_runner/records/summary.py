@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
 import attrs
 
@@ -14,14 +14,12 @@ from container_runner.stream.messages import Usage
 Outcome = Literal["success", "failed", "stopped", "running", "interrupted"]
 """How a run ended: "stopped" by its consumer, "interrupted" with the process that ran it; or that it has not ended."""
 
-_COUNTS: Final = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-
 
 def _usage(value: Usage | Mapping[str, Any] | None) -> Usage | None:
     if value is None or isinstance(value, Usage):
         return value
     counts = structured(Mapping[str, int], value, "tokens")  # type: ignore[type-abstract]  # cattrs takes it
-    return Usage(**{name: counts[name] for name in _COUNTS if name in counts})
+    return Usage(**{name: counts[name] for name in Usage.__struct_fields__ if name in counts})
 
 
 @attrs.frozen(kw_only=True)
@@ -67,7 +65,7 @@ class RunSummary:
         """JSON-ready values."""
         values: dict[str, Any] = unstructured(attrs.evolve(self, tokens=None))
         if (usage := self.tokens) is not None:
-            values["tokens"] = {name: getattr(usage, name) for name in _COUNTS} | {"total": usage.total}
+            values["tokens"] = {**usage, "total": usage.total}
         return values
 
     @classmethod

@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 import anyio
 import anyio.abc
 import anyio.lowlevel
+import attrs
 from anyio import open_process
 
 from container_runner.stream.lines import Chunks, LineSplitter, OversizedLine
@@ -44,37 +45,30 @@ KILL_PATIENCE: Final = 2.0
 """Seconds that a process may take to end after KILL. One in the middle of a system call may never do."""
 
 TERM_GRACE: Final = 10.0
-"""Seconds between TERM and KILL for a client. `podman run` that is killed at once leaks (reliability 6.4)."""
+"""Seconds between TERM and KILL for a client. `podman run` that is killed at once leaks."""
 
 
+@attrs.define(eq=False, repr=False, slots=False)
 class Process:
     """A running child process. Make one with `Process.start`."""
 
-    def __init__(
-        self,
-        process: anyio.abc.Process,
-        selector: selectors.DefaultSelector,
-        *,
-        stdin: bytes,
-        hold_stdin: bool,
-        splitter: LineSplitter | Chunks,
-    ) -> None:
-        self._process = process
-        self._selector = selector
-        self._fds: dict[str, int] = {}
-        self._unsent = memoryview(stdin)
-        self._hold_stdin = hold_stdin
-        self._splitter = splitter
-        self._gate: bytes | None = None
-        self._end: bytes | None = None
-        self._early = bytearray()
-        self._exited_at: float | None = None
-        self.stderr = bytearray()
-        """The end of its stderr, `STDERR_TAIL` bytes at the least if there were as many."""
-        self.gate_line: bytes | None = None
-        """The line of stderr that opened the gate."""
-        self.has_said_all = False
-        """Whether the line that ends stdout has come."""
+    _process: anyio.abc.Process
+    _selector: selectors.DefaultSelector
+    _fds: dict[str, int]
+    _unsent: memoryview
+    _hold_stdin: bool
+    _splitter: LineSplitter | Chunks
+    _gate: bytes | None
+    _end: bytes | None
+
+    _early: bytearray = attrs.field(factory=bytearray, init=False)
+    _exited_at: float | None = attrs.field(default=None, init=False)
+    stderr: bytearray = attrs.field(factory=bytearray, init=False)
+    """The end of its stderr, `STDERR_TAIL` bytes at the least if there were as many."""
+    gate_line: bytes | None = attrs.field(default=None, init=False)
+    """The line of stderr that opened the gate."""
+    has_said_all: bool = attrs.field(default=False, init=False)
+    """Whether the line that ends stdout has come."""
 
     @classmethod
     async def start(
@@ -134,10 +128,8 @@ class Process:
         for fd in (their_in, their_out, their_err):
             os.close(fd)
         splitter = Chunks() if chunks else LineSplitter(line_limit)
-        self = cls(process, selector, stdin=stdin, hold_stdin=hold_stdin, splitter=splitter)
-        self._gate = gate
-        self._end = end
-        self._fds = {"stdin": our_in, "stdout": our_out, "stderr": our_err}
+        fds = {"stdin": our_in, "stdout": our_out, "stderr": our_err}
+        self = cls(process, selector, fds, memoryview(stdin), hold_stdin, splitter, gate, end)
         try:
             self._watch()
         except BaseException:  # the kernel has no memory left for it, say

@@ -106,7 +106,12 @@ class MessageStream:
             ExecLostError: the agent has said that it ended, and its client did not end.
             ContainerRunnerError: what the check has found.
         """
-        self._forgive(anyio.current_time() - self._left_at)
+        away = anyio.current_time() - self._left_at  # what the reader needed is no silence of the agent's
+        self._heard_at += away
+        if self._result_at is not None:
+            self._result_at += away
+        if self._ended_at is not None:
+            self._ended_at += away
         try:
             return await self._read()
         finally:
@@ -129,22 +134,8 @@ class MessageStream:
                 return []
             self._unparsed = lines
 
-    def _forgive(self, seconds: float) -> None:
-        """Do not take for silence of the agent what its reader needed for the last messages."""
-        self._heard_at += seconds
-        if self._result_at is not None:
-            self._result_at += seconds
-        if self._ended_at is not None:
-            self._ended_at += seconds
-
     async def wait(self) -> int:
-        """The process's exit code, once its output has ended.
-
-        Raises:
-            TotalTimeoutError, IdleTimeoutError, ResultTimeoutError: a clock ran out. The process still runs.
-            ExecLostError: the agent has said that it ended, and its client did not end.
-            ContainerRunnerError: what the check has found.
-        """
+        """The process's exit code, once its output has ended. It raises what `read` does."""
         return await self._under_clocks(self._process.wait)
 
     async def drain(self, said: list[Message]) -> None:
