@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import attrs
@@ -98,10 +99,8 @@ def from_text(name: str, given: object) -> object:
         return given.lower() in ("true", "1", "yes")
     for kind in (int, float):
         if kind in kinds:
-            try:
+            with suppress(ValueError):
                 return kind(given)
-            except ValueError:
-                continue
     return given
 
 
