@@ -52,11 +52,8 @@ def run_command(words: list[str]) -> int:
         words = [f"--{name}=-" if word == "-" else word for word in words]
     try:
         return app(words, exit_on_error=False, print_error=False, result_action="return_value") or 0
-    except ConfigError as error:
-        _complain(str(_as_typed(error)))
-        return error.cli_exit_code
     except ContainerRunnerError as error:
-        _complain(str(error))
+        _complain(str(_as_typed(error) if isinstance(error, ConfigError) else error))
         return error.cli_exit_code
     except CycloptsError as error:
         _complain(refusal(error))

@@ -182,7 +182,7 @@ def json_schema(*, workspace: bool = False) -> dict[str, Any]:
 
 def _field(name: str, hint: Any, help_: str, default: Any) -> dict[str, Any]:
     found = {**(_SPECIAL[name] if name in _SPECIAL else _type(hint)), "description": help_}
-    if default is not None:
+    if default not in (None, attrs.NOTHING):
         found["default"] = as_json(name, default)
     return found
 
@@ -209,12 +209,6 @@ def _object(kind: Any) -> dict[str, Any]:
         "additionalProperties": False,
         "required": [field.name for field in fields if field.default is attrs.NOTHING],
         "properties": {
-            field.name: _field(
-                field.name,
-                hints[field.name],
-                help_[field.name],
-                None if field.default is attrs.NOTHING else field.default,
-            )
-            for field in fields
+            field.name: _field(field.name, hints[field.name], help_[field.name], field.default) for field in fields
         },
     }

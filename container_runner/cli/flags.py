@@ -50,7 +50,7 @@ def _make_flags() -> type[Any]:
     members: dict[str, Any] = {}
     for field in attrs.fields(ContainerConfig):
         hint, default = hints[field.name], None
-        told = _AS_FLAGS.get(field.name) or "".join(help_[field.name].partition(". ")[:2]).strip()  # a sentence
+        told = _AS_FLAGS.get(field.name) or "".join(help_[field.name].partition(". ")[:2]).strip()  # its first sentence
         parameter = Parameter(group=_BOX, help=told)
         # A choice is left to the parser, which then tells and completes it.
         kind: Any = hint | None if hint is bool or typing.get_origin(hint) is typing.Literal else str | None

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -89,18 +89,18 @@ def init(
         force: Replace a file that is there.
         json: Print JSON for programs instead of text for people.
     """
-    if workspace is not None and (image is not None or config is not None):
-        raise ConfigError("--workspace", str(workspace), "no --image and no --config beside it")
-    if workspace is not None and not workspace.expanduser().is_dir():
-        raise ConfigError("--workspace", str(workspace), "a folder that exists")
     if image is not None:
         parse("image", image, "--image")
-    path = (config or default_file()).expanduser().absolute()
-    text = operator_file(image)
-    if workspace is not None:
-        path, text = workspace.expanduser().resolve() / WORKSPACE_FILE, workspace_file()
+    if workspace is None:
+        path, text, mode = (config or default_file()).expanduser().absolute(), operator_file(image), 0o600
+    elif image is not None or config is not None:
+        raise ConfigError("--workspace", str(workspace), "no --image and no --config beside it")
+    elif not workspace.expanduser().is_dir():
+        raise ConfigError("--workspace", str(workspace), "a folder that exists")
+    else:
+        path, text, mode = workspace.expanduser().resolve() / WORKSPACE_FILE, workspace_file(), 0o644
     try:
-        write(path, text, force=force, mode=0o600 if workspace is None else 0o644)
+        write(path, text, force=force, mode=mode)
     except OSError as error:
         if isinstance(error, FileExistsError) and os.path.lexists(path):
             raise ConfigError(
@@ -140,7 +140,7 @@ def write(path: Path, text: str, *, force: bool, mode: int) -> None:
 
 def operator_file(image: str | None = None) -> str:
     """The operator's file, with everything but the *image* commented out."""
-    fields = _fields((name for name in FIELDS if name != "image"), defaults())
+    fields = _fields(name for name in FIELDS if name != "image")
     named = f"image = {quoted(image)}" if image is not None else f"# image = {EXAMPLES['image']}"
     tail = '# [agents.reviewer]\n# workspace_mode = "ro"\n# model = "opus"\n\n# [profiles.offline]\n# network = "none"'
     return "\n".join((_OPERATOR, "[defaults]", *_explained("image"), named, "", *fields, tail, ""))
@@ -149,13 +149,13 @@ def operator_file(image: str | None = None) -> str:
 def workspace_file() -> str:
     """A workspace's file, with everything commented out."""
     names = [name for name in FIELDS if name in (*TIGHTENING, "labels", "tmpfs")]
-    return "\n".join((_WORKSPACE, *_fields(names, defaults())))
+    return "\n".join((_WORKSPACE, *_fields(names)))
 
 
-def _fields(names: Iterable[str], values: Any) -> Iterator[str]:
+def _fields(names: Iterable[str]) -> Iterator[str]:
     for name in names:
         yield from _explained(name)
-        yield f"# {name} = {EXAMPLES.get(name) or as_toml(name, values[name])}"
+        yield f"# {name} = {EXAMPLES.get(name) or as_toml(name, defaults()[name])}"
         yield ""
 
 

@@ -110,9 +110,8 @@ class Screen(View):
 
     def stop(self) -> None:
         """Take the region away, and give the cursor back."""
-        pending, self._pending = self._pending, []
-        if pending:
-            self._attempt(lambda: self.console.print(Group(*pending)))
+        if self._pending:
+            self.draw()
         self._attempt(self._live.stop)
 
     def end(self, rows: Iterable[str]) -> None:
@@ -120,12 +119,9 @@ class Screen(View):
         for row in rows:
             self._attempt(partial(self.console.print, _styled(row), soft_wrap=True))
 
-    def region(self) -> RenderableType:
-        """What moves."""
-        raise NotImplementedError
-
     def __rich__(self) -> RenderableType:
-        return self.region()
+        """The region that moves."""
+        raise NotImplementedError
 
     def spinner(self) -> str:
         return _SPINNER[int(self.elapsed / FRAME) % len(_SPINNER)]
@@ -209,7 +205,6 @@ class RunView(Screen):
     def stop(self) -> None:
         """The end, and with it the tools that never answered."""
         self._flush(whole=True)
-        self._streamed, self._printed = "", 0
         self.show(*(tool.line("○", "yellow") for tool in self._tools.values()))
         self._tools.clear()
         super().stop()
@@ -218,7 +213,7 @@ class RunView(Screen):
         error = self._tally.error
         super().end(["", *((render(error) or "").split("\n") if error else []), *rows])
 
-    def region(self) -> RenderableType:
+    def __rich__(self) -> RenderableType:
         rows: list[Text] = []
         if rest := clean(self._streamed[self._printed :][-1000:]):
             wrapped = Text(rest).wrap(self.console, max(10, self.console.width - 1))
@@ -255,19 +250,18 @@ class RunView(Screen):
             self._activity = {"text": "writing", "thinking": "thinking"}.get(str(kind), f"calling {name}".strip())
         if event.event_type in ("message_start", "content_block_start"):
             self._flush(whole=True)
-            self._streamed, self._printed = "", 0
-        if event.text:
-            self._streamed += event.text
-            if len(self._streamed) > MOST_STREAMED:
-                self._flush(whole=True)
-                self._streamed, self._printed = "", 0
+        self._streamed += event.text
+        if len(self._streamed) > MOST_STREAMED:
+            self._flush(whole=True)
 
     def _flush(self, *, whole: bool = False) -> None:
-        """Let the finished lines of a text that still comes stay, or *whole*: all of it."""
+        """Let the finished lines of a text that still comes stay, or *whole*: all of it, and begin anew."""
         end = len(self._streamed) if whole else self._streamed.rfind("\n") + 1
         if end > self._printed:
-            self._write(self._streamed[self._printed : end], goes_on=self._printed > 0)
-            self._printed = end
+            begin, self._printed = self._printed, end  # before it is shown, which may draw, and so come here again
+            self._write(self._streamed[begin:end], goes_on=begin > 0)
+        if whole:
+            self._streamed, self._printed = "", 0
 
     def _say(self, block: object, indent: str) -> None:
         match block:
@@ -339,15 +333,14 @@ class BatchView(Screen):
         told = one_line((result.result if result.succeeded else result.message) or "")
         name = Text(clean(result.id))
         name.truncate(self._name_width, overflow="ellipsis", pad=True)
-        text = Text.assemble(
-            (mark, style), name, (f"  {job_facts(result)}  ", "dim"), (told, "" if mark == "✓ " else style)
-        )
+        told_in = "" if result.succeeded else style
+        text = Text.assemble((mark, style), name, (f"  {job_facts(result)}  ", "dim"), (told, told_in))
         self.show(self.fitted(text))
 
     def end(self, rows: Iterable[str]) -> None:
         super().end(["", *rows])
 
-    def region(self) -> RenderableType:
+    def __rich__(self) -> RenderableType:
         table = Table.grid(padding=(0, 2, 0, 0))
         table.width = max(1, self.console.width - 3)
         has_bars = self.console.width >= LEAST_FOR_BARS
@@ -411,8 +404,6 @@ class _Row:
                 self.activity = "waiting for the model"
             case OutputLine() if message.data.strip():
                 self.activity = one_line(message.text)
-            case _:
-                pass
 
     def bar(self) -> ProgressBar:
         """How much it has used of its turns or its time; if neither is limited, it only moves."""

@@ -166,13 +166,10 @@ def _list(summaries: Sequence[RunSummary], agent: str | None, json: bool) -> Non
 
 
 def _last(records: Records, agent: str | None) -> RunRecord:
-    runs = records.runs(agent)
-    if not runs:
-        allowed = (
-            "an agent that has run here, or a folder that one works on; `container-runner logs --list --all` has them"
-        )
-        raise ConfigError("--agent", agent, allowed)
-    return runs[-1]
+    if runs := records.runs(agent):
+        return runs[-1]
+    allowed = "an agent that has run here, or a folder that one works on"
+    raise ConfigError("--agent", agent, f"{allowed}; `container-runner logs --list --all` has them")
 
 
 def _entry(line: bytes) -> str | None:

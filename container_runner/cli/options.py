@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import typing
 from pathlib import Path
@@ -164,15 +163,7 @@ def _typed(kind: type[Any], field: str) -> str:
     return name.removeprefix("--")
 
 
-def to_shell(words: list[str]) -> str:
-    """The words as a person types them; they hold no control characters."""
-    return " ".join(shlex.quote(word) for word in words)
-
-
 def hidden(field: str, word: str) -> str:
     """A word of a field without the value of a variable, which may be a secret."""
-    if field == "env":
-        return f"{word.partition('=')[0]}=…"
-    if field == "extra_args" and word.startswith(("--env=", "-e")):
-        return f"{word.partition('=')[0]}=…"
-    return word
+    is_variable = field == "env" or (field == "extra_args" and word.startswith(("--env=", "-e")))
+    return f"{word.partition('=')[0]}=…" if is_variable else word

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from contextlib import aclosing
@@ -14,7 +15,7 @@ import attrs
 from container_runner.box import protect
 from container_runner.cli.changes import Changes, Snapshot, snapshot
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
-from container_runner.cli.options import ExecuteFlags, read_prompt, spelled, to_shell
+from container_runner.cli.options import ExecuteFlags, read_prompt, spelled
 from container_runner.cli.text import clean, render, summary
 from container_runner.cli.view import View, left_by, put, take_any_script, wants_live, watched
 from container_runner.errors import cli_exit_code
@@ -110,7 +111,7 @@ async def _run(
     if again is not None:
         after = await _look(runner, options) if before is not None else None
         rows = ending(tally, seconds, before, after, stopped)
-        view.end([*rows, *_resumption(runner, options, _session(tally), again)])
+        view.end([*rows, *_resumption(runner, options, tally, again)])
     elif stopped is not None:
         view.note(stopped)
     if received is not None:
@@ -150,19 +151,16 @@ def ending(tally: Tally, seconds: float, before: Look | None, after: Look | None
     return rows
 
 
-def _session(tally: Tally) -> str | None:
-    """The session to go on with; None where the agent failed before it began one, as with an id that is not known."""
-    return None if tally.error is not None and not tally.model and not tally.turns else tally.session_id
-
-
-def _resumption(runner: ContainerRunner, options: ExecuteOptions, session: str | None, again: list[str]) -> list[str]:
-    """The command that goes on with a session, if the agent takes one."""
-    if session is None:
+def _resumption(runner: ContainerRunner, options: ExecuteOptions, tally: Tally, again: list[str]) -> list[str]:
+    """The command that goes on with the session, if there is one and the agent takes it."""
+    # An agent that failed before it began names a session that is none, as with an id that is not known.
+    began = tally.error is None or tally.model or tally.turns
+    if not began or (session := tally.session_id) is None:
         return []
     command = runner.runtime.command(attrs.evolve(options, resume=session), contained=True)
     if not any(session in word for word in command.argv):
         return []
-    return ["  To go on with the session:", f"    {clean(to_shell([*again, f'--resume={session}', 'PROMPT']))}"]
+    return ["  To go on with the session:", f"    {clean(shlex.join([*again, f'--resume={session}', 'PROMPT']))}"]
 
 
 def _changed(changes: Changes | None) -> list[str]:

@@ -125,12 +125,10 @@ def _find(session: str, flags: AgentFlags | None) -> tuple[Sessions, Session]:
     sessions, agent = _sessions(flags)
     if session:
         return sessions, sessions.find(session, None if flags is None else flags.agent)
-    if not (found := _by_use(sessions, agent)):
-        allowed = (
-            "an agent that has sessions, or a folder that one works on; `container-runner sessions list --all` has them"
-        )
-        raise ConfigError("--agent", agent, allowed)
-    return sessions, found[-1]
+    if found := _by_use(sessions, agent):
+        return sessions, found[-1]
+    allowed = "an agent that has sessions, or a folder that one works on"
+    raise ConfigError("--agent", agent, f"{allowed}; `container-runner sessions list --all` has them")
 
 
 def _facts(session: Session) -> dict[str, Any]:

@@ -45,25 +45,18 @@ def to_dict(part: Part) -> dict[str, Any]:
 
 def _item_dict(item: Item) -> dict[str, Any]:
     words = re.findall(r"[A-Z][a-z]*", type(item).__name__)
-    shown: dict[str, Any] = {"type": "_".join(words).lower(), "time": item.time}
+    fields = attrs.asdict(item, recurse=False, filter=attrs.filters.exclude("details", "items"))
+    shown = {"type": "_".join(words).lower(), **fields}
     if isinstance(item, Done):
-        return {**shown, "result": item.result.raw}
-    if not isinstance(item, ToolCall):
-        return {**shown, **attrs.asdict(item)}
-    return {
-        **shown,
-        "name": item.name,
-        "input": item.input,
-        "result": item.result,
-        "is_error": item.is_error,
-        "ended": item.ended,
-        "seconds": item.seconds,
-        "changes": [
+        shown["result"] = item.result.raw
+    if isinstance(item, ToolCall):
+        shown["seconds"] = item.seconds
+        shown["changes"] = [
             {"start": change.start, "lines": [f"{mark}{text}" for mark, text in change.lines]}
             for change in item.changes
-        ],
-        "items": [_item_dict(inner) for inner in item.items],
-    }
+        ]
+        shown["items"] = [_item_dict(inner) for inner in item.items]
+    return shown
 
 
 def plain(parts: Sequence[Part]) -> Iterator[str]:

@@ -57,9 +57,7 @@ def line(text: str, width: int = WIDTH) -> str:
 def render(message: Message) -> str | None:
     """A message as one or more lines, or None for one that tells a person nothing."""
     match message:
-        case AssistantMessage():
-            return "\n".join(filter(None, map(_block, message.content))) or None
-        case UserMessage() if not isinstance(message.content, str):
+        case AssistantMessage() | UserMessage() if not isinstance(message.content, str):
             return "\n".join(filter(None, map(_block, message.content))) or None
         case SystemMessage() if message.is_init:
             return f"· session {line(message.session_id or '?')}, model {line(message.model or '?')}"

@@ -126,13 +126,13 @@ async def put(data: bytes) -> None:
 
 def wants_live(asked: bool | None) -> bool:
     """Whether to show the live view, where *asked* is what the flag says."""
-    if asked is False or (asked is None and not sys.stdout.isatty()):
+    if asked is False or not sys.stdout.isatty():
         return False
     try:
         "✓└⠋━".encode(sys.stdout.encoding)
     except UnicodeEncodeError:
         return False
-    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+    return os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def take_any_script() -> None:

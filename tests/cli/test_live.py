@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from container_runner.cli.live import MOST_STREAMED, RunView, clock
+from container_runner.cli.live import MOST_PENDING, MOST_STREAMED, RunView, clock
 from container_runner.cli.view import LEAVING, NOTHING_LEFT
 from container_runner.records.tally import Tally
 from container_runner.stream.messages import OutputLine, parse_message
@@ -254,6 +254,14 @@ def test_text_that_never_ends_is_kept_within_bounds() -> None:
 
     assert len(shown._streamed) <= MOST_STREAMED
     assert sum(row.count("x") for row in seen(shown, console)) == 40 * (MOST_STREAMED // 10)
+
+
+def test_many_lines_between_two_pictures_are_shown_once() -> None:
+    shown, console = view()
+    shown.add(piece("a line\n" * (2 * MOST_PENDING)))
+    shown.draw()
+
+    assert seen(shown, console) == ["a line"] * 2 * MOST_PENDING
 
 
 def test_tools_without_an_answer_are_told_at_the_end() -> None:
