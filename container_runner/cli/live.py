@@ -25,20 +25,7 @@ from container_runner.cli.text import line as one_line
 from container_runner.cli.view import View
 from container_runner.fleet.batch import Job, JobResult
 from container_runner.records.tally import Tally
-from container_runner.stream.messages import (
-    AssistantMessage,
-    ErrorMessage,
-    Message,
-    OutputLine,
-    ResultMessage,
-    StreamEvent,
-    SystemMessage,
-    TextBlock,
-    ThinkingBlock,
-    ToolResultBlock,
-    ToolUseBlock,
-    UserMessage,
-)
+from container_runner.stream import messages
 
 FRAME: Final = 0.1
 """Seconds between two pictures."""
@@ -167,31 +154,31 @@ class RunView(Screen):
         title = self.fitted(Text.assemble(("▸ ", "cyan"), (one_line(prompt), "bold")))
         self.show(title, Text(f"  {clean(place)}", "dim"))
 
-    async def take(self, message: Message) -> None:
+    async def take(self, message: messages.Message) -> None:
         """Show one more message."""
         self.add(message)
 
-    def add(self, message: Message) -> None:
+    def add(self, message: messages.Message) -> None:
         """Show one more message."""
         match message:
-            case StreamEvent():
+            case messages.StreamEvent():
                 self._stream(message)
-            case AssistantMessage():
+            case messages.AssistantMessage():
                 self._activity = "waiting for the model"
                 indent = "  " if message.parent_tool_use_id else ""
                 for block in message.content:
                     self._say(block, indent)
-            case UserMessage():
+            case messages.UserMessage():
                 for block in message.content:
-                    if isinstance(block, ToolResultBlock):
+                    if isinstance(block, messages.ToolResultBlock):
                         self._finish_tool(block)
                 self._activity = "waiting for the model"
-            case ResultMessage():
+            case messages.ResultMessage():
                 self._activity = "finishing"
-            case SystemMessage() if message.is_init:
+            case messages.SystemMessage() if message.is_init:
                 self._activity = "waiting for the model"
                 self.show(Text(f"  session {one_line(message.session_id)}, {one_line(message.model)}", "dim"))
-            case ErrorMessage():
+            case messages.ErrorMessage():
                 pass  # the end tells of it
             case _:
                 if text := render(message):
@@ -240,7 +227,7 @@ class RunView(Screen):
         facts.append("Ctrl-C again leaves at once" if self.noted else "Ctrl-C stops")
         return Text.assemble((f"{self.spinner()} ", "cyan"), activity, (f"  {' · '.join(facts)}", "dim"))
 
-    def _stream(self, event: StreamEvent) -> None:
+    def _stream(self, event: messages.StreamEvent) -> None:
         if event.parent_tool_use_id:
             return
         if event.event_type == "content_block_start":
@@ -265,7 +252,7 @@ class RunView(Screen):
 
     def _say(self, block: object, indent: str) -> None:
         match block:
-            case TextBlock(text=text):
+            case messages.TextBlock(text=text):
                 shown = 0
                 if not indent:
                     if self._printed and text.startswith(self._streamed[: self._printed]):
@@ -273,11 +260,11 @@ class RunView(Screen):
                     self._streamed, self._printed = "", 0
                 if text[shown:].strip():
                     self._write(text[shown:], indent, goes_on=shown > 0)
-            case ToolUseBlock(name=name, input=arguments, id=key):
+            case messages.ToolUseBlock(name=name, input=arguments, id=key):
                 if len(self._tools) >= 64:  # nobody runs that many; they are not answered
                     self._show_tool(self._tools.pop(next(iter(self._tools))), Text())
                 self._tools[key] = _Tool(*tool_call(name, arguments), time.monotonic(), indent)
-            case ThinkingBlock():
+            case messages.ThinkingBlock():
                 self._activity = "thinking"
             case _:
                 pass
@@ -290,7 +277,7 @@ class RunView(Screen):
         self.show(*(Text(f"{indent}{row}") for row in lines))
         self._spaced = False
 
-    def _finish_tool(self, block: ToolResultBlock) -> None:
+    def _finish_tool(self, block: messages.ToolResultBlock) -> None:
         tool = self._tools.pop(block.tool_use_id, None) or _Tool("?", "", time.monotonic(), "")
         told = Text(f"{tool.indent}  {'✗' if block.is_error else '└'} ", "dim")
         told.append(tool_result(block), "red" if block.is_error else "dim")
@@ -321,7 +308,7 @@ class BatchView(Screen):
     def started(self, job: Job) -> None:
         self._rows[job.id] = _Row(job, time.monotonic())
 
-    def said(self, job: Job, message: Message) -> None:
+    def said(self, job: Job, message: messages.Message) -> None:
         self._rows[job.id].add(message)
 
     def ended(self, result: JobResult) -> None:
@@ -389,20 +376,20 @@ class _Row:
     def elapsed(self) -> float:
         return time.monotonic() - self.began
 
-    def add(self, message: Message) -> None:
+    def add(self, message: messages.Message) -> None:
         self.tally.add(message)
         match message:
-            case AssistantMessage() if message.content:
+            case messages.AssistantMessage() if message.content:
                 match message.content[-1]:
-                    case ToolUseBlock(name=name, input=arguments):
+                    case messages.ToolUseBlock(name=name, input=arguments):
                         self.activity = " ".join(tool_call(name, arguments))
-                    case TextBlock(text=text) if text.strip():
+                    case messages.TextBlock(text=text) if text.strip():
                         self.activity = one_line(text)
                     case _:
                         self.activity = "thinking"
-            case SystemMessage() if message.is_init:
+            case messages.SystemMessage() if message.is_init:
                 self.activity = "waiting for the model"
-            case OutputLine() if message.data.strip():
+            case messages.OutputLine() if message.data.strip():
                 self.activity = one_line(message.text)
 
     def bar(self) -> ProgressBar:

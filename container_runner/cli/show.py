@@ -10,19 +10,8 @@ import attrs
 
 from container_runner.cli.logs import local_time
 from container_runner.cli.text import clean, duration, line, taken
+from container_runner.records import transcript
 from container_runner.records.edits import Change
-from container_runner.records.transcript import (
-    Done,
-    Failure,
-    Item,
-    Notice,
-    Output,
-    Part,
-    Prompt,
-    Text,
-    Thinking,
-    ToolCall,
-)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,19 +26,19 @@ DIFF_LINES: Final = 60
 """Lines of a tool's changes that are shown."""
 
 
-def to_dict(part: Part) -> dict[str, Any]:
+def to_dict(part: transcript.Part) -> dict[str, Any]:
     """A part as JSON has it: the run's summary, and the items with their types."""
     summary = None if part.summary is None else part.summary.to_dict()
     return {"summary": summary, "items": [_item_dict(item) for item in part.conversation.items]}
 
 
-def _item_dict(item: Item) -> dict[str, Any]:
+def _item_dict(item: transcript.Item) -> dict[str, Any]:
     words = re.findall(r"[A-Z][a-z]*", type(item).__name__)
     fields = attrs.asdict(item, recurse=False, filter=attrs.filters.exclude("details", "items"))
     shown = {"type": "_".join(words).lower(), **fields}
-    if isinstance(item, Done):
+    if isinstance(item, transcript.Done):
         shown["result"] = item.result.raw
-    if isinstance(item, ToolCall):
+    if isinstance(item, transcript.ToolCall):
         shown["seconds"] = item.seconds
         shown["changes"] = [
             {"start": change.start, "lines": [f"{mark}{text}" for mark, text in change.lines]}
@@ -59,7 +48,7 @@ def _item_dict(item: Item) -> dict[str, Any]:
     return shown
 
 
-def plain(parts: Sequence[Part]) -> Iterator[str]:
+def plain(parts: Sequence[transcript.Part]) -> Iterator[str]:
     """Conversations as lines without colour, none of them wrapped."""
     for part in parts:
         yield _part_head(part)
@@ -69,7 +58,7 @@ def plain(parts: Sequence[Part]) -> Iterator[str]:
         yield ""
 
 
-def _part_head(part: Part) -> str:
+def _part_head(part: transcript.Part) -> str:
     summary = part.summary
     if summary is None:
         return "· from the agent's own record of the session"
@@ -80,37 +69,37 @@ def _part_head(part: Part) -> str:
     return f"· {clean(', '.join(facts))}"
 
 
-def _plain_item(item: Item, indent: str) -> Iterator[str]:
+def _plain_item(item: transcript.Item, indent: str) -> Iterator[str]:
     for text in _item_lines(item):
         yield f"{indent}{text}"
-    if isinstance(item, ToolCall):
+    if isinstance(item, transcript.ToolCall):
         for inner in item.items:
             yield from _plain_item(inner, f"{indent}    ")
 
 
-def _item_lines(item: Item) -> Iterator[str]:
+def _item_lines(item: transcript.Item) -> Iterator[str]:
     match item:
-        case Prompt(text=text):
+        case transcript.Prompt(text=text):
             yield from (f"> {row}" for row in clean(text).splitlines())
-        case Text(text=text) | Output(text=text):
+        case transcript.Text(text=text) | transcript.Output(text=text):
             yield from clean(text).strip("\n").splitlines()
-        case Thinking(text=text):
+        case transcript.Thinking(text=text):
             yield from (f"~ {row}" for row in clean(text).strip("\n").splitlines())
-        case ToolCall():
+        case transcript.ToolCall():
             yield f"● {line(item.name)} {line(item.title)}{_took(item)}".rstrip()
             yield from (f"  {mark} {text}".rstrip() for mark, text in change_lines(item.changes))
             yield from (f"  {mark} {row}".rstrip() for mark, row in result_lines(item))
-        case Notice(text=text):
+        case transcript.Notice(text=text):
             yield f"· {line(text)}"
-        case Failure():
+        case transcript.Failure():
             yield f"✗ {clean(item.message)}"
             yield from clean(item.stderr).splitlines()
             yield f"  {clean(item.next_step)}"
-        case Done():
+        case transcript.Done():
             yield done_line(item)
 
 
-def done_line(item: Done) -> str:
+def done_line(item: transcript.Done) -> str:
     """How the agent ended its work."""
     result = item.result
     facts = ["failed" if result.is_error else "done"]
@@ -127,7 +116,7 @@ def change_lines(changes: Sequence[Change]) -> Iterator[tuple[str, str]]:
         yield " ", f"… {len(rows) - DIFF_LINES} more lines"
 
 
-def result_lines(call: ToolCall) -> list[tuple[str, str]]:
+def result_lines(call: transcript.ToolCall) -> list[tuple[str, str]]:
     """The lines of a tool's result, up to `RESULT_LINES`, the first of them marked; none where its changes tell all."""
     if call.result is None:
         rows = ["(no result)"]
@@ -141,11 +130,11 @@ def result_lines(call: ToolCall) -> list[tuple[str, str]]:
     return [(" " if number else first, row) for number, row in enumerate(rows)]
 
 
-def _took(call: ToolCall) -> str:
+def _took(call: transcript.ToolCall) -> str:
     return "" if call.seconds is None else f"  ({duration(call.seconds)})"
 
 
-def markdown(parts: Sequence[Part]) -> Iterator[str]:
+def markdown(parts: Sequence[transcript.Part]) -> Iterator[str]:
     """Conversations as lines of Markdown. The agent's own texts are Markdown already and stay as they are."""
     for number, part in enumerate(parts, 1):
         if len(parts) > 1:
@@ -156,15 +145,15 @@ def markdown(parts: Sequence[Part]) -> Iterator[str]:
             yield from _markdown_item(item)
 
 
-def _markdown_item(item: Item) -> Iterator[str]:
+def _markdown_item(item: transcript.Item) -> Iterator[str]:
     match item:
-        case Prompt(text=text):
+        case transcript.Prompt(text=text):
             yield f"## Prompt\n\n{_fenced(text)}\n"
-        case Text(text=text):
+        case transcript.Text(text=text):
             yield f"{clean(text)}\n"
-        case Thinking(text=text):
+        case transcript.Thinking(text=text):
             yield "\n".join(f"> {row}".rstrip() for row in clean(text).splitlines()) + "\n"
-        case ToolCall():
+        case transcript.ToolCall():
             yield f"### {line(item.name)}{_took(item)}\n"
             if item.changes:
                 yield f"{_code(item.title)}\n"
@@ -176,7 +165,7 @@ def _markdown_item(item: Item) -> Iterator[str]:
                 yield _fenced("\n".join(row for _, row in rows)) + "\n"
             for inner in item.items:
                 yield from _markdown_item(inner)
-        case Output(text=text):
+        case transcript.Output(text=text):
             yield f"{_fenced(text)}\n"
         case _:
             yield "\n".join(_item_lines(item)) + "\n"
@@ -198,7 +187,7 @@ def _code(text: str) -> str:
     return f"{ticks} {line(text)} {ticks}" if "`" in text else f"`{line(text)}`"
 
 
-def print_rich(parts: Sequence[Part], console: Console | None = None) -> None:
+def print_rich(parts: Sequence[transcript.Part], console: Console | None = None) -> None:
     """Print conversations in colour, wrapped to the window."""
     from rich.console import Console
 
@@ -211,7 +200,7 @@ def print_rich(parts: Sequence[Part], console: Console | None = None) -> None:
         console.print()
 
 
-def _print_item(console: Console, item: Item, indent: int) -> None:
+def _print_item(console: Console, item: transcript.Item, indent: int) -> None:
     from rich.markdown import Markdown
     from rich.padding import Padding
     from rich.panel import Panel
@@ -219,14 +208,14 @@ def _print_item(console: Console, item: Item, indent: int) -> None:
 
     shown: Any
     match item:
-        case Prompt(text=text):
+        case transcript.Prompt(text=text):
             shown = Panel(Styled(clean(text).rstrip()), border_style="cyan", title="prompt", title_align="left")
-        case Text(text=text):
+        case transcript.Text(text=text):
             # More than that would take the renderer more than a moment.
             shown = Markdown(clean(text), hyperlinks=False) if len(text) <= TEXT_LIMIT else Styled(clean(text))
-        case Thinking(text=text):
+        case transcript.Thinking(text=text):
             shown = Styled(clean(text).rstrip(), style="dim italic")
-        case ToolCall():
+        case transcript.ToolCall():
             shown = Styled.assemble(
                 ("● ", "red" if item.is_error else "green"),
                 (line(item.name), "bold"),
@@ -238,13 +227,13 @@ def _print_item(console: Console, item: Item, indent: int) -> None:
                 shown.append(f"\n  {mark} {text}", style=style)
             for mark, row in result_lines(item):
                 shown.append(f"\n  {mark} {row}", style="red" if item.is_error else "dim")
-        case Failure():
+        case transcript.Failure():
             shown = Styled("\n".join(_item_lines(item)), style="red")
-        case Done():
+        case transcript.Done():
             shown = Styled(done_line(item), style="bold red" if item.result.is_error else "bold green")
         case _:
             shown = Styled("\n".join(_item_lines(item)), style="dim")
     console.print(Padding(shown, (0, 0, 0, indent)))
-    if isinstance(item, ToolCall):
+    if isinstance(item, transcript.ToolCall):
         for inner in item.items:
             _print_item(console, inner, indent + 4)

@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from container_runner.config import paths
 from container_runner.records.tally import Tally
+from container_runner.stream import messages
 from container_runner.stream.lines import OversizedLine
-from container_runner.stream.messages import (
-    AssistantMessage,
-    ErrorMessage,
-    Message,
-    OutputLine,
-    SystemMessage,
-    TextBlock,
-    ToolResultBlock,
-    ToolUseBlock,
-    UserMessage,
-)
 
 if TYPE_CHECKING:
     from container_runner.fleet.batch import JobResult
@@ -54,18 +44,18 @@ def line(text: str, width: int = WIDTH) -> str:
     return text if len(text) <= width else f"{text[:width]}…"
 
 
-def render(message: Message) -> str | None:
+def render(message: messages.Message) -> str | None:
     """A message as one or more lines, or None for one that tells a person nothing."""
     match message:
-        case AssistantMessage() | UserMessage() if not isinstance(message.content, str):
+        case messages.AssistantMessage() | messages.UserMessage() if not isinstance(message.content, str):
             return "\n".join(filter(None, map(_block, message.content))) or None
-        case SystemMessage() if message.is_init:
+        case messages.SystemMessage() if message.is_init:
             return f"· session {line(message.session_id or '?')}, model {line(message.model or '?')}"
-        case OutputLine():
+        case messages.OutputLine():
             return clean(message.text)
         case OversizedLine():
             return f"· a line of {message.size} bytes was left out"
-        case ErrorMessage():
+        case messages.ErrorMessage():
             tail = f"\n{clean(message.stderr.rstrip())}" if message.stderr.strip() else ""
             return f"✗ {clean(message.message)}{tail}\n  {clean(message.next_step)}"
         case _:
@@ -106,7 +96,7 @@ def tool_call(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
     return line(name), line(told.removeprefix(f"{paths.WORKSPACE}/"))
 
 
-def tool_result(block: ToolResultBlock) -> str:
+def tool_result(block: messages.ToolResultBlock) -> str:
     """The first line of what a tool gave back, and how many more there are."""
     first, _, rest = block.text.strip().partition("\n")
     if not first:
@@ -139,11 +129,11 @@ def cost(dollars: float) -> str:
 
 def _block(block: Any) -> str | None:
     match block:
-        case TextBlock(text=text):
+        case messages.TextBlock(text=text):
             return clean(text)
-        case ToolUseBlock(name=name, input=arguments):
+        case messages.ToolUseBlock(name=name, input=arguments):
             return f"● {' '.join(tool_call(name, arguments))}"
-        case ToolResultBlock():
+        case messages.ToolResultBlock():
             return f"  {'✗' if block.is_error else '└'} {tool_result(block)}"
         case _:
             return None
