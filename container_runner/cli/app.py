@@ -16,6 +16,42 @@ def _worth_showing(default: Any) -> str | None:
     return str(default) if default or (isinstance(default, int | float) and default is not False) else None
 
 
+COMMANDS = {
+    "run:run": "Run an agent on a folder, and show what it does.\n\n"
+    "At a terminal there is a live view; into a pipe go plain lines. At the end it says on stderr how it went, which "
+    "files have changed, and the command that goes on with the session.\n\n"
+    "Ctrl-C stops the agent and removes its container; a second one does not wait for that.",
+    "batch:batch": "Run many prompts, some at a time, and keep their results.\n\n"
+    "FILE has a JSON object a line, or is TOML with a [[job]] for each. A job has a prompt, and may have an id and "
+    "what else a run takes: workspace, agent, model, resume, timeout ...; the flags hold for the jobs that do not say "
+    "otherwise.\n\n"
+    "Results are added to a file as the jobs end, and a job that has a result there is not run again. The exit code is "
+    "1 if any job has failed, now or before.",
+    "argv:argv": "Print the exact commands of a run, without running anything.",
+    "doctor:doctor": "Check whether a run would work here, and say what to type if it would not.\n\n"
+    "Give it the flags of the run in question. The exit code is 0 if that run would work, and 1 if not.",
+    "ps:ps": "List the containers of your agents, oldest first.",
+    "stop:stop": "End and remove containers at once, whatever runs in them.\n\n"
+    "The agents' folders and sessions stay. To end a run more gently, press Ctrl-C where it runs.",
+    "prune:prune": "Remove the containers that nobody needs, of all state folders.\n\n"
+    "Those are the ones whose owner was killed before it could remove them, and kept ones that have ended. "
+    "A kept one that runs stays, and so does whatever a living process uses.",
+    "shell:shell": "Open a shell in an agent's kept container, as the agent's user and with its environment.\n\n"
+    "Only an agent that runs with --no-ephemeral has one. Clean-up leaves it alone while you are in it. "
+    "Piped input works too: echo ls | container-runner shell my-agent",
+    "completion:completion": "Print the completion script of a shell.\n\n"
+    "bash: container-runner completion bash > ~/.local/share/bash-completion/completions/container-runner\n\n"
+    "zsh: container-runner completion zsh > _container-runner, in a folder of $fpath\n\n"
+    "fish: container-runner completion fish > ~/.config/fish/completions/container-runner.fish",
+    "image:image": "Build an image with an agent in it.",
+    "logs:logs": "Show what was said in an agent's runs.",
+    "sessions:app": "List, show and export the sessions of agents.",
+    "config:app": "Print the effective configuration, with the source of each value."
+    "\n\nIt takes the flags of run, so that you see what a run with them would get. Nothing is started.",
+    "init:init": "Write a configuration file in which every field is explained.",
+}
+"""What each is for, by its module and its name there."""
+
 app = App(
     name="container-runner",
     help="Run AI coding agents in locked-down containers, with nothing but docker or podman.\n\n"
@@ -28,63 +64,8 @@ app = App(
     version=__version__,
     default_parameter=Parameter(show_default=_worth_showing),
 )
-app.command(
-    "container_runner.cli.run:run",
-    help="Run an agent on a folder, and show what it does.\n\n"
-    "At a terminal there is a live view; into a pipe go plain lines. At the end it says on stderr how it went, which "
-    "files have changed, and the command that goes on with the session.\n\n"
-    "Ctrl-C stops the agent and removes its container; a second one does not wait for that.",
-)
-app.command(
-    "container_runner.cli.batch:batch",
-    help="Run many prompts, some at a time, and keep their results.\n\n"
-    "FILE has a JSON object a line, or is TOML with a [[job]] for each. A job has a prompt, and may have an id and "
-    "what else a run takes: workspace, agent, model, resume, timeout ...; the flags hold for the jobs that do not say "
-    "otherwise.\n\n"
-    "Results are added to a file as the jobs end, and a job that has a result there is not run again. The exit code is "
-    "1 if any job has failed, now or before.",
-)
-app.command("container_runner.cli.argv:argv", help="Print the exact commands of a run, without running anything.")
-app.command(
-    "container_runner.cli.doctor:doctor",
-    help="Check whether a run would work here, and say what to type if it would not.\n\n"
-    "Give it the flags of the run in question. The exit code is 0 if that run would work, and 1 if not.",
-)
-app.command("container_runner.cli.ps:ps", help="List the containers of your agents, oldest first.")
-app.command(
-    "container_runner.cli.stop:stop",
-    help="End and remove containers at once, whatever runs in them.\n\n"
-    "The agents' folders and sessions stay. To end a run more gently, press Ctrl-C where it runs.",
-)
-app.command(
-    "container_runner.cli.prune:prune",
-    help="Remove the containers that nobody needs, of all state folders.\n\n"
-    "Those are the ones whose owner was killed before it could remove them, and kept ones that have ended. "
-    "A kept one that runs stays, and so does whatever a living process uses.",
-)
-app.command(
-    "container_runner.cli.shell:shell",
-    help="Open a shell in an agent's kept container, as the agent's user and with its environment.\n\n"
-    "Only an agent that runs with --no-ephemeral has one. Clean-up leaves it alone while you are in it. "
-    "Piped input works too: echo ls | container-runner shell my-agent",
-)
-app.command(
-    "container_runner.cli.completion:completion",
-    help="Print the completion script of a shell.\n\n"
-    "bash: container-runner completion bash > ~/.local/share/bash-completion/completions/container-runner\n\n"
-    "zsh: container-runner completion zsh > _container-runner, in a folder of $fpath\n\n"
-    "fish: container-runner completion fish > ~/.config/fish/completions/container-runner.fish",
-)
-app.command("container_runner.cli.image:image", name="image", help="Build an image with an agent in it.")
-app.command("container_runner.cli.logs:logs", help="Show what was said in an agent's runs.")
-app.command("container_runner.cli.sessions:app", name="sessions", help="List, show and export the sessions of agents.")
-app.command(
-    "container_runner.cli.config:app",
-    name="config",
-    help="Print the effective configuration, with the source of each value."
-    "\n\nIt takes the flags of run, so that you see what a run with them would get. Nothing is started.",
-)
-app.command("container_runner.cli.init:init", help="Write a configuration file in which every field is explained.")
+for _place, _help in COMMANDS.items():
+    app.command(f"container_runner.cli.{_place}", name=_place.partition(":")[0], help=_help)
 
 
 def refusal(error: CycloptsError) -> str:

@@ -165,7 +165,11 @@ def prepare(
     found = effective_from_flags(flags, box)
     agent = Agent(name=agent_name(flags), workspace=flags.workspace, **found.agent)
     options = ExecuteOptions(prompt=prompt, agent=agent, resume=flags.resume, fork=flags.fork, **found.request)
-    runtime = ClaudeRuntime() if found.command is None else CommandRuntime(_split(found.command))
+    try:
+        words = None if found.command is None else shlex.split(found.command)
+    except ValueError as error:
+        raise ConfigError("command", found.command, f"a command as a shell splits it ({error})") from None
+    runtime = ClaudeRuntime() if words is None else CommandRuntime(words)
     runner = ContainerRunner(runtime, found.config, state_folder(flags.state_dir), records=found.records)
     return runner, options if more is None else more.apply(options)
 
@@ -173,13 +177,6 @@ def prepare(
 def agent_name(flags: RunFlags) -> str:
     """The agent's name: the one that was given, or the folder's."""
     return _agent_name(flags.workspace) if flags.agent is None else flags.agent
-
-
-def _split(command: str) -> list[str]:
-    try:
-        return shlex.split(command)
-    except ValueError as error:
-        raise ConfigError("command", command, f"a command as a shell splits it ({error})") from None
 
 
 def _agent_name(workspace: Path) -> str:

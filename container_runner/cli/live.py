@@ -218,14 +218,13 @@ class RunView(Screen):
 
     def _status(self) -> Text:
         tally = self._tally
-        activity = self.noted or (f"{len(self._tools)} tools at work" if len(self._tools) > 1 else self._activity)
-        if len(self._tools) == 1 and not self.noted:
-            activity = "a tool at work"
+        tools = len(self._tools)
+        activity = {0: self._activity, 1: "a tool at work"}.get(tools, f"{tools} tools at work")
         facts = [clock(self.elapsed), *taken(tally.turns, tally.tokens)]
         if tally.cost_usd:
             facts.append(f"${tally.cost_usd:.2f}")
         facts.append("Ctrl-C again leaves at once" if self.noted else "Ctrl-C stops")
-        return Text.assemble((f"{self.spinner()} ", "cyan"), activity, (f"  {' · '.join(facts)}", "dim"))
+        return Text.assemble((f"{self.spinner()} ", "cyan"), self.noted or activity, (f"  {' · '.join(facts)}", "dim"))
 
     def _stream(self, event: messages.StreamEvent) -> None:
         if event.parent_tool_use_id:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import attrs
 from cyclopts import Parameter
 
+from container_runner.cli import text
 from container_runner.cli.containers import JsonFlag, print_json, state_folder
 from container_runner.errors import ConfigError
 
@@ -89,9 +90,9 @@ def logs(
     shown_end = False
     print(f"· run {record.run_id[:12]} of {record.summary.agent}, {local_time(record.summary.started)}")
     for line in lines:
-        if text := _entry(line):
-            print(text, flush=follow)
-            shown_end = text.startswith("✗")
+        if shown := _entry(line):
+            print(shown, flush=follow)
+            shown_end = shown.startswith("✗")
     for summary in (found.summary for found in records.runs(record.agent) if found.run_id == record.run_id):
         if not (shown_end and summary.kind):
             print(_tail(summary))
@@ -144,8 +145,6 @@ def _lines(records: Records, record: RunRecord) -> Iterator[bytes]:
 
 
 def _list(summaries: Sequence[RunSummary], agent: str | None, json: bool) -> None:
-    from container_runner.cli import text
-
     if json:
         print_json([summary.to_dict() for summary in summaries])
         return
@@ -174,7 +173,6 @@ def _last(records: Records, agent: str | None) -> RunRecord:
 
 def _entry(line: bytes) -> str | None:
     """A line of a transcript for people."""
-    from container_runner.cli import text
     from container_runner.records.transcript import parse_record
     from container_runner.stream.messages import AgentMessage
 
@@ -198,7 +196,6 @@ def _entry(line: bytes) -> str | None:
 
 def _tail(summary: RunSummary) -> str:
     """How the run ended, or that it has not."""
-    from container_runner.cli import text
     from container_runner.records.sessions import SESSION_ID
 
     if summary.outcome == "running":

@@ -18,8 +18,6 @@ from container_runner.options import ExecuteOptions
 AGENT_GROUP = Group("Agent", sort_key=1)
 RUN_GROUP = Group("Run", sort_key=2)
 
-AGENT_FIELDS = ("tools", "setting_sources", "plugin_dirs", "args")
-
 
 def several(alias: str) -> Parameter:
     """What a flag of the agent's is that can be given again, as *alias*."""
@@ -61,7 +59,8 @@ class ExecuteFlags:
         Raises:
             ConfigError: a value that is refused, named as the flag that it came from.
         """
-        agent: dict[str, Any] = {name: value for name in AGENT_FIELDS if (value := getattr(self, name))}
+        lists = ("tools", "setting_sources", "plugin_dirs", "args")
+        agent: dict[str, Any] = {name: value for name in lists if (value := getattr(self, name))}
         for name in ("tools", "setting_sources"):  # an empty one by itself says "none"
             if agent.get(name) == ("",):
                 agent[name] = ()

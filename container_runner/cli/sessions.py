@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from container_runner.cli import text
 from container_runner.cli.containers import JsonFlag, print_json, state_folder
 from container_runner.cli.logs import AgentFlags, agent_of, local_time, print_table
 from container_runner.errors import ConfigError
@@ -25,8 +26,6 @@ def list_(*, json: JsonFlag = False, flags: AgentFlags | None = None) -> None:
     Args:
         json: Print a JSON list for programs instead of a table for people.
     """
-    from container_runner.cli import text
-
     sessions, agent = _sessions(flags)
     found = _by_use(sessions, agent)
     if json:
@@ -71,8 +70,8 @@ def show(
     elif sys.stdout.isatty():
         shown.print_rich(parts)
     else:
-        for text in shown.plain(parts):
-            print(text)
+        for row in shown.plain(parts):
+            print(row)
 
 
 @app.command
