@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))
 
 TESTED_ELSEWHERE = {ROOT / "docs/how-to/testing.md"}
-"""Its Python is a test suite of its own, which test_testing.py runs."""
+"""Its Python is a test suite of its own, which tests/testing runs."""
 
 FENCE = re.compile(
     r"^(?P<mark><!-- fragment -->\n)?(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL

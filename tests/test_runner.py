@@ -40,7 +40,7 @@ from container_runner.stream.command import Completed
 from container_runner.stream.messages import AssistantMessage, ErrorMessage, Message, ResultMessage
 from container_runner.stream.process import Process
 from container_runner.testing import FakeEngine
-from container_runner.testing.process import Stdin
+from container_runner.testing.stdin import Stdin
 
 ENGINES = [Engine(binary=dialect.name, dialect=dialect, environ={}) for dialect in (DOCKER, PODMAN, PODMAN_ROOTLESS)]
 

@@ -20,6 +20,11 @@ LONGEST_VARIABLE = 128 * 1024
 """The longest variable in bytes, its name included, that Linux gives to a program (MAX_ARG_STRLEN)."""
 
 
+def _shown(command: tuple[str, ...]) -> str:
+    """A command on one line, without the scripts in it."""
+    return repr(" ".join("…" if "\n" in word else shlex.quote(word) for word in command))
+
+
 @attrs.frozen(kw_only=True)
 class Plan:
     """The commands of one run, in their order, and what travels with them.
@@ -38,14 +43,14 @@ class Plan:
 
     ephemeral: bool
 
-    run: tuple[str, ...]
+    run: tuple[str, ...] = attrs.field(repr=_shown)
     """`docker run`: an ephemeral run from start to end, or the start of a kept container, which is skipped if the
     agent's own is found."""
 
-    exec: tuple[str, ...] = ()
+    exec: tuple[str, ...] = attrs.field(default=(), repr=_shown)
     """`docker exec`, which runs the agent in a kept container; in one that was found, with that one's name."""
 
-    waiting: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = attrs.field(default=(), repr=False)
     """`run` without the agent's command, for a container of a pool."""
 
     command: tuple[str, ...]
@@ -156,14 +161,17 @@ class Plan:
         separator = self.exec.index("--")
         return (*self.exec[: separator + 1], container, *self.exec[separator + 2 :])
 
+    @property
+    def told_on_stdin(self) -> str:
+        """A comment for a shell that tells what the last command gets on stdin."""
+        named = f" with {', '.join(self.variables)}" if self.variables else ""
+        size = len(self.prompt)
+        return f"# on stdin: a header{named}; {size} bytes of prompt; the lease, which is open until the end"
+
     def to_shell(self) -> str:
         """The commands as lines for a POSIX shell, with a comment that tells what the last one gets on stdin.
 
         That is `stdin()`, and then nothing, for as long as the agent is to live. Secrets are in none of the lines.
         """
-        named = f" with {', '.join(self.variables)}" if self.variables else ""
-        told = (
-            f"# on stdin: a header{named}; {len(self.prompt)} bytes of prompt; the lease, which is open until the end"
-        )
-        *first, last = (shlex.join(command) for command in self.commands)
-        return "\n".join([*first, told, last])
+        *first, last = map(shlex.join, self.commands)
+        return "\n".join([*first, self.told_on_stdin, last])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
+from container_runner.box import golden
 from container_runner.cli.containers import print_json
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags, read_prompt
@@ -13,6 +15,8 @@ def argv(
     prompt: str | None = None,
     *,
     prompt_file: Path | None = None,
+    stable: bool = False,
+    pretty: bool = False,
     flags: RunFlags | None = None,
     more: ExecuteFlags | None = None,
     box: ConfigFlags | None = None,
@@ -24,11 +28,16 @@ def argv(
     Args:
         prompt: What to do. "-": read it from stdin.
         prompt_file: A file that holds the prompt.
+        stable: Put a word in the place of all that differs between runs and machines, so that the text can be kept
+            and compared. Scripts of ours become their names.
+        pretty: Put each flag on a line of its own.
     """
     flags = flags or RunFlags()
     runner, options = prepare(read_prompt(prompt, prompt_file), flags, more, box)
     plan = runner.plan(options)
+    commands = tuple(map(golden.stable, plan.commands)) if stable else plan.commands
     if flags.json:
-        print_json(plan.commands)
-    else:
-        print(plan.to_shell())
+        print_json(commands)
+        return
+    *first, last = (golden.pretty(command) if pretty else shlex.join(command) for command in commands)
+    print(*first, plan.told_on_stdin, last, sep="\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import selectors
-import shlex
 import signal
 import threading
 import time
@@ -18,6 +17,8 @@ import anyio.lowlevel
 import attrs
 
 from container_runner.box import guest, script
+from container_runner.testing.replies import Reply
+from container_runner.testing.stdin import Stdin
 
 TICK: Final = 0.01
 """Seconds between two looks at what a fake process should do."""
@@ -44,17 +45,6 @@ class Call:
     """Its exit code, -N if signal N ended it, None while it runs."""
 
 
-@attrs.frozen(kw_only=True, eq=False)
-class AgentRun:
-    """A prepared run of an agent."""
-
-    recorder: Any
-    stdout: bytes
-    stderr: bytes
-    exit_code: int
-    hang: bool
-
-
 class Output(io.BytesIO):
     """Takes what `fp` has registered for a stream; to a real process it is the pipe itself."""
 
@@ -72,11 +62,17 @@ class PlayedProcess:
     """What the package uses of `anyio.abc.Process`. A thread plays the answer, as a process would."""
 
     def __init__(
-        self, call: Call, popen: Any, run: AgentRun | None, stdin: int, stdout: Output, stderr: Output
+        self,
+        call: Call,
+        popen: Any,
+        reply_to: Callable[[str], Reply] | None,
+        stdin: int,
+        stdout: Output,
+        stderr: Output,
     ) -> None:
         self._call = call
         self._popen = popen
-        self._run = run
+        self._reply_to = reply_to
         self._answer = {"stdout": stdout, "stderr": stderr}
         self._unsent: dict[str, memoryview] = {}
         self._signal: int | None = None
@@ -140,7 +136,7 @@ class PlayedProcess:
     def _play(self) -> None:
         code: int | None = None
         try:
-            code = self._answer_command() if self._run is None else self._answer_agent(self._run)
+            code = self._answer_command() if self._reply_to is None else self._answer_agent(self._reply_to)
         except _CutShortError:
             pass
         except BaseException as error:  # of the test's own callback: it belongs to who waits for the process
@@ -163,22 +159,30 @@ class PlayedProcess:
         self._move_while(lambda: bool(self._unsent))
         return int(self._popen.returncode)
 
-    def _answer_agent(self, run: AgentRun) -> int:
+    def _answer_agent(self, reply_to: Callable[[str], Reply]) -> int:
         """What our script and the agent in it would say."""
         at = self._call.argv.index(script.GUEST)
+        run = self._call.argv[at - 1]
         if self._call.argv[1] == "run" and len(self._call.argv) == at + 2:  # a container of a pool
-            self._say(stderr=guest.ready_line(self._call.argv[at - 1]) + b"\n")
+            self._say(stderr=guest.ready_line(run) + b"\n")
         self._read_stdin(attached=True)
         needed = Stdin.length(self._call.stdin)
         if needed is None or len(self._call.stdin) < needed:
             return script.EXIT_NO_HEADER  # the lease ended in front of the agent
-        token = Stdin.of(self._call.stdin).fields["token"]
-        self._say(stderr=guest.started_line(token) + b"\n" + run.stderr, stdout=run.stdout)
+        given = Stdin.of(self._call.stdin)
+        token, prompt = given.fields["token"], given.prompt.decode("utf-8", "replace")
+        reply = reply_to(prompt)
+        stderr = reply.stderr.replace(b"{run}", run.encode()).replace(b"{token}", token.encode())
+        stderr += b"\n" if stderr and not stderr.endswith(b"\n") else b""
+        if not reply.started:
+            self._say(stderr=stderr)
+            self._move_while(lambda: bool(self._unsent))
+            return reply.exit_code
+        self._say(stderr=guest.started_line(token) + b"\n" + stderr, stdout=reply.stdout(prompt))
         # The agent lives as long as its lease, which ends with stdin.
-        self._move_while(lambda: self._stdin_is_open and (run.hang or bool(self._unsent)))
-        code = 128 + signal.SIGTERM if run.hang or self._unsent else run.exit_code
-        rest = b"\n" if run.stderr and not run.stderr.endswith(b"\n") else b""
-        self._say(stderr=rest + f"container-runner: ended {token} {code}\n".encode())
+        self._move_while(lambda: self._stdin_is_open and (reply.hang or bool(self._unsent)))
+        code = 128 + signal.SIGTERM if reply.hang or self._unsent else reply.exit_code
+        self._say(stderr=f"container-runner: ended {token} {code}\n".encode())
         self._move_while(lambda: bool(self._unsent))
         return 0
 
@@ -239,30 +243,3 @@ class PlayedProcess:
 
 class _CutShortError(Exception):
     """A signal, or the test's end, ends a process before its answer does."""
-
-
-@attrs.frozen
-class Stdin:
-    """What an agent's container or exec gets on stdin, see `guest.header`."""
-
-    fields: Mapping[str, str]
-    variables: dict[str, str]
-    prompt: bytes
-
-    @classmethod
-    def of(cls, stdin: bytes) -> Stdin:
-        first, _, rest = stdin.partition(b"\n")
-        lines = rest.split(b"\n", int(first or 0))
-        words = shlex.split(b"\n".join(lines[:-1]).decode("utf-8", "surrogateescape"))
-        fields = dict(word.partition("=")[::2] for word in words)
-        exported = shlex.split(fields.get("variables", ""))[2::3]  # behind "command export"
-        return cls(fields, dict(word.partition("=")[::2] for word in exported), lines[-1])
-
-    @classmethod
-    def length(cls, stdin: bytes) -> int | None:
-        """How long it is in all, once the header is there; None before."""
-        first, newline, rest = stdin.partition(b"\n")
-        if not newline or rest.count(b"\n") < int(first):
-            return None
-        found = cls.of(stdin)
-        return len(stdin) - len(found.prompt) + int(found.fields["size"])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -54,9 +55,12 @@ class Place:
 
     def agent_argv(self) -> list[str]:
         """The latest command that ran an agent."""
-        calls = [json.loads(call) for call in (self.folder / "engine" / "calls").read_text().splitlines()]
-        (*_, last) = (call for call in calls if call[:2] == ["run", "--rm"])
-        return [str(word) for word in last]
+        return [str(word) for word in self.agent_call()["argv"]]
+
+    def agent_call(self) -> dict[str, Any]:
+        """All that is known of it."""
+        (*_, last) = (call for call in played_engine.calls(self.folder / "engine") if call["argv"][0] == "run")
+        return last
 
 
 @pytest.fixture
@@ -261,7 +265,7 @@ def test_flags_reach_the_agent(place: Place, flags: list[str], word: str) -> Non
 def test_the_grace_period_reaches_the_script_around_the_agent(place: Place) -> None:
     assert place.run("run", "hello", "--grace=7").returncode == 0
 
-    assert "grace=7" in (place.folder / "engine" / "header").read_text().splitlines()
+    assert place.agent_call()["grace"] == "7"
 
 
 def test_mcp_servers_come_from_a_file(place: Place) -> None:

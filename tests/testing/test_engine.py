@@ -30,7 +30,7 @@ from container_runner.stream.command import run
 from container_runner.stream.process import Process
 from container_runner.testing import FakeEngine
 
-PAGE = Path(__file__).parent.parent / "docs/how-to/testing.md"
+PAGE = Path(__file__).parent.parent.parent / "docs/how-to/testing.md"
 pytest_plugins = ["pytester"]
 
 

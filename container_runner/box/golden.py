@@ -1,0 +1,76 @@
+"""Commands as text to keep: the same each time and on every machine, and a flag on a line of its own."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Final
+
+from container_runner.box import script
+from container_runner.config import paths
+
+_SCRIPTS: Final = {getattr(script, name): name for name in ("SEAL", "GUEST", "KEEPER", "JOIN")}
+
+_LABEL: Final = re.compile(
+    r"(--(?:label|filter=label)=container-runner\.)"
+    r"(run|name|state|config|deadline|host|boot|pid-namespace|pid|started)=.*"
+)
+"""Those of our labels whose values differ between runs, machines or folders."""
+
+_RUN: Final = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
+_NAME: Final = re.compile(r"\b(container-runner-[A-Za-z0-9_.-]+)-[0-9a-f]{12}\b")
+
+
+def stable(command: Sequence[str]) -> tuple[str, ...]:
+    """One of a plan's commands, with a word in the place of all that differs between runs and machines.
+
+    These words are in it: RUN for the run's id, WORKSPACE and STATE for the two folders, USER for the agent's uid and
+    gid, SEAL, GUEST, KEEPER or JOIN for a script of ours, and for a label's value the label's name in capitals.
+    What is left is what the configuration, the options and the version of this package say. It can be compared, and
+    not be run.
+    """
+    folders = _folders(command)
+    return tuple(_stable(word, folders) for word in (PurePosixPath(command[0]).name, *command[1:]))
+
+
+def pretty(command: Sequence[str]) -> str:
+    """A command for a POSIX shell, with each word behind the verb on a line of its own."""
+    head, rest = command[:2], command[2:]
+    return " \\\n  ".join([shlex.join(head), *map(shlex.quote, rest)])
+
+
+def _folders(command: Sequence[str]) -> list[tuple[str, str]]:
+    """Sources of mounts, and what stands for them, the longest first."""
+    found = {}
+    for word in command:
+        source, target = (_fields(word).get(name, "") for name in ("src", "dst"))
+        if target == paths.WORKSPACE and source:
+            found[source] = "WORKSPACE"
+        elif target == paths.SESSIONS:
+            found[str(PurePosixPath(source).parents[1])] = "STATE"
+    return sorted(found.items(), key=lambda item: -len(item[0]))
+
+
+def _fields(word: str) -> dict[str, str]:
+    """What a --mount says, which is CSV."""
+    kind, _, text = word.partition("=")
+    fields = next(csv.reader([text])) if kind == "--mount" else []
+    return {name: value for name, _, value in (field.partition("=") for field in fields)}
+
+
+def _stable(word: str, folders: list[tuple[str, str]]) -> str:
+    if word in _SCRIPTS:
+        return _SCRIPTS[word]
+    if label := _LABEL.fullmatch(word):
+        return f"{label[1]}{label[2]}={label[2].upper()}"
+    if word.startswith("--user="):
+        return "--user=USER"
+    fields = _fields(word)
+    for folder, name in folders:
+        if f"{fields.get('src')}/".startswith(f"{folder}/"):
+            fields["src"] = f"{name}{fields['src'][len(folder) :]}"
+            return "--mount=" + ",".join(f"{key}={value}" if value else key for key, value in fields.items())
+    return _NAME.sub(r"\1-RUN", _RUN.sub("RUN", word))

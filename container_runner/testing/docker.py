@@ -1,0 +1,201 @@
+"""`container-runner-fake-docker`: a program in the place of docker that makes no container and asks no daemon.
+
+It answers as an engine where everything goes well, plays each run's agent, and stops it when its lease ends. It is for
+tests of the command line and of programs in other languages: name it with --engine or CONTAINER_RUNNER_ENGINE. The
+containers that it makes are forgotten, so it plays ephemeral runs only.
+
+Variables say what it plays. Their names begin as docker's own do, because docker's client is given no others.
+
+    DOCKER_FAKE_REPLIES    a file with an object of JSON on each line. The first that fits is the answer of claude:
+                           {"text": "It is 4.", "prompt": "2 + 2?", "cost_usd": 0.01}
+                           "prompt" or "pattern" and "agent" say which runs it fits. "session_id", "usage",
+                           "structured_output" and "error" are told beside "text"; or, in the place of all that, "fail"
+                           has the kind of an error, such as "image_not_found".
+    DOCKER_FAKE_AGENT      a program that is run on this machine in the place of claude, with claude's arguments and
+                           the prompt on its stdin, in the workspace.
+    DOCKER_FAKE_CALLS      a file that gets an object of JSON for each command: its "argv", and of a run's also the
+                           "prompt", the "variables" and the "grace", secrets among them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from container_runner.box import guest, script
+from container_runner.testing.replies import FAILURES, Reply, agent_of, as_claude, failure
+from container_runner.testing.stdin import Stdin
+
+
+def main() -> int:
+    """Answer one command."""
+    words = sys.argv[1:]
+    if words[:3] == ["run", "--rm", "--interactive"]:
+        return _run(words)
+    _log(words)
+    if words == ["--version"]:
+        _print(b"Docker version 28.2.2, build e6534b4\n")
+    elif words[:1] == ["inspect"]:
+        _print(b"[]\n")
+    elif words[:2] == ["image", "inspect"]:
+        _print(b"sha256:" + b"f" * 64 + b"\n")
+    elif words[:1] not in (["ps"], ["rm"]):
+        _tell("docker: this is a fake docker, which plays ephemeral runs only")
+        return 125
+    return 0
+
+
+def _run(words: list[str]) -> int:
+    """What the engine, our script and the agent would do."""
+    stdin = _read_stdin()
+    if stdin is None:
+        _log(words)
+        return script.EXIT_NO_HEADER
+    prompt = stdin.prompt.decode("utf-8", "replace")
+    _log(words, prompt=prompt, variables=stdin.variables, grace=stdin.fields["grace"])
+    run, token = words[words.index(script.GUEST) - 1], stdin.fields["token"]
+    if program := os.environ.get("DOCKER_FAKE_AGENT"):
+        return _play(words, program, stdin)
+    try:
+        reply = _reply(agent_of(words), prompt)
+    except (OSError, ValueError) as error:
+        _tell(f"docker: no reply can be played: {error}")
+        return 125
+    said = reply.stderr.decode().replace("{run}", run).replace("{token}", token)
+    if not reply.started:
+        _tell(said)
+        return reply.exit_code
+    _tell(guest.started_line(token).decode())
+    if said:
+        _tell(said)
+    _print(reply.stdout(prompt))
+    _end(token, reply.exit_code)
+    while os.read(0, 4096):  # the lease
+        pass
+    return 0
+
+
+def _read_stdin() -> Stdin | None:
+    """Header and prompt; None if the lease ended in front of them."""
+    taken = b""
+    while (needed := Stdin.length(taken)) is None or len(taken) < needed:
+        more = os.read(0, 65536 if needed is None else needed - len(taken))
+        if not more:
+            return None
+        taken += more
+    return Stdin.of(taken)
+
+
+def _reply(agent: str | None, prompt: str) -> Reply:
+    """The first reply of the file that fits.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: none fits, or a line is no reply.
+    """
+    file = os.environ.get("DOCKER_FAKE_REPLIES")
+    if not file:
+        raise ValueError("set DOCKER_FAKE_REPLIES or DOCKER_FAKE_AGENT")
+    for number, line in enumerate(Path(file).read_text("utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                reply = _parse(json.loads(line))
+            except (ValueError, TypeError, KeyError, re.error) as error:
+                raise ValueError(f"{file}:{number}: {error}") from None
+            if reply.answers(agent, prompt):
+                return reply
+    raise ValueError(f"none in {file} fits the prompt {prompt[:200]!r} of agent {agent!r}")
+
+
+def _parse(line: Mapping[str, Any]) -> Reply:
+    told = dict(line)
+    for_prompt: Any = told.pop("prompt", None)
+    if (pattern := told.pop("pattern", None)) is not None:
+        for_prompt = re.compile(pattern)
+    agent = told.pop("agent", None)
+    if (kind := told.pop("fail", None)) is not None:
+        if kind not in FAILURES or told:
+            raise ValueError(f'"fail" stands alone, and is one of {", ".join(FAILURES)}')
+        reply = failure(kind)
+    else:
+        stdout = as_claude(**told)
+        reply = Reply(stdout=lambda _: stdout, exit_code=int(told.get("error") is not None))
+    return attrs.evolve(reply, prompt=for_prompt, agent=agent)
+
+
+def _play(words: Sequence[str], program: str, stdin: Stdin) -> int:
+    """Run a program of this machine as the agent, and stop it when the lease ends."""
+    token, (claude, *arguments) = stdin.fields["token"], words[words.index(script.GUEST) + 2 :]
+    mounts = (re.search(r'src=([^,"]+)"?,"?dst=/workspace(?:[,"]|$)', word) for word in words)
+    _tell(guest.started_line(token).decode())
+    process = subprocess.Popen(
+        [program if claude == "claude" else claude, *arguments],
+        stdin=subprocess.PIPE,
+        cwd=next((mount[1] for mount in mounts if mount), "/"),
+        start_new_session=True,
+    )
+    lease = threading.Thread(target=_watch, args=(process, float(stdin.fields["grace"])), daemon=True)
+    lease.start()
+    assert process.stdin is not None  # noqa: S101  a pipe
+    with contextlib.suppress(BrokenPipeError):  # an agent need not read its prompt
+        process.stdin.write(stdin.prompt)
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    code = process.wait()
+    _end(token, 128 - code if code < 0 else code)
+    lease.join()
+    return 0
+
+
+def _watch(process: subprocess.Popen[bytes], grace: float) -> None:
+    """Stop the agent when the lease ends. As PID 1 the script ends it by its own end, and says no more."""
+    while os.read(0, 4096):
+        pass
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        os._exit(0)
+
+
+def _end(token: str, code: int) -> None:
+    line = f"container-runner: ended {token} {code}"
+    _tell(line)
+    _print(f"\n{line}\n".encode())
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # who started us may be dead
+        os.write(2, f"{line}\n".encode())
+
+
+def _print(data: bytes) -> None:
+    rest = memoryview(data)
+    with contextlib.suppress(OSError):
+        while rest:
+            rest = rest[os.write(1, rest) :]
+
+
+def _log(words: Sequence[str], **more: Any) -> None:
+    if file := os.environ.get("DOCKER_FAKE_CALLS"):
+        line = json.dumps({"argv": list(words), **more}) + "\n"
+        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.write(fd, line.encode("utf-8", "surrogateescape"))
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

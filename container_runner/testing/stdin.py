@@ -1,0 +1,35 @@
+"""What an agent gets on stdin, taken apart again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+import attrs
+
+
+@attrs.frozen
+class Stdin:
+    """What an agent's container or exec gets on stdin, see `guest.header`."""
+
+    fields: Mapping[str, str]
+    variables: dict[str, str]
+    prompt: bytes
+
+    @classmethod
+    def of(cls, stdin: bytes) -> Stdin:
+        first, _, rest = stdin.partition(b"\n")
+        lines = rest.split(b"\n", int(first or 0))
+        words = shlex.split(b"\n".join(lines[:-1]).decode("utf-8", "surrogateescape"))
+        fields = dict(word.partition("=")[::2] for word in words)
+        exported = shlex.split(fields.get("variables", ""))[2::3]  # behind "command export"
+        return cls(fields, dict(word.partition("=")[::2] for word in exported), lines[-1])
+
+    @classmethod
+    def length(cls, stdin: bytes) -> int | None:
+        """How long it is in all, once the header is there; None before."""
+        first, newline, rest = stdin.partition(b"\n")
+        if not newline or rest.count(b"\n") < int(first):
+            return None
+        found = cls.of(stdin)
+        return len(stdin) - len(found.prompt) + int(found.fields["size"])
