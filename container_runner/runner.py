@@ -277,11 +277,11 @@ class ContainerRunner:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_prune, manager)
             try:
-                started: MessageStream | ContainerRunnerError = await run.start()
-            except ContainerRunnerError as error:
+                started: MessageStream | Exception = await run.start()
+            except Exception as error:
                 started = error  # out of the task group, which would wrap it
             tasks.cancel_scope.deadline = anyio.current_time() + PRUNE_PATIENCE  # the agent talks by now
-        if isinstance(started, ContainerRunnerError):
+        if isinstance(started, Exception):
             raise started
         return started
 

@@ -30,10 +30,10 @@ FLAGS = ("argv", "Hello", "--image=some/image", "--engine=docker", "--agent=bot"
 def test_stable_and_pretty_is_a_golden_file(
     place: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
 ) -> None:
-    texts = [call(*FLAGS, *more, f"--state-dir={place}/{name}", "--stable", "--pretty") for name in "ab"]
+    texts = [call(capsys, *FLAGS, *more, f"--state-dir={place}/{name}", "--stable", "--pretty") for name in "ab"]
 
-    assert texts[0].stdout == texts[1].stdout
-    text = texts[0].stdout
+    assert texts[0].out == texts[1].out
+    text = texts[0].out
     assert str(place) not in text
     assert "docker run \\\n" in text
     assert "\n  --label=container-runner.run=RUN \\\n" in text
@@ -41,16 +41,16 @@ def test_stable_and_pretty_is_a_golden_file(
     assert max(map(len, text.splitlines())) < 150
 
 
-def test_pretty_alone_can_be_run(place: Path) -> None:
-    text = call(*FLAGS, "--pretty").stdout
+def test_pretty_alone_can_be_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = call(capsys, *FLAGS, "--pretty").out
 
     words = shlex.split(re.sub(r"\\\n", "", text), comments=True)
     assert words[:3] == ["docker", "run", "--rm"]
     assert any("\n" in word for word in words)
 
 
-def test_stable_as_json(place: Path) -> None:
-    ((first, *rest),) = json.loads(call(*FLAGS, "--stable", "--json").stdout)
+def test_stable_as_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ((first, *rest),) = json.loads(call(capsys, *FLAGS, "--stable", "--json").out)
 
     assert first == "docker"
     assert "GUEST" in rest

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -16,6 +17,7 @@ from pytest_subprocess.exceptions import ProcessNotRegisteredError
 
 from container_runner import (
     Agent,
+    AssistantMessage,
     ClaudeRuntime,
     CommandRuntime,
     ContainerConfig,
@@ -25,10 +27,12 @@ from container_runner import (
     Message,
     OutputLine,
     ResultMessage,
+    TextBlock,
 )
 from container_runner.stream.command import run
 from container_runner.stream.process import Process
 from container_runner.testing import FakeEngine
+from container_runner.testing.replies import FAILURES
 
 PAGE = Path(__file__).parent.parent.parent / "docs/how-to/testing.md"
 pytest_plugins = ["pytester"]
@@ -39,8 +43,8 @@ def runner(tmp_path: Path) -> ContainerRunner:
     return ContainerRunner(ClaudeRuntime(), ContainerConfig(image="my/claude"), tmp_path / "state")
 
 
-def options(prompt: str = "Hello", **others: object) -> ExecuteOptions:
-    return ExecuteOptions(prompt=prompt, agent=Agent(name="bot"), **others)  # type: ignore[arg-type]  # the fields vary
+def options(prompt: str = "Hello", **others: Any) -> ExecuteOptions:
+    return ExecuteOptions(prompt=prompt, **{"agent": Agent(name="bot"), **others})
 
 
 async def all_of(runner: ContainerRunner, options: ExecuteOptions) -> list[Message]:
@@ -185,6 +189,102 @@ async def test_secrets_are_among_the_variables_and_not_in_a_calls_repr(
     assert fake_engine.variables == {"TOKEN": "s3cr3t"}
     assert not [call for call in fake_engine.calls if "s3cr3t" in " ".join((*call.argv, *call.env.values()))]
     assert "s3cr3t" not in repr(fake_engine.calls)
+
+
+# Which run gets which reply
+
+
+async def test_at_the_same_time_each_prompt_gets_its_own_reply(
+    fake_engine: FakeEngine, runner: ContainerRunner
+) -> None:
+    for n in range(6):
+        fake_engine.reply(f"answer {n}", prompt=f"question {n}")
+    said: dict[int, str] = {}
+
+    async def ask(n: int) -> None:
+        last = (await all_of(runner, options(f"question {n}")))[-1]
+        assert isinstance(last, ResultMessage)
+        said[n] = last.result
+
+    async with anyio.create_task_group() as tasks:
+        for n in reversed(range(6)):
+            tasks.start_soon(ask, n)
+
+    assert said == {n: f"answer {n}" for n in range(6)}
+
+
+async def test_a_reply_of_its_own_goes_before_one_for_anybody(fake_engine: FakeEngine, runner: ContainerRunner) -> None:
+    fake_engine.reply("anybody")
+    fake_engine.reply("a pattern", prompt=re.compile("two$"))
+    fake_engine.reply("a function", prompt=lambda prompt: len(prompt) > 20)
+    fake_engine.reply("an agent", agent="other")
+    asked = [options("number two"), options("a prompt of many characters"), options("x", agent=Agent(name="other"))]
+
+    results = [(await all_of(runner, each))[-1] for each in (*asked, options("x"))]
+
+    said = [result.result for result in results if isinstance(result, ResultMessage)]
+    assert said == ["a pattern", "a function", "an agent", "anybody"]
+
+
+@pytest.mark.parametrize("ephemeral", [True, False])
+async def test_a_reply_may_be_made_of_the_prompt(fake_engine: FakeEngine, tmp_path: Path, ephemeral: bool) -> None:
+    fake_engine.strict = True
+    fake_engine.reply(str.upper, agent="bot", times=2)
+    runner = ContainerRunner(ClaudeRuntime(), ContainerConfig(image="i", ephemeral=ephemeral), tmp_path)
+
+    results = [(await all_of(runner, options(prompt)))[-1] for prompt in ("one", "two")]
+
+    assert [result.result for result in results if isinstance(result, ResultMessage)] == ["ONE", "TWO"]
+
+
+async def test_a_reply_has_cost_and_usage_and_a_shape(fake_engine: FakeEngine, runner: ContainerRunner) -> None:
+    usage = {"input_tokens": 10, "output_tokens": 3}
+    fake_engine.reply("4", cost_usd=0.25, usage=usage, structured_output={"sum": 4}, session_id="abc")
+
+    *_, last = await all_of(runner, options())
+
+    assert isinstance(last, ResultMessage)
+    assert (last.total_cost_usd, last.usage.total, last.session_id) == (0.25, 13, "abc")
+    assert last.structured_output == {"sum": 4}
+
+
+async def test_a_reply_may_be_an_error_of_claudes(fake_engine: FakeEngine, runner: ContainerRunner) -> None:
+    fake_engine.reply("I began.", error="The API is down.", cost_usd=0.5)
+
+    *_, result, last = await all_of(runner, options())
+
+    assert isinstance(result, ResultMessage)
+    assert (result.is_error, result.total_cost_usd) == (True, 0.5)
+    assert isinstance(last, ErrorMessage)
+    assert (last.kind, last.message) == ("agent_failed", "claude failed: The API is down.")
+
+
+async def test_messages_may_be_messages(fake_engine: FakeEngine, runner: ContainerRunner) -> None:
+    given = AssistantMessage(content=[TextBlock("Hello.")])
+    fake_engine.messages([given, ResultMessage(subtype="success", is_error=False, result="Hello.")])
+
+    first, last = await all_of(runner, options())
+
+    assert first == given
+    assert isinstance(last, ResultMessage)
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+async def test_every_failure_that_can_be_played_is_of_its_kind(
+    fake_engine: FakeEngine, runner: ContainerRunner, kind: str
+) -> None:
+    fake_engine.strict = True
+    fake_engine.fail(kind, prompt="Hello")
+
+    (last,) = await all_of(runner, options())
+
+    assert isinstance(last, ErrorMessage)
+    assert (last.kind, "{" in last.stderr) == (kind, False)
+
+
+def test_a_failure_that_is_none_is_refused(fake_engine: FakeEngine) -> None:
+    with pytest.raises(ValueError, match="'no_such_kind' is no failure that can be played; these can: agent_failed,"):
+        fake_engine.fail("no_such_kind")
 
 
 # What `fp` can do
@@ -337,6 +437,42 @@ def test_an_unregistered_command_of_a_run_never_becomes_an_error_message(
     with pytest.raises(ProcessNotRegisteredError):
         anyio.run(all_of, runner, options(), backend=anyio_backend)
     with pytest.raises(pytest.fail.Exception, match="nobody registered:\ndocker --version"):
+        engine.close()
+
+
+async def test_a_run_that_nobody_prepared_is_told_in_a_few_words(
+    fp: FakeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(fp)
+    monkeypatch.setattr("container_runner.stream.process.open_process", engine.open_process)
+    runner = ContainerRunner(ClaudeRuntime(), ContainerConfig(image="i", engine="docker"), tmp_path)
+    engine.reply("Once.")
+    await all_of(runner, options())
+
+    with pytest.raises(ProcessNotRegisteredError) as caught:
+        await all_of(runner, options("a second one"))
+
+    assert str(caught.value) == (
+        "docker run … claude -p --output-format=stream-json --verbose --dangerously-skip-permissions\n"
+        "  a run of agent 'bot'; prepare it with reply, messages, transcript or fail"
+    )
+    with pytest.raises(pytest.fail.Exception) as failed:
+        engine.close()
+    assert len(str(failed.value)) < 300
+
+
+async def test_a_run_for_which_no_reply_is_left_names_its_prompt(
+    fp: FakeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(fp)
+    monkeypatch.setattr("container_runner.stream.process.open_process", engine.open_process)
+    runner = ContainerRunner(ClaudeRuntime(), ContainerConfig(image="i", engine="docker"), tmp_path)
+    engine.reply("never said", prompt="another")
+
+    told = "No reply that is left is for the prompt 'Hello' of agent 'bot'."
+    with pytest.raises(ProcessNotRegisteredError, match=told):
+        await all_of(runner, options())
+    with pytest.raises(ProcessNotRegisteredError, match=told):
         engine.close()
 
 
