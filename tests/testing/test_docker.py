@@ -1,0 +1,139 @@
+"""`container-runner-fake-docker`, as programs in any language use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+import container_runner
+from container_runner.testing import docker
+
+COMMAND = str(Path(sys.executable).with_name("container-runner"))
+PROGRAM = '#!/bin/sh\nPYTHONPATH="{path}" exec "{python}" -m container_runner.testing.docker "$@"\n'
+
+
+@attrs.frozen
+class Place:
+    """A folder with a workspace and the program."""
+
+    folder: Path
+
+    def run(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """What the command makes of it."""
+        own = (f"--engine={self.folder / 'docker'}", "--image=some/image", f"--state-dir={self.folder / 'state'}")
+        return subprocess.run(
+            [COMMAND, "run", *words, *own, "--credentials=none", "--agent=bot"],
+            cwd=self.folder / "work",
+            env={**os.environ, "DOCKER_FAKE_CALLS": str(self.folder / "calls"), **variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def replies(self, *replies: Mapping[str, Any] | str) -> dict[str, str]:
+        """The variable that names a file with these replies."""
+        file = self.folder / "replies.jsonl"
+        file.write_text("\n".join(reply if isinstance(reply, str) else json.dumps(reply) for reply in replies))
+        return {"DOCKER_FAKE_REPLIES": str(file)}
+
+    def calls(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work").chmod(0o777)
+    path = Path(container_runner.__file__).parent.parent
+    (tmp_path / "docker").write_text(PROGRAM.format(path=path, python=sys.executable))
+    (tmp_path / "docker").chmod(0o755)
+    return Place(tmp_path)
+
+
+def test_the_first_reply_that_fits_is_given(place: Place) -> None:
+    replies = place.replies(
+        {"text": "no", "prompt": "another"},
+        {"text": "no", "agent": "somebody"},
+        "",
+        {"text": "It is 4.", "pattern": r"2 \+ 2", "agent": "bot", "cost_usd": 0.25, "usage": {"output_tokens": 7}},
+        {"text": "anything"},
+    )
+
+    done = place.run("What is 2 + 2?", "--secret=TOKEN", "--grace=7", TOKEN="s3cr3t", **replies)
+
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "It is 4.")
+    assert "7 tokens, $0.25" in done.stderr
+    run = next(call for call in place.calls() if call["argv"][0] == "run")
+    assert (run["prompt"], run["grace"], run["variables"]) == ("What is 2 + 2?", "7", {"TOKEN": "s3cr3t"})
+    assert "s3cr3t" not in " ".join(run["argv"])
+    assert place.run("Hello", **replies).stdout.splitlines()[-1] == "anything"
+
+
+@pytest.mark.parametrize(
+    ("reply", "code", "told"),
+    [
+        ({"fail": "image_not_found"}, 4, "The image is not on this machine."),
+        ({"fail": "out_of_memory"}, 9, "ran out of memory"),
+        ({"text": "", "error": "It broke."}, 1, "claude failed: It broke."),
+    ],
+)
+def test_failures(place: Place, reply: Mapping[str, Any], code: int, told: str) -> None:
+    done = place.run("Hello", **place.replies(reply))
+
+    assert done.returncode == code, done.stderr
+    assert told in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        ({"text": "x", "prompt": "another"}, "none in {file} fits the prompt 'Hello' of agent 'bot'"),
+        ("not JSON", "{file}:1: Expecting value"),
+        ({"txt": "x"}, "{file}:1: as_claude() got an unexpected keyword argument 'txt'"),
+        ({"fail": "nothing"}, '{file}:1: "fail" stands alone, and is one of agent_failed,'),
+        ({"text": "x", "pattern": "("}, "{file}:1: missing )"),
+    ],
+)
+def test_what_can_not_be_played_is_told(
+    place: Place, reply: Mapping[str, Any] | str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = place.replies(reply).values()
+    monkeypatch.setenv("DOCKER_FAKE_REPLIES", file)
+
+    with pytest.raises(ValueError, match=re.escape(told.format(file=file))):
+        docker._reply("bot", "Hello")
+
+
+def test_without_variables_it_says_which_there_are(place: Place) -> None:
+    assert "set DOCKER_FAKE_REPLIES or DOCKER_FAKE_AGENT" in place.run("Hello").stdout
+
+
+def test_an_agent_of_this_machine_works_in_the_workspace_and_is_stopped(place: Place) -> None:
+    agent = place.folder / "agent"
+    agent.write_text("#!/bin/sh\ncat >made.txt\necho $$ >pid\n[ ! -s made.txt ] || exec sleep 1000\n")
+    agent.chmod(0o755)
+
+    done = place.run("Hello", "--timeout=3", DOCKER_FAKE_AGENT=str(agent))
+
+    assert done.returncode == 124, done.stderr
+    assert (place.folder / "work/made.txt").read_text() == "Hello"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((place.folder / "work/pid").read_text()), 0)
+
+
+def test_it_needs_no_pytest() -> None:
+    code = "import sys, container_runner.testing.docker; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert not {"pytest", "pytest_subprocess", "anyio"} & set(loaded)
