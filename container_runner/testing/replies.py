@@ -80,7 +80,7 @@ def agent_of(command: Sequence[str]) -> str | None:
 
 
 def as_claude(
-    text: str,
+    text: str = "",
     *,
     session_id: str = SESSION,
     cost_usd: float | None = None,
