@@ -64,8 +64,9 @@ def build(
         pull=pull,
         cache=cache,
     )
+    flags = flags or EngineFlags()
     started = time.monotonic()
-    built = anyio.run(_build, flags or EngineFlags(), recipe, from_scratch)
+    built = anyio.run(_build, flags, recipe, from_scratch)
     seconds = round(time.monotonic() - started, 1)
     if json:
         facts = {"image": built.image, "id": built.id, "agent": agent, "version": built.version, "seconds": seconds}
@@ -73,10 +74,8 @@ def build(
         return
     print(f"Built {built.image} with {agent} {clean(built.version)} in {seconds:g} s. Next:")
     words = ["container-runner", "doctor", f"--image={built.image}"]
-    if agent != "claude":
-        words.append(f"--command={AGENTS[agent].program}")
-    if flags is not None and flags.engine is not None:
-        words.append(f"--engine={flags.engine}")
+    words += [f"--command={AGENTS[agent].program}"] if agent != "claude" else []
+    words += [f"--engine={flags.engine}"] if flags.engine is not None else []
     print(f"  {shlex.join(words)}")
 
 

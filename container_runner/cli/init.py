@@ -103,9 +103,8 @@ def init(
         write(path, text, force=force, mode=mode)
     except OSError as error:
         if isinstance(error, FileExistsError) and os.path.lexists(path):
-            raise ConfigError(
-                "file", str(path), "a path where there is nothing yet, or --force to replace it"
-            ) from None
+            allowed = "a path where there is nothing yet, or --force to replace it"
+            raise ConfigError("file", str(path), allowed) from None
         message = f"{path} can not be written: {error.strerror}."
         raise StateError(message, next_step="Name another place, or give access to this one.") from None
     if json:

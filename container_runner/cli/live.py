@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from container_runner.cli.text import clean, duration, job_facts, render, taken, tool_call, tool_result
+from container_runner.cli.text import clean, clock, duration, job_facts, render, taken, tool_call, tool_result
 from container_runner.cli.text import line as one_line
 from container_runner.cli.view import View
 from container_runner.fleet.batch import Job, JobResult
@@ -400,13 +400,6 @@ class _Row:
         elif options.timeout is not None:
             total, completed = options.timeout, self.elapsed
         return ProgressBar(total=total, completed=completed, complete_style="cyan", pulse_style="cyan")
-
-
-def clock(seconds: float) -> str:
-    """Seconds as "0:42" or "1:02:05", which does not jump as it moves."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _styled(row: str) -> Text:

@@ -80,7 +80,7 @@ def logs(
         _list([found.summary for found in records.runs(agent)], agent, json)
         return
     record = records.find(run, flags.agent) if run else _last(records, agent)
-    lines = follow_lines(records, record) if follow else _lines(records, record)
+    lines = read(records, record, follow=follow)
     if json:
         for line in lines:
             sys.stdout.buffer.write(line + b"\n")
@@ -121,12 +121,15 @@ def local_time(moment: dt.datetime) -> str:
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
-def follow_lines(records: Records, record: RunRecord) -> Iterator[bytes]:
-    """The lines of a transcript, and those that are written while we read, until its run has ended."""
-    from container_runner.records.transcript import CHUNK
+def read(records: Records, record: RunRecord, *, follow: bool) -> Iterator[bytes]:
+    """The lines of a transcript; *follow*: and those that are written while we read, until its run has ended."""
+    from container_runner.records.transcript import CHUNK, read_lines
 
     rest = b""
     with records.open(record) as fd:
+        if not follow:
+            yield from read_lines(fd)
+            return
         while True:
             running = records.is_running(record)  # asked before the read: what is written before the end is read
             while chunk := os.read(fd, CHUNK):
@@ -135,13 +138,6 @@ def follow_lines(records: Records, record: RunRecord) -> Iterator[bytes]:
             if not running:
                 return
             time.sleep(POLL)
-
-
-def _lines(records: Records, record: RunRecord) -> Iterator[bytes]:
-    from container_runner.records.transcript import read_lines
-
-    with records.open(record) as fd:
-        yield from read_lines(fd)
 
 
 def _list(summaries: Sequence[RunSummary], agent: str | None, json: bool) -> None:

@@ -138,9 +138,7 @@ def spelled(*flags: Any, without: tuple[str, ...] = ()) -> list[str]:
     Values of variables are left out too: they may be secrets, and the words are shown.
     """
     words: list[str] = []
-    for given in flags:
-        if given is None:
-            continue
+    for given in filter(None, flags):
         for field in attrs.fields(type(given)):
             value = getattr(given, field.name)
             if value == field.default or field.name in without:

@@ -110,9 +110,14 @@ def duration(seconds: float) -> str:
     """Seconds as "3.2 s", "2:05 min" or "1:02:05 h"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
+    return f"{clock(seconds)} {'h' if seconds >= 3600 else 'min'}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as "0:42" or "1:02:05", which does not jump as it moves."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def count(number: int) -> str:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from container_runner.cli.live import MOST_PENDING, MOST_STREAMED, RunView, clock
+from container_runner.cli.live import MOST_PENDING, MOST_STREAMED, RunView
+from container_runner.cli.text import clock
 from container_runner.cli.view import LEAVING, NOTHING_LEFT
 from container_runner.records.tally import Tally
 from container_runner.stream.messages import OutputLine, parse_message
