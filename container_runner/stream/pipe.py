@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,27 +12,43 @@ from container_runner.stream.process import EXIT_GRACE, Process, settle
 
 
 class Pipe:
-    """A process that bytes run through; made by `open_pipe`. Iterate it once for its stdout, as it comes."""
+    """A process that bytes run through; made by `open_pipe`. Iterate it for its stdout, as it comes.
 
-    def __init__(self, process: Process, stdin: bytes | AsyncIterable[bytes]) -> None:
+    The next bytes for its stdin are asked for when it has taken the last, so neither side piles up; and no more are
+    when it has closed its stdin. Where they come from must not itself wait for what is read here.
+    """
+
+    def __init__(self, process: Process, stdin: AsyncIterable[bytes] | None) -> None:
         self._process = process
-        self._stdin = stdin
+        self._stdin = aiter(stdin) if stdin is not None else None
+        self._ready: deque[bytes] = deque()
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Its stdout. The next bytes for its stdin are asked for when it has taken the last, so neither side piles up.
+    def __aiter__(self) -> Pipe:
+        return self
 
-        Where they come from must not itself wait for what is read here.
+    async def __anext__(self) -> bytes:
+        while not self._ready:
+            if self._stdin is not None and self._process.is_hungry:
+                data = await anext(self._stdin, None) if self._process.takes_more else None
+                if data is None:
+                    self._stdin = None
+                    self._process.close_stdin()
+                else:
+                    self._process.give(data)
+            elif self._stdin is not None:
+                self._ready += cast("list[bytes]", await self._process.turn())
+            elif chunks := await self._process.read():
+                self._ready += cast("list[bytes]", chunks)
+            else:
+                raise StopAsyncIteration
+        return self._ready.popleft()
+
+    def send(self, data: bytes, *, last: bool = False) -> None:
+        """Give it more, if `open_pipe` was given no stdin, which ends behind what is *last*.
+
+        It goes while the stdout is read.
         """
-        if not isinstance(self._stdin, bytes):
-            async for data in self._stdin:
-                self._process.give(data)
-                while not self._process.is_hungry:
-                    for chunk in await self._process.turn():
-                        yield cast("bytes", chunk)
-            self._process.close_stdin()
-        while chunks := await self._process.read():
-            for chunk in chunks:
-                yield cast("bytes", chunk)
+        self._process.give(data, last=last)
 
     async def wait(self) -> int:
         """Wait for its end, and return its exit code, -N if signal N ended it. Read all of its stdout first."""
@@ -49,23 +66,22 @@ async def open_pipe(
     *,
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
-    stdin: bytes | AsyncIterable[bytes] = b"",
+    stdin: bytes | AsyncIterable[bytes] | None = b"",
     grace: float = EXIT_GRACE,
 ) -> AsyncIterator[Pipe]:
     """Start *argv*; who leaves the block before it has ended, ends it: TERM, and KILL *grace* seconds later.
 
     Args:
         env: the environment, all of it; None for ours.
-        stdin: what it gets, which then ends. A process that does not want all of it is not a failure.
+        stdin: what it gets, which then ends; None to `send` it. A process that does not want all of it is no failure.
 
     Raises:
         OSError: see `Process.start`.
     """
-    given = stdin if isinstance(stdin, bytes) else b""
-    hold = not isinstance(stdin, bytes)
-    process = await Process.start(argv, env=env, cwd=cwd, stdin=given, hold_stdin=hold, chunks=True)
+    given = stdin if isinstance(stdin, bytes) else None
+    process = await Process.start(argv, env=env, cwd=cwd, stdin=given or b"", hold_stdin=given is None, chunks=True)
     try:
-        yield Pipe(process, stdin)
+        yield Pipe(process, None if isinstance(stdin, bytes) else stdin)
     finally:
         try:
             await settle(lambda: process.terminate(grace))

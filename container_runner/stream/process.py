@@ -157,11 +157,22 @@ class Process:
         self._splitter = LineSplitter(line_limit)
         self._selector.register(self._fds["stdin"], selectors.EVENT_WRITE, "stdin")
 
-    def give(self, data: bytes) -> None:
-        """Give more on a stdin that is held; `turn` sends it. Nothing happens if the process has closed its stdin."""
-        if data and not self._unsent and "stdin" in self._fds:
-            self._unsent = memoryview(data)
-            self._selector.register(self._fds["stdin"], selectors.EVENT_WRITE, "stdin")
+    def give(self, data: bytes, *, last: bool = False) -> None:
+        """Give more on a stdin that is held; `read` or `turn` sends it. Nothing happens if the process has closed it.
+
+        Args:
+            last: end stdin behind it.
+        """
+        self._hold_stdin = not last
+        if data and "stdin" in self._fds:
+            if not self._unsent:
+                self._selector.register(self._fds["stdin"], selectors.EVENT_WRITE, "stdin")
+            self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether its stdin is still open."""
+        return "stdin" in self._fds
 
     @property
     def is_hungry(self) -> bool:

@@ -28,7 +28,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import AsyncIterable, Collection, Iterator
+from collections.abc import AsyncIterable, Collection, Iterator, Mapping
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Final
@@ -66,6 +66,8 @@ class Shadow:
     Attributes:
         workspace: the folder's real path.
         folder: what we keep of it, `carried/DIGEST` in the state folder.
+        git_dir: the shadow itself, in that folder.
+        objects: the shadow's own objects.
         repository: the user's repository, or None.
     """
 
@@ -74,8 +76,9 @@ class Shadow:
         self._state_dir = state_dir.resolve()
         digest = hashlib.sha256(os.fsencode(self.workspace)).hexdigest()[:20]
         self.folder = self._state_dir / "carried" / digest
+        self.git_dir = self.folder / "shadow.git"
+        self.objects = self.git_dir / "objects"
         self.repository = find_repository(self.workspace)
-        self._git_dir = self.folder / "shadow.git"
 
     @classmethod
     async def open(cls, workspace: Path, state_dir: Path) -> Shadow:
@@ -103,10 +106,14 @@ class Shadow:
         return self.repository is not None
 
     async def git(
-        self, *words: str | bytes, stdin: bytes | AsyncIterable[bytes] = b"", ok: Collection[int] = (0,)
+        self,
+        *words: str | bytes,
+        stdin: bytes | AsyncIterable[bytes] = b"",
+        ok: Collection[int] = (0,),
+        env: Mapping[str, str] | None = None,
     ) -> bytes:
         """Run git in the shadow, without a working tree; its stdout. Raises WorkspaceError for a code not in *ok*."""
-        return await git(*words, folder=self._git_dir, stdin=stdin, ok=ok)
+        return await git(*words, folder=self.git_dir, stdin=stdin, ok=ok, env=env)
 
     async def user_git(self, *words: str | bytes, ok: Collection[int] = (0,)) -> bytes:
         """Run git in the user's repository, to read; its stdout. b"" for a folder without git."""
@@ -194,9 +201,9 @@ class Shadow:
         """Make the repository, and write down what it borrows; that may have moved since the last time."""
         said = await self.user_git("rev-parse", "--show-object-format")
         sort = said.decode().strip() or "sha1"
-        if not (self._git_dir / "HEAD").exists():
+        if not (self.git_dir / "HEAD").exists():
             words = ("init", "--quiet", "--bare", "--template=", f"--object-format={sort}")
-            await git(*words, folder=self._git_dir)
+            await git(*words, folder=self.git_dir)
         elif (await self.git("rev-parse", "--show-object-format")).decode().strip() != sort and self.repository:
             step = f"Remove {self.folder}, and with it what is kept of earlier runs."
             raise WorkspaceError(f"The repository has other ids now ({sort}) than before.", next_step=step)
@@ -205,7 +212,7 @@ class Shadow:
             files["objects/info/alternates"] = os.fsencode(self.repository.common / "objects") + b"\n"
             files["shallow"] = self.repository.read("shallow")
         for name, content in files.items():
-            file = self._git_dir / name
+            file = self.git_dir / name
             if not content:
                 file.unlink(missing_ok=True)
             elif not file.exists() or file.read_bytes() != content:
@@ -213,7 +220,7 @@ class Shadow:
                 file.write_bytes(content)
 
     async def _in_tree(self, *words: str | bytes, env: dict[str, str], stdin: bytes = b"") -> bytes:
-        return await git(*words, folder=self._git_dir, tree=self.workspace, env=env, stdin=stdin)
+        return await git(*words, folder=self.git_dir, tree=self.workspace, env=env, stdin=stdin)
 
     async def _tracked(self, repository: Repository, depth: int) -> list[bytes]:
         """See `names`; of one repository and those inside it."""
@@ -254,7 +261,7 @@ class Shadow:
         """Copy what *tree* borrows into the shadow."""
         last = (await self.git("rev-parse", "--quiet", "--verify", _KEPT, ok=(0, 1))).decode().strip()
         wanted = f"{tree}\n^{last}\n" if last else f"{tree}\n"
-        words = ("pack-objects", "--quiet", "--revs", "--delta-base-offset", str(self._git_dir / "objects/pack/pack"))
+        words = ("pack-objects", "--quiet", "--revs", "--delta-base-offset", str(self.objects / "pack/pack"))
         await self.git(*words, stdin=wanted.encode())
         await self.git("update-ref", _KEPT, tree)
 
