@@ -83,7 +83,7 @@ class CommandLineRuntime(abc.ABC):
 
     def read(self, process: Process, options: ExecuteOptions, **more: Any) -> MessageStream:
         """The messages of its *process*. The rest goes to `MessageStream`."""
-        return MessageStream(process, options, None if self.reads_plain else self.parse_line, **more)
+        return MessageStream(process, options, parse_line if self.reads_plain else self.parse_line, **more)
 
     def outcome(self, result: ResultMessage | None, exit_code: int, stderr: str) -> ContainerRunnerError | None:
         """What went wrong, judged at the end from the last result and the exit code; None for success."""

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
+import attrs
 
 from container_runner.errors import (
     AgentKilledError,
@@ -54,49 +55,36 @@ PORTION = 32
 garbage collector each time, for nothing: reading a stream cost up to twice as much."""
 
 
+@attrs.define(eq=False, repr=False)
 class MessageStream:
-    """Reads a process's lines as messages, and minds the clocks of the options.
+    """Reads a process's lines as messages, and minds the clocks of the options."""
 
-    Args:
-        parse: makes a message of a line, and None of a blank one; it never raises. None: `parse_line`.
-        started_at: when the total clock began, on the event loop's clock. None: now.
-        ends_at: when the container's time limit is over, on the same clock.
-        check: called after each `CHECK_INTERVAL` seconds of silence; it raises if nothing can come any more.
-        record: called with lines and the messages that they are, one for each, before anybody else sees them.
-    """
+    _process: Process
+    _options: ExecuteOptions
+    _parse_line: Callable[[bytes], Message | None] = parse_line
+    """Makes a message of a line, and None of a blank one; it never raises."""
+    _started_at: float = attrs.field(factory=anyio.current_time)
+    """When the total clock began, on the event loop's clock."""
+    _ends_at: float = math.inf
+    """When the container's time limit is over, on the same clock."""
+    _check: Callable[[], Awaitable[None]] | None = None
+    """Called after each `CHECK_INTERVAL` seconds of silence; it raises if nothing can come any more."""
+    _record: Callable[[list[bytes | OversizedLine], list[Message]], None] | None = None
+    """Called with lines and the messages that they are, one for each, before anybody else sees them."""
 
-    def __init__(
-        self,
-        process: Process,
-        options: ExecuteOptions,
-        parse: Callable[[bytes], Message | None] | None = None,
-        started_at: float | None = None,
-        ends_at: float = math.inf,
-        check: Callable[[], Awaitable[None]] | None = None,
-        record: Callable[[list[bytes | OversizedLine], list[Message]], None] | None = None,
-    ) -> None:
-        self._check = check
-        self._record = record
-        self._process = process
-        self._parse_line = parse or parse_line
-        self._options = options
-        now = anyio.current_time()
-        began = now if started_at is None else started_at
-        self._total_at = None if options.timeout is None else began + options.timeout
-        self._ends_at = ends_at
-        self._heard_at = now
-        self._result_at: float | None = None
-        self._left_at = now
-        self._late: ContainerRunnerError | None = None
-        """The clock that had run out when the last lines came."""
-        self._ended_at: float | None = None
-        """When the agent had said all, for its client's own clock."""
-        self._unparsed: list[bytes | OversizedLine] = []
-        self._last_words = 0
-        self.is_cut = False
-        """Whether `drain` has dropped something."""
-        self.result: ResultMessage | None = None
-        """The last result so far. An agent may give several; their cost and usage are cumulative."""
+    _heard_at: float = attrs.field(factory=anyio.current_time, init=False)
+    _left_at: float = attrs.field(factory=anyio.current_time, init=False)
+    _result_at: float | None = attrs.field(default=None, init=False)
+    _late: ContainerRunnerError | None = attrs.field(default=None, init=False)
+    """The clock that had run out when the last lines came."""
+    _ended_at: float | None = attrs.field(default=None, init=False)
+    """When the agent had said all, for its client's own clock."""
+    _unparsed: list[bytes | OversizedLine] = attrs.field(factory=list, init=False)
+    _last_words: int = attrs.field(default=0, init=False)
+    is_cut: bool = attrs.field(default=False, init=False)
+    """Whether `drain` has dropped something."""
+    result: ResultMessage | None = attrs.field(default=None, init=False)
+    """The last result so far. An agent may give several; their cost and usage are cumulative."""
 
     async def read(self) -> list[Message]:
         """The next messages, at least one; none at the end of the stream.
@@ -204,8 +192,8 @@ class MessageStream:
             return self._ended_at + options.grace + END_PATIENCE, lost
         over = ContainerGoneError("The container's time limit is over.", next_step=RAISE_LIMIT)
         ends: list[tuple[float, ContainerRunnerError]] = [(self._ends_at + options.grace + END_PATIENCE, over)]
-        if self._total_at is not None:
-            ends.append((self._total_at, total_timeout(options)))
+        if options.timeout is not None:
+            ends.append((self._started_at + options.timeout, total_timeout(options)))
         if options.idle_timeout is not None:
             message = f"The agent was silent for {options.idle_timeout:g} seconds."
             ends.append((self._heard_at + options.idle_timeout, IdleTimeoutError(message)))
@@ -223,19 +211,8 @@ def total_timeout(options: ExecuteOptions) -> TotalTimeoutError:
 def killed(exit_code: int, stderr: str) -> AgentKilledError | None:
     """The error for an exit code that means a signal: -N from the system, 128 + N from a shell or an engine."""
     number = -exit_code if exit_code < 0 else exit_code - 128
-    if number not in (
-        signal.SIGHUP,
-        signal.SIGINT,
-        signal.SIGQUIT,
-        signal.SIGILL,
-        signal.SIGABRT,
-        signal.SIGBUS,
-        signal.SIGFPE,
-        signal.SIGKILL,
-        signal.SIGSEGV,
-        signal.SIGPIPE,
-        signal.SIGTERM,
-    ):
-        return None
-    name = signal.Signals(number).name
-    return AgentKilledError(f"The agent was killed by {name}.", signal=number, exit_code=exit_code, stderr=stderr)
+    for name in ("HUP", "INT", "QUIT", "ILL", "ABRT", "BUS", "FPE", "KILL", "SEGV", "PIPE", "TERM"):
+        if number == signal.Signals[f"SIG{name}"]:
+            message = f"The agent was killed by SIG{name}."
+            return AgentKilledError(message, signal=number, exit_code=exit_code, stderr=stderr)
+    return None
