@@ -7,10 +7,11 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 
@@ -200,17 +201,9 @@ class ContainerRunner:
         if agent.name in self._pools:
             raise ConfigError("pool", agent.name, "one pool for an agent at a time")
         self._pools[agent.name] = pool
-        failure: Exception | None = None
         try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(pool.fill)
-                try:
-                    yield pool
-                except Exception as error:  # out of the task group, which would wrap it
-                    failure = error
-                tasks.cancel_scope.cancel()
-            if failure is not None:
-                raise failure
+            async with _beside(pool.fill):
+                yield pool
         finally:
             del self._pools[agent.name]
             await settle(pool.close)
@@ -274,16 +267,23 @@ class ContainerRunner:
         if self._has_pruned:
             return await run.start()
         self._has_pruned = True
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_prune, manager)
-            try:
-                started: MessageStream | Exception = await run.start()
-            except Exception as error:
-                started = error  # out of the task group, which would wrap it
-            tasks.cancel_scope.deadline = anyio.current_time() + PRUNE_PATIENCE  # the agent talks by now
-        if isinstance(started, Exception):
-            raise started
-        return started
+        async with _beside(partial(_prune, manager), patience=PRUNE_PATIENCE):
+            return await run.start()
+
+
+@asynccontextmanager
+async def _beside(work: Callable[[], Coroutine[Any, Any, object]], *, patience: float = 0.0) -> AsyncIterator[None]:
+    """Do some work while a block runs, and for *patience* seconds after it."""
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        try:
+            yield
+        except Exception as error:  # out of the task group, which would wrap it
+            failure = error
+        tasks.cancel_scope.deadline = anyio.current_time() + patience
+    if failure is not None:
+        raise failure
 
 
 async def _prune(manager: ContainerManager) -> None:

@@ -41,23 +41,21 @@ class Warm:
         return self.process.returncode is None and time.time() < self.plan.ends_at - self.plan.time_limit / 2
 
 
+@attrs.define(eq=False, repr=False)
 class Pool:
     """Keeps *size* containers ready, all made by the same command: one configuration, one workspace, one agent.
 
     Nothing of a run is in them: its secrets, its prompt and its command come on stdin.
-
-    Args:
-        make_plan: makes a plan of a run that such a container would serve.
     """
 
-    def __init__(self, manager: ContainerManager, make_plan: Callable[[], Plan], size: int) -> None:
-        self._manager = manager
-        self._make_plan = make_plan
-        self._size = size
-        self._ready: deque[Warm] = deque()
-        self._spent: deque[Warm] = deque()
-        """Those that no run will take any more, to be removed."""
-        self._asked = anyio.Event()
+    _manager: ContainerManager
+    _make_plan: Callable[[], Plan]
+    """Makes a plan of a run that such a container would serve."""
+    _size: int
+    _ready: deque[Warm] = attrs.field(factory=deque, init=False)
+    _spent: deque[Warm] = attrs.field(factory=deque, init=False)
+    """Those that no run will take any more, to be removed."""
+    _asked: anyio.Event = attrs.field(factory=anyio.Event, init=False)
 
     def __len__(self) -> int:
         """How many containers are ready."""

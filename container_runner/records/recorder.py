@@ -91,8 +91,7 @@ class Recorder:
             limits: None writes nothing; the trace and the log are there all the same.
             as_read: whether a message of the agent is its line, decoded and no more; then the line is written as
                 it is. A runtime that makes other messages of its lines has those written.
-            plain: the variables of `plan.values` that are configured openly, and so are no secrets by their kind. Only
-                values of 8 characters and more are replaced in the record, where a secret's needs 4.
+            plain: the variables of `plan.values` that are configured openly, see `Scrubber`.
         """
         self = cls(plan, options, limits, as_read, plain)
         _log.info(

@@ -55,15 +55,12 @@ class RunRecord:
         return self.summary.run_id
 
 
+@attrs.frozen(repr=False)
 class Records:
-    """The records of a state folder, for reading.
+    """The records of a state folder, for reading."""
 
-    Args:
-        state_dir: the state folder. It need not exist.
-    """
-
-    def __init__(self, state_dir: Path) -> None:
-        self._state_dir = state_dir
+    _state_dir: Path
+    """The state folder. It need not exist."""
 
     def agents(self) -> list[str]:
         """The names of the agents that have records."""

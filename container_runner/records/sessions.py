@@ -75,11 +75,7 @@ class Session:
 
 
 class Sessions:
-    """The sessions of a state folder.
-
-    Args:
-        state_dir: the state folder. It need not exist.
-    """
+    """The sessions of a state folder, which need not exist."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir

@@ -18,6 +18,7 @@ import orjson
 from container_runner.config.converter import parse_time
 from container_runner.records.edits import Change, edits
 from container_runner.records.summary import RunSummary
+from container_runner.stream.blocks import as_text
 from container_runner.stream.lines import LineSplitter, OversizedLine
 from container_runner.stream.messages import (
     AgentMessage,
@@ -201,10 +202,10 @@ def parse_record(line: bytes) -> Entry | None:
     source: Literal["agent", "runner"] = "runner" if envelope.get("from") == "runner" else "agent"
     message: Message = parse_message(said)
     if source == "agent" and said.get("type") == OutputLine.type:
-        message = OutputLine(_text(said.get("text")).encode("utf-8", "replace"))
+        message = OutputLine(as_text(said.get("text")).encode("utf-8", "replace"))
     elif source == "agent" and said.get("type") == OversizedLine.type:
         size = said.get("size")
-        head = _text(said.get("head")).encode("utf-8", "replace")
+        head = as_text(said.get("head")).encode("utf-8", "replace")
         message = OversizedLine(size if isinstance(size, int) else 0, head)
     return Entry(time=_time(envelope.get("time")), source=source, message=message)
 
@@ -217,7 +218,7 @@ def parse_session_line(line: bytes) -> Entry | None:
     time = _time(raw.get("timestamp"))
     if raw.get("type") == "user":
         content = raw["message"].get("content") if isinstance(raw.get("message"), dict) else None
-        texts = [content] if isinstance(content, str) else [_text(block.get("text")) for block in _dicts(content)]
+        texts = [content] if isinstance(content, str) else [as_text(block.get("text")) for block in _dicts(content)]
         if any(texts):
             start = {"type": "start", "prompt": "\n".join(filter(None, texts))}
             return Entry(time=time, source="runner", message=parse_message(start))
@@ -307,11 +308,11 @@ class _Reader:
         raw = message.raw if isinstance(message, AgentMessage) else {}
         match raw.get("type"):
             case "start":
-                self._add(Prompt(time=time, text=_text(raw.get("prompt"))))
+                self._add(Prompt(time=time, text=as_text(raw.get("prompt"))))
             case "restart":
-                self._add(Notice(time=time, text=f"The start was tried again. {_text(raw.get('message'))}"))
+                self._add(Notice(time=time, text=f"The start was tried again. {as_text(raw.get('message'))}"))
             case "error":
-                facts = {name: _text(raw.get(name)) for name in ("kind", "message", "next_step", "stderr")}
+                facts = {name: as_text(raw.get(name)) for name in ("kind", "message", "next_step", "stderr")}
                 self._add(Failure(time=time, **facts))
             case _:
                 pass
@@ -360,10 +361,6 @@ def _time(value: Any) -> dt.datetime | None:
         return parse_time(value)
     except (TypeError, ValueError):
         return None
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:

@@ -193,9 +193,13 @@ def read(kind: Any, value: Any) -> Any:
     return UNSET
 
 
+def as_text(value: object) -> str:
+    """*value* if it is text, and else ""."""
+    return value if isinstance(value, str) else ""
+
+
 def _read_block(raw: Any) -> ContentBlock:
-    kind = raw.get("type") if isinstance(raw, dict) else None
-    kind = kind if isinstance(kind, str) else ""
+    kind = as_text(raw.get("type")) if isinstance(raw, dict) else ""
     known = _BLOCKS.get(kind, ServerToolResultBlock if kind.endswith("tool_result") else None)
     block: ContentBlock = UnknownBlock(kind, raw) if known is None else read(known, raw)
     return block

@@ -16,7 +16,7 @@ import orjson
 from msgspec import field
 from msgspec.structs import force_setattr
 
-from container_runner.stream.blocks import ApiMessage, Count, Number, Readable, read, short
+from container_runner.stream.blocks import ApiMessage, Count, Number, Readable, as_text, read, short
 from container_runner.stream.blocks import ContentBlock as ContentBlock
 from container_runner.stream.blocks import TextBlock as TextBlock
 from container_runner.stream.blocks import ThinkingBlock as ThinkingBlock
@@ -58,8 +58,7 @@ class AgentMessage(_Origin, Readable, kw_only=True, frozen=True, omit_defaults=T
     @property
     def type(self) -> str:
         """The line's own `type`, or ""."""
-        kind = self.raw.get("type")
-        return kind if isinstance(kind, str) else ""
+        return as_text(self.raw.get("type"))
 
     @property
     def raw(self) -> dict[str, Any]:
@@ -316,15 +315,13 @@ class StreamEvent(AgentMessage, frozen=True, kw_only=True, tag="stream_event"):
     @property
     def event_type(self) -> str:
         """The event's own type, or ""."""
-        kind = self.event.get("type")
-        return kind if isinstance(kind, str) else ""
+        return as_text(self.event.get("type"))
 
     @property
     def text(self) -> str:
         """The piece of text that it adds, if it adds one."""
         delta = self.event.get("delta")
-        text = delta.get("text") if isinstance(delta, dict) else None
-        return text if isinstance(text, str) else ""
+        return as_text(delta.get("text")) if isinstance(delta, dict) else ""
 
 
 class RateLimitInfo(Readable, frozen=True, rename="camel", omit_defaults=True):
@@ -431,7 +428,7 @@ def parse_line(line: bytes) -> AgentMessage | OutputLine | None:
 
 def parse_message(raw: dict[str, Any]) -> AgentMessage:
     """The message that a decoded line holds: of each field what can be read, and else its default. Never raises."""
-    kind, subtype = (value if isinstance(value, str) else "" for value in (raw.get("type"), raw.get("subtype")))
+    kind, subtype = as_text(raw.get("type")), as_text(raw.get("subtype"))
     found = NEWS.get(subtype, SystemMessage) if kind == "system" else _CLASSES.get(kind, UnknownMessage)
     message: AgentMessage = read(found, raw)
     force_setattr(message, "_line", raw)
