@@ -294,17 +294,19 @@ class _Work:
         size = 0
         async with aclosing(self._members(names)) as members:
             async for path, member in members:
-                if member.kind not in ("file", "link") or member.size > FILE_LIMIT:
+                is_link = member.kind == "link"
+                is_taken = not is_refused(path, link=True) if is_link else member.kind == "file"
+                if not is_taken or member.size > FILE_LIMIT:
                     self._see_other(path, member)
                     await self._source.skip(member.size + -member.size % BLOCK)
                     continue
-                mode = b"120000" if member.kind == "link" else b"100755" if member.mode & 0o100 else b"100644"
+                mode = b"120000" if is_link else b"100755" if member.mode & 0o100 else b"100644"
                 self._marks += 1
                 self._taken[path] = (mode, self._marks)
                 self._remember(path, member)
-                length = len(member.link) if member.kind == "link" else member.size
+                length = len(member.link) if is_link else member.size
                 held.append(b"blob\nmark :%d\ndata %d\n" % (self._marks, length))
-                if member.kind == "link":
+                if is_link:
                     held.append(member.link)
                 elif basename(path) == ignored.NAME and length <= ignored.SIZE_LIMIT:
                     content = await self._source.exactly(length)
@@ -370,7 +372,9 @@ class _Work:
     def _see_other(self, path: bytes, member: Member) -> None:
         """What is taken of a member that is not read: of another name of a file that came, the same; else nothing."""
         other = self._taken.get(member.link.removeprefix(b"./"))
-        if member.kind == "file":
+        if member.kind == "link":
+            self.find("refused name", path)
+        elif member.kind == "file":
             self.find("too large", path, lost=True)
         elif member.kind == "other":
             self.find("no file", path)

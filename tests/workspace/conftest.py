@@ -105,22 +105,8 @@ def programs(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         pytest.skip("no busybox")
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in (
-        "sh",
-        "find",
-        "tar",
-        "xargs",
-        "head",
-        "chmod",
-        "printf",
-        "cat",
-        "mv",
-        "rm",
-        "mkdir",
-        "cp",
-        "ln",
-        "mkfifo",
-    ):
+    names = ["sh", "find", "tar", "xargs", "head", "chmod", "cat", "mv", "rm", "mkdir", "cp", "ln", "mkfifo", "touch"]
+    for name in names:
         (folder / name).symlink_to(busybox)
     git = shutil.which("git")
     assert git is not None

@@ -3,66 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from container_runner.workspace.shadow import Shadow
+from tests.workspace.conftest import Git, files
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
-
-
-Git = Callable[..., str]
-
-
-@pytest.fixture
-def user(tmp_path: Path) -> Git:
-    """The git of a user with a configuration of their own, in the folder `work` if no other is named."""
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / ".gitconfig").write_text('[user]\nname = U\nemail = u@x\n[protocol "file"]\nallow = always\n')
-
-    def git(*words: str, at: str = "work", stdin: bytes = b"") -> str:
-        folder = tmp_path / at
-        folder.mkdir(exist_ok=True)
-        env = {"PATH": os.environ["PATH"], "HOME": str(home)}
-        return subprocess.run(
-            ["git", *words], cwd=folder, env=env, input=stdin, capture_output=True, check=True
-        ).stdout.decode()
-
-    return git
-
-
-@pytest.fixture
-def work(tmp_path: Path, user: Git) -> Path:
-    """A repository with a commit of `a`, `sub/b` and a link."""
-    user("init", "-q", "-b", "main")
-    folder = tmp_path / "work"
-    (folder / "sub").mkdir()
-    (folder / "a").write_text("a\n")
-    (folder / "sub/b").write_text("b\n")
-    (folder / "link").symlink_to("a")
-    user("add", "-A")
-    user("commit", "-qm", "first")
-    return folder
-
-
-async def files(shadow: Shadow, tree: str) -> dict[str, tuple[str, bytes]]:
-    """What is in a tree: the mode and the content of each path."""
-    said = await shadow.git("ls-tree", "-r", "-z", tree)
-    found = {}
-    for line in said.split(b"\0")[:-1]:
-        head, _, name = line.partition(b"\t")
-        mode, _, blob = head.decode().split(" ")
-        found[os.fsdecode(name)] = (mode, await shadow.git("cat-file", "blob", blob))
-    return found
 
 
 async def test_a_snapshot_is_the_folder_as_it_is(work: Path, state: Path, user: Git) -> None:

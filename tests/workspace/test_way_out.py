@@ -23,9 +23,7 @@ async def changed(box: Box, result: str) -> list[str]:
 
 
 async def test_what_was_changed_comes_out_and_nothing_else(box: Box) -> None:
-    box.sh(
-        "echo A >a; rm sub/b; ln -sf sub link; mkdir -p n/m; printf x >n/m/x; chmod 755 n/m/x; git add -A; rm -rf .git"
-    )
+    box.sh("echo A >a; rm sub/b; ln -sf sub link; mkdir -p n/m; printf x >n/m/x; chmod 755 n/m/x; rm -rf .git")
 
     outcome = await box.out()
 
@@ -58,34 +56,24 @@ async def test_without_a_manifest_everything_is_compared(box: Box) -> None:
 
 
 async def test_a_time_that_was_set_back_hides_nothing(box: Box) -> None:
-    box.sh("printf 'b\\n' >a; touch -r sub/b a" if os.path.lexists("/usr/bin/touch") else "false")
+    box.sh("echo b >a; touch -r sub/b a")
 
     outcome = await box.out()
 
     assert await changed(box, outcome.result) == ["M a"]
 
 
-ODD = [
-    b"-rf",
-    b"a b",
-    b'q"',
-    b"new\nline",
-    b"\xff\xfe",
-    b"\x1b[31m",
-    b"back\\slash",
-    b"x" * 200,
-    b"y/" + b"z" * 240,
-    "é".encode(),
-    b":(top)x",
-    b"*",
-]
+ODD = (
+    *(b"-rf", b"a b", b'q"', b"new\nline", b"\xff\xfe", b"\x1b[31m", b"back\\slash", "é".encode(), b":(top)x", b"*"),
+    *(b"x" * 200, b"y/" + b"z" * 240),
+)
 
 
 async def test_odd_names_and_large_contents_come_out_byte_for_byte(box: Box) -> None:
     for number, name in enumerate(ODD):
-        path = os.path.join(os.fsencode(box.folder), name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        Path(os.fsdecode(path)).write_bytes(b"\0\xff%d\r\n" % number * 1000)
+        path = box.folder / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\0\xff%d\r\n" % number * 1000)
     (box.folder / "large").write_bytes(os.urandom(3_000_000))
     (box.folder / ("l" * 150)).symlink_to("t" * 150)
 
@@ -96,10 +84,7 @@ async def test_odd_names_and_large_contents_come_out_byte_for_byte(box: Box) -> 
         assert found[os.fsdecode(name)] == ("100644", b"\0\xff%d\r\n" % number * 1000)
     assert found["large"][1] == (box.folder / "large").read_bytes()
     assert found["l" * 150] == ("120000", b"t" * 150)
-    assert set(outcome.findings) == {
-        Finding("control characters", b"new\nline"),
-        Finding("control characters", b"\x1b[31m"),
-    }
+    assert {finding.path for finding in outcome.findings} == {b"new\nline", b"\x1b[31m"}
 
 
 async def test_commits_come_out_with_what_was_not_committed(box: Box, user: Git) -> None:
@@ -141,9 +126,7 @@ async def test_a_git_that_is_destroyed_costs_the_commits_alone(box: Box, script:
 
 
 async def test_ignored_files_stay_in_the_box(work: Path, user: Git, box: Box) -> None:
-    box.sh(
-        "mkdir -p out node_modules/x; echo 1 >out/new; echo 2 >node_modules/x/y; printf 'node_modules\\n' >.gitignore"
-    )
+    box.sh("mkdir -p out modules/x; echo 1 >out/new; echo 2 >modules/x/y; echo modules >.gitignore")
 
     outcome = await box.out()
 
@@ -178,8 +161,8 @@ async def test_an_ignored_file_that_was_there_is_told_if_it_changed(box: Box) ->
 
 async def test_what_is_no_file_is_told(box: Box) -> None:
     box.sh(
-        "mkfifo pipe; ln -s /etc/passwd abs; ln -s ../../x up; ln -s sub/../a in; git init -q nested; echo 1 >nested/f; "
-        "mkdir bare; echo x >bare/HEAD; echo x >bare/config; echo x >Sub; ln -s a .gitmodules"
+        "mkfifo pipe; ln -s /etc/passwd abs; ln -s ../../x up; ln -s sub/../a in; echo x >Sub; ln -s a .gitmodules; "
+        "git init -q nested; echo 1 >nested/f; mkdir bare; echo x >bare/HEAD; echo x >bare/config"
     )
     (box.folder / "suid").write_text("x")
     (box.folder / "suid").chmod(0o4755)
@@ -195,7 +178,7 @@ async def test_what_is_no_file_is_told(box: Box) -> None:
         ("bare repository", b"bare"),
         ("setuid", b"suid"),
         ("differs in case only", b"Sub"),
-    } - (set() if box.before[b"a"] else {("refused name", b".gitmodules")})
+    }
 
 
 async def test_hard_links_are_two_files(box: Box) -> None:
