@@ -85,20 +85,20 @@ def _make_private(fd: int) -> None:
         os.fchmod(fd, 0o700)
 
 
-def read_regular(file: Path) -> bytes:
+def read_regular(file: Path, *, longest: int = LONGEST) -> bytes:
     """What is in a file that an agent may have made: a link is not followed, a pipe not waited for.
 
     Raises:
-        OSError: it is no regular file, is longer than `LONGEST`, or can not be read.
+        OSError: it is no regular file, has more than *longest* bytes, or can not be read.
     """
     fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "It is no regular file", str(file))
-        content = os.read(fd, LONGEST + 1)
-        if len(content) > LONGEST:
-            raise OSError(errno.EFBIG, f"It is longer than {LONGEST} bytes", str(file))
+        content = os.read(fd, min(longest, found.st_size) + 1)
+        if len(content) > longest:
+            raise OSError(errno.EFBIG, f"It is longer than {longest} bytes", str(file))
         return content
     finally:
         os.close(fd)

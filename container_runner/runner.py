@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 
 from container_runner.agents import CommandLineRuntime, Runtime
-from container_runner.box import argv, script
+from container_runner.box import argv, gitconfig, repository, script
 from container_runner.box.environment import build_container_env, host_environment
 from container_runner.box.mounts import build_container_mounts, resolve_workspace
 from container_runner.box.plan import Plan
@@ -164,6 +164,7 @@ class ContainerRunner:
             other_mounts=any(word.startswith(MOUNTING) for word in config.extra_args),
             variables=env.named,
             values=env.values,
+            files=gitconfig.box_files(environ, None if workspace is None else repository.git_folder(workspace)),
             prompt=command.stdin,
             token=secrets.token_hex(16),
             grace=options.grace,

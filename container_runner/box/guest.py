@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import attrs
+
+from container_runner.config import paths
 
 
 @attrs.frozen(kw_only=True)
@@ -60,6 +63,7 @@ def header(
     kernel: str,
     other_mounts: bool,
     values: Mapping[str, str],
+    files: Mapping[str, str] = MappingProxyType({}),
     command: Iterable[str] = (),
 ) -> bytes:
     """What GUEST gets on stdin in front of the lease: a number of lines, lines of shell, and the prompt.
@@ -71,6 +75,7 @@ def header(
         kernel: the boot id of the kernel whose devices and paths they name; another one's are not compared.
         other_mounts: whether there may be more below their targets.
         values: variables of the agent's.
+        files: what is written into the agent's HOME where it is not there yet, by the files' names.
         command: the program and its arguments, unless they are GUEST's own arguments.
     """
     tops = {line.split(" ")[0]: None for line in mounts if line.split(" ")[1] != "*"}
@@ -83,6 +88,10 @@ def header(
         "number": str(len(tops)),
         "tops": "\n".join(tops),
         "mounts": "".join(f"\n{line}" for line in mounts) + "\n",
+        "files": "\n".join(
+            f"[ -e {path} ] || printf %s {shlex.quote(text)} >{path}"
+            for path, text in ((shlex.quote(f"{paths.HOME}/{name}"), text) for name, text in files.items())
+        ),
         "variables": "\n".join(f"command export {name}={shlex.quote(value)}" for name, value in values.items()),
     }
     lines = [f"{name}={shlex.quote(value)}" for name, value in fields.items()]

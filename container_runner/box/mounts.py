@@ -17,7 +17,7 @@ from typing import Final
 import attrs
 
 from container_runner.agents.runtime import Credentials
-from container_runner.box import protect, script
+from container_runner.box import protect, repository, script
 from container_runner.box.user import User, check_workspace_access
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
@@ -139,6 +139,7 @@ def build_container_mounts(
             if config.workspace_mode == "rw":
                 mounts += protect.protect(workspace, config.unprotected)
             mounts += _worktree(workspace, config, state)
+            _check_objects(workspace, mounts, config)
         except OSError as error:
             allowed = f"a workspace in which we may look at {error.filename} ({error.strerror}); chmod u+rwx gives that"
             raise ConfigError("agent.workspace", str(workspace), allowed) from None
@@ -281,21 +282,21 @@ def prepare_sessions(state: Path, agent: str, user: User) -> bool:
 def recheck(mounts: Iterable[Mount]) -> bool:
     """Make sure, just before the run, that no source has become a symlink since it was resolved.
 
-    An empty `hooks` folder is made where a repository has none, so that there is something to protect.
+    What a repository may always have is made where it is missing, so that there is something to protect.
 
     Returns:
-        Whether one was made.
+        Whether something was made.
 
     Raises:
         ConfigError: one has; an agent that ran before may have swapped a folder for a link.
-        StateError: a `hooks` folder can not be made.
+        StateError: that can not be made.
     """
     mounts = tuple(mounts)
     for mount in mounts:
         if os.path.realpath(mount.source) != mount.source:
             raise ConfigError("mounts", mount.source, "a path that stays what it is; it has just become a symlink")
     try:
-        return protect.make_hooks(mounts)
+        return protect.make_reserved(mounts)
     except OSError as error:
         raise StateError(f"{error.filename} can not be made: {error.strerror}.") from None
 
@@ -312,7 +313,7 @@ def _inode(mount: Mount) -> str:
 
 def _worktree(workspace: Path, config: ContainerConfig, state: Path) -> list[Mount]:
     """What git needs in a workspace that is a worktree, unless a configured volume provides it."""
-    worktree = protect.find_worktree(workspace)
+    worktree = repository.find_worktree(workspace)
     if worktree is None or worktree.target in {volume.target for volume in config.volumes}:
         return []
     for index, tmpfs in enumerate(config.tmpfs):
@@ -324,6 +325,23 @@ def _worktree(workspace: Path, config: ContainerConfig, state: Path) -> list[Mou
         allowed = f"a worktree whose repository {common} is apart from our state folder {state}"
         raise ConfigError("agent.workspace", str(workspace), allowed)
     return protect.worktree_mounts(worktree, workspace, config.unprotected, read_only=config.workspace_mode == "ro")
+
+
+def _check_objects(workspace: Path, mounts: Iterable[Mount], config: ContainerConfig) -> None:
+    """Refuse a repository that borrows objects from where the container has none: git could do nothing in there.
+
+    They are not mounted unasked, because the agent could have written the name of any folder there.
+    """
+    git = repository.git_folder(workspace)
+    there = [*(mount.target for mount in (*config.volumes, *mounts))]
+    for objects in [] if git is None else repository.objects_elsewhere(git, workspace):
+        if not any(_contains(Path(target), objects) for target in there):
+            allowed = (
+                f"a repository that has all its objects; this one borrows those in {objects}. Type "
+                f"`git repack -a -d && rm .git/objects/info/alternates` there, or let the agent read them with "
+                f"--volume={objects}:{objects}:ro"
+            )
+            raise ConfigError("agent.workspace", str(workspace), allowed)
 
 
 def _credentials_file(config: ContainerConfig, credentials: Credentials, user: User) -> list[Mount]:

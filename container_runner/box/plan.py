@@ -68,6 +68,9 @@ class Plan:
     values: Mapping[str, str] = attrs.field(repr=False)
     """Their values."""
 
+    files: Mapping[str, str] = attrs.field(repr=False)
+    """Small files that the agent finds in its HOME, by their names: git's configuration."""
+
     prompt: bytes = attrs.field(repr=False)
 
     token: str = attrs.field(repr=False)
@@ -140,6 +143,7 @@ class Plan:
             kernel=kernel,
             other_mounts=self.other_mounts,
             values=self.values,
+            files=self.files,
             command=self.command if with_command else (),
         )
 

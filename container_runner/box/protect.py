@@ -6,44 +6,41 @@ neither be renamed nor removed from inside (EBUSY), and so that nobody can move 
 another in its place, each folder above it is bound over itself as well.
 
 What does not exist is left alone, because a mount would leave an empty file on the host; `missing` tells what to look
-for afterwards. Only an empty `hooks` folder is made, which every repository has anyway.
+for afterwards. Only what a repository may always have is made: see `RESERVED`.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from os.path import normpath
 from pathlib import Path
-from posixpath import normpath
 from typing import Final, Literal
 
 import attrs
 
+from container_runner.box import gitconfig, repository
+from container_runner.box.repository import Worktree, is_repository, read_line, resolved
 from container_runner.config import paths
-from container_runner.config.protected import GIT, PROTECTED
+from container_runner.config.laws import is_line
+from container_runner.config.protected import PROTECTED
 from container_runner.config.values import Mount
 from container_runner.errors import ConfigError
-from container_runner.folders import read_regular
+
+RESERVED: Final[Mapping[str, str | None]] = {
+    "commondir": "./\n",  # not ".", in which libgit2 finds no repository
+    "config.worktree": "",
+    "hooks": None,
+}
+"""What is made in a repository that lacks it, so that there is something to protect: a file with this text, or an
+empty folder. `commondir` says that the rest of the repository is where it is."""
+
+WORKTREES: Final = ".claude/worktrees"
+"""Where claude makes the worktrees of its sub-agents: writable, and made, in a `.claude` that is not."""
 
 _MOST_LINKS: Final = 1000
-
-
-@attrs.frozen(kw_only=True)
-class Worktree:
-    """A workspace that `git worktree add` made: its repository is elsewhere."""
-
-    common: Path
-    """The repository, which all its worktrees share."""
-
-    name: str
-    """What the repository calls this worktree."""
-
-    target: str
-    """Where the repository must be in the container, so that the worktree finds it."""
-
-    link: str
-    """Where the worktree's file `.git` must be in the container, so that the repository finds it."""
+_MOST_WORKTREES: Final = 100
 
 
 def protect(workspace: Path, unprotected: Collection[str]) -> list[Mount]:
@@ -57,19 +54,21 @@ def protect(workspace: Path, unprotected: Collection[str]) -> list[Mount]:
         ConfigError: a symbolic link stands in a protected place. A link can be replaced, whatever is mounted.
     """
     kept = [name for name in PROTECTED if not {name, name.partition("/")[0]} & {*unprotected}]
-    found: dict[str, Mount] = {}
+    walls = _Walls(workspace, paths.WORKSPACE)
     for name in kept:
-        if name.startswith(".git/"):
-            continue
-        kind = _kind(workspace / name, name)
-        if name == ".git" and kind == "folder":
-            _protect(found, workspace, _repository(workspace / name, ".git", kept))
-        elif kind is not None:
-            _protect(found, workspace, [(workspace / name, True)])
-            if name == ".git" and (repository := _repository_inside(workspace)):
-                _protect(found, workspace, _repository(repository, str(repository.relative_to(workspace)), kept))
-    closed = _inside(found.values())
-    return [mount for mount in found.values() if mount.read_only or not mount.target.startswith(closed)]
+        if not name.startswith(".git/") and (kind := _listed(workspace, name)):
+            if name != ".git" or kind == "file":
+                walls.add([(workspace / name, True)])
+            if name == ".claude" and kind == "folder" and _kind(workspace / WORKTREES) != "file":
+                walls.add([(workspace / WORKTREES, False)])
+    if ".git" in kept:
+        git = workspace / ".git" if (workspace / ".git").is_dir() else repository.git_folder(workspace)
+        if git is not None and (git == workspace or workspace in git.parents):
+            walls.add(_repository(git, workspace, kept, walls, strict=True))
+        for root, nested in repository.nested_repositories(workspace)[: repository.MOST_REPOSITORIES]:
+            if ".git/modules" in kept or git is None or git / "modules" not in nested.parents:
+                walls.add(_repository(nested, root, kept, walls))
+    return walls.mounts()
 
 
 def way_to(path: Path, workspace: Path, *, beside: Iterable[Mount]) -> list[Mount]:
@@ -78,48 +77,17 @@ def way_to(path: Path, workspace: Path, *, beside: Iterable[Mount]) -> list[Moun
     Args:
         beside: mounts that are there already. What they hold, or close, is left out.
     """
-    beside = tuple(beside)
-    there, closed = {mount.target for mount in beside}, _inside(beside)
-    between = reversed(path.relative_to(workspace).parents[:-1])
-    ways = (_over_itself(workspace / folder, workspace, False) for folder in between)
-    return [way for way in ways if way.target not in there and not way.target.startswith(closed)]
+    walls = _Walls(workspace, paths.WORKSPACE)
+    before = {mount.source: mount for mount in beside}
+    walls.found.update(before)
+    walls.add([(path, False)])
+    return [way for source, way in walls.found.items() if source not in before and source != str(path)]
 
 
 def missing(workspace: Path) -> frozenset[str]:
     """The protected paths that are not there, and which an agent may therefore make."""
-    return frozenset(name for name in PROTECTED if not os.path.lexists(workspace / name))
-
-
-def find_worktree(workspace: Path) -> Worktree | None:
-    """What git needs to work in *workspace*, if that is a worktree of a repository elsewhere.
-
-    The workspace's own file only says where to look: an agent may have written it. It counts if the repository, which
-    lies outside, says in turn that this is a worktree of its own.
-
-    Raises:
-        ConfigError: the two do not name each other.
-    """
-    link = workspace / ".git"
-    elsewhere = _read_link(link)
-    if elsewhere is None:
-        return None
-    git = Path(normpath(workspace / elsewhere))
-    common = git.parent.parent
-    if git.parent.name != "worktrees" or not git.is_dir() or workspace in git.parents:
-        return None  # a submodule, a worktree whose repository is gone, or all of it is in the workspace
-    back = _read(git / "gitdir")
-    names_us = back is not None and _resolved(git / back) == link
-    if not names_us or git.resolve() != git or _common(git) != common or not _is_repository(common):
-        allowed = f"a worktree that its repository knows: type `git worktree repair` in {common}, or remove {link}"
-        raise ConfigError("agent.workspace", str(workspace), allowed)
-    inside = normpath(f"{paths.WORKSPACE}/{elsewhere}") if not elsewhere.startswith("/") else str(git)
-    assert back is not None  # noqa: S101  names_us
-    return Worktree(
-        common=common,
-        name=git.name,
-        target=str(Path(inside).parent.parent),
-        link=normpath(f"{inside}/{back}") if not back.startswith("/") else back,
-    )
+    made = {f".git/{name}" for name in RESERVED} if is_repository(workspace / ".git") else frozenset()
+    return frozenset(name for name in PROTECTED if name not in made and not os.path.lexists(workspace / name))
 
 
 def worktree_mounts(
@@ -135,71 +103,175 @@ def worktree_mounts(
         found.append(Mount(str(workspace / ".git"), worktree.link, read_only=True))
     if read_only or ".git" in unprotected:
         return found
-    own = common / "worktrees" / worktree.name
-    places = [
-        *_repository(common, str(common), [f".git/{name}" for name in GIT if f".git/{name}" not in unprotected]),
-        (own, False),
-        *((own / name, True) for name in ("commondir", "config.worktree", "gitdir") if _kind(own / name, name)),
-    ]
-    found += (Mount(str(path), f"{target}/{path.relative_to(common)}", only) for path, only in places if path != common)
-    return found
+    kept = [name for name in PROTECTED if name not in unprotected]
+    own, walls = common / "worktrees" / worktree.name, _Walls(common, target)
+    walls.add(_repository(common, None, [name for name in kept if name != ".git/modules"], walls, own=own, strict=True))
+    if ".git/modules" in kept and _kind(common / "modules", ".git/modules"):
+        walls.add([(common / "modules", True)])
+    walls.add(_worktree(own))
+    for module in repository.modules(own) if ".git/modules" in kept else []:
+        walls.add(_repository(module, None, kept, walls))
+    return found + walls.mounts()
 
 
-def make_hooks(mounts: Iterable[Mount]) -> bool:
-    """Make the empty `hooks` folders that *mounts* protects and that are not there; tell whether there were any."""
+def make_reserved(mounts: Iterable[Mount]) -> bool:
+    """Make what is in `RESERVED` where *mounts* protects it and it is not there, and tell whether there was any."""
     made = False
     for mount in mounts:
-        hooks = Path(mount.source)
-        if mount.read_only and hooks.name == "hooks" and _is_repository(hooks.parent) and not hooks.is_dir():
-            hooks.mkdir(exist_ok=True)
-            made = True
-            if os.getuid() == 0:
-                owner = hooks.parent.stat()
-                os.chown(hooks, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        path = Path(mount.source)
+        opened = not mount.read_only and mount.source.endswith(f"/{WORKTREES}")
+        if not _is_reserved(path) and (not opened or os.path.lexists(path)):
+            continue
+        text = None if opened else RESERVED[path.name]
+        if text is None:
+            path.mkdir(exist_ok=True)
+        else:
+            with path.open("x") as file:
+                file.write(text)
+        made = True
+        if os.getuid() == 0:
+            owner = path.parent.stat()
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
     return made
 
 
-def _protect(found: dict[str, Mount], workspace: Path, places: Iterable[tuple[Path, bool]]) -> None:
-    """Add *places*, each with whether it is read-only, and what keeps it from being moved or written another way."""
-    for path, read_only in places:
-        for way in way_to(path, workspace, beside=found.values()):
-            found[way.source] = way
-        if str(path) not in found or read_only:
-            found[str(path)] = _over_itself(path, workspace, read_only)
-        if read_only and path.is_dir():
-            linked = (file for file in _linked(path) if workspace in file.parents and path not in file.parents)
-            _protect(found, workspace, ((file, True) for file in linked))
+@attrs.frozen
+class _Walls:
+    """The binds of what is protected in one mounted folder."""
+
+    base: Path
+    """The folder on the host."""
+
+    target: str
+    """Where it is in the container."""
+
+    found: dict[str, Mount] = attrs.field(factory=dict)
+    """The binds by their sources."""
+
+    def add(self, places: Iterable[tuple[Path, bool]]) -> None:
+        """Add *places*, each with whether it is read-only, and what keeps them from being moved away."""
+        for path, read_only in places:
+            if path == self.base or not is_line(str(path)):  # the latter is no name that git or a person gives
+                continue
+            closed = self._closed()
+            for folder in reversed(path.relative_to(self.base).parents[:-1]):
+                way = self._over_itself(self.base / folder, False)
+                if not way.target.startswith(closed):
+                    self.found.setdefault(way.source, way)
+            if str(path) not in self.found or read_only:
+                self.found[str(path)] = self._over_itself(path, read_only)
+            if read_only and path.is_dir():
+                linked = (file for file in _linked(path) if self.base in file.parents and path not in file.parents)
+                self.add((file, True) for file in linked)
+
+    def mounts(self) -> list[Mount]:
+        """All of them, without those that another one closes."""
+        closed, opened = self._closed(), f"{paths.WORKSPACE}/{WORKTREES}"
+        return [
+            mount
+            for mount in self.found.values()
+            if mount.read_only or mount.target == opened or not mount.target.startswith(closed)
+        ]
+
+    def inside(self, path: Path) -> str:
+        """Where a path of the host is in the container."""
+        return f"{self.target}/{path.relative_to(self.base)}"
+
+    def _closed(self) -> tuple[str, ...]:
+        return tuple(f"{mount.target}/" for mount in self.found.values() if mount.read_only)
+
+    def _over_itself(self, path: Path, read_only: bool) -> Mount:
+        return Mount(str(path), self.inside(path), read_only)
 
 
-def _inside(mounts: Iterable[Mount]) -> tuple[str, ...]:
-    """How the paths begin that lie in a read-only one of *mounts*."""
-    return tuple(f"{mount.target}/" for mount in mounts if mount.read_only)
+def _repository(
+    git: Path, root: Path | None, kept: Collection[str], walls: _Walls, *, own: Path | None = None, strict: bool = False
+) -> Iterator[tuple[Path, bool]]:
+    """The folder of a repository, and what is read-only in it.
 
-
-def _over_itself(path: Path, workspace: Path, read_only: bool) -> Mount:
-    return Mount(str(path), f"{paths.WORKSPACE}/{path.relative_to(workspace)}", read_only)
-
-
-def _repository(git: Path, shown: str, kept: Collection[str]) -> Iterator[tuple[Path, bool]]:
-    """The folder of a repository, and what is read-only in it."""
+    Args:
+        root: the folder with its files, if it has one.
+        own: a worktree of it that is left out.
+        strict: whether a link in a protected place is refused; else it is left alone.
+    """
     yield git, False
-    for name in GIT:
-        if f".git/{name}" not in kept:
-            continue
-        if _kind(git / name, f"{shown}/{name}") or (name == "hooks" and _is_repository(git)):
+    for name in ("commondir", "config", "config.worktree", "hooks"):
+        listed = f".git/{name}"
+        if listed in kept and (_kind(git / name, listed if strict else None) or _is_reserved(git / name)):
             yield git / name, True
+    for key, value in gitconfig.read(git / "config"):
+        path = None
+        if key == "core.hookspath" and root is not None and ".git/hooks" in kept:
+            path = Path(normpath(root / value))
+        elif key in ("include.path", f"includeif.{key[10:-5]}.path") and ".git/config" in kept:
+            path = Path(normpath(git / value))
+        if path is None or walls.base not in path.parents or path in (git, *git.parents):
+            continue
+        if resolved(path) == path and _kind(path):
+            yield path, True
+    for name in ("modules", "worktrees"):
+        if f".git/{name}" in kept and _kind(git / name, f".git/{name}" if strict else None) == "folder":
+            if name == "worktrees":
+                yield from _worktrees(git, walls, own)
+            else:
+                for module in repository.modules(git):
+                    yield from _repository(module, None, kept, walls)
+
+
+def _worktrees(git: Path, walls: _Walls, own: Path | None) -> Iterator[tuple[Path, bool]]:
+    """The worktrees of a repository. One whose files are not in the container is read-only, because to git in there it
+    looks as if it were gone; one whose files are nowhere but there was made in a container, and is left to it."""
+    folders = repository.folders(git / "worktrees")
+    if len(folders) > _MOST_WORKTREES:
+        yield git / "worktrees", True
+    for folder in folders[:_MOST_WORKTREES]:
+        link = read_line(folder / "gitdir") or ""
+        if folder == own:
+            continue
+        if not normpath(f"{walls.inside(folder)}/{link}" if link[:1] != "/" else link).startswith(
+            f"{paths.WORKSPACE}/"
+        ):
+            yield folder, True
+        elif os.path.lexists(folder / link):
+            yield from _worktree(folder)
+
+
+def _worktree(own: Path) -> Iterator[tuple[Path, bool]]:
+    """The folder of a worktree that is worked in, and what is read-only in it."""
+    yield own, False
+    yield from ((own / name, True) for name in ("commondir", "config.worktree", "gitdir") if _kind(own / name, name))
+
+
+def _is_reserved(path: Path) -> bool:
+    """Whether *path* is to be made."""
+    if path.name not in RESERVED or os.path.lexists(path) or not is_repository(path.parent):
+        return False
+    # Only where this is set does git read it.
+    switch = ("extensions.worktreeconfig", "true")
+    return path.name != "config.worktree" or switch in gitconfig.read(path.parent / "config")
 
 
 def _linked(folder: Path) -> Iterator[Path]:
     """The files that links in *folder* lead to: a hook is often a link to a script of the project."""
     with os.scandir(folder) as entries:
         for _, entry in zip(range(_MOST_LINKS), entries, strict=False):
-            if entry.is_symlink() and (file := _resolved(Path(entry.path))) and file.is_file():
+            if entry.is_symlink() and (file := resolved(Path(entry.path))) and file.is_file():
                 yield file
 
 
-def _kind(path: Path, name: str) -> Literal["file", "folder"] | None:
-    """What is there; None for nothing. Raises ConfigError for a link, or anything else."""
+def _listed(workspace: Path, name: str) -> Literal["file", "folder"] | None:
+    """What is there by a name in `PROTECTED`. No folder on the way may be a link either."""
+    ways = reversed((workspace / name).relative_to(workspace).parents[:-1])
+    return _kind(workspace / name, name) if all(_kind(workspace / way, name) == "folder" for way in ways) else None
+
+
+def _kind(path: Path, name: str | None = None) -> Literal["file", "folder"] | None:
+    """What is there; None for nothing.
+
+    Raises:
+        ConfigError: it is a link, or anything else, and *name*, as it is listed or called, was given; else it is
+            nothing.
+    """
     try:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -208,59 +280,11 @@ def _kind(path: Path, name: str) -> Literal["file", "folder"] | None:
         return "file"
     if stat.S_ISDIR(mode):
         return "folder"
+    if name is None:
+        return None
     listed = name if name in PROTECTED else f".git/{path.name}"
     allowed = (
         f"a file or a folder, because a link can be replaced, whatever is mounted, and {path} is one (or is special). "
         f'Replace it by what it leads to, or let the agent write it with unprotected = ["{listed}"]'
     )
     raise ConfigError("agent.workspace", str(path), allowed)
-
-
-def _is_repository(folder: Path) -> bool:
-    # os.stat and not is_file(), which newer Pythons let say no where one may not look: an agent can take our rights
-    # away from what it owns, and must not lose its walls by that.
-    try:
-        modes = [os.stat(folder / name).st_mode for name in ("HEAD", "objects", "refs")]  # noqa: PTH116  Path.stat would do the same with more words
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return stat.S_ISREG(modes[0]) and stat.S_ISDIR(modes[1]) and stat.S_ISDIR(modes[2])
-
-
-def _common(git: Path) -> Path | None:
-    """The repository that a git folder belongs to: itself, or the one of its worktree."""
-    real = _resolved(git)
-    if real is None:
-        return None
-    shared = _read(real / "commondir") if real.parent.name == "worktrees" else None
-    return real if shared is None else _resolved(real / shared)
-
-
-def _repository_inside(workspace: Path) -> Path | None:
-    """The repository that a file `.git` names, if it lies in the workspace as well, as in "gitdir: ./.bare"."""
-    elsewhere = _read_link(workspace / ".git")
-    if elsewhere is None:
-        return None
-    git = Path(normpath(workspace / elsewhere))
-    return git if workspace in git.parents and _resolved(git) == git and _is_repository(git) else None
-
-
-def _read_link(file: Path) -> str | None:
-    """The path in a file `.git`."""
-    text = _read(file)
-    return text.removeprefix("gitdir: ") if text is not None and text.startswith("gitdir: ") else None
-
-
-def _read(file: Path) -> str | None:
-    """The one line of a small regular file, without its end."""
-    try:
-        text = read_regular(file).decode("utf-8").rstrip("\r\n")
-    except (OSError, ValueError):
-        return None
-    return text if text and "\0" not in text and "\n" not in text else None
-
-
-def _resolved(path: Path) -> Path | None:
-    try:
-        return path.resolve(strict=True)
-    except (OSError, RuntimeError, ValueError):
-        return None

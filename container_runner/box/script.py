@@ -154,28 +154,37 @@ look() {{
     case $key in PPid:) parent=$value ;; Uid:) uid=$value; break ;; esac
   done <"/proc/$1/status"
 }}
-sweep() {{
+others() {{
   set +f
   look "$$"
-  mine=$uid alone=yes
-  kill -STOP -1
+  mine=$uid
   for process in /proc/[0-9]*; do
     look "${{process#/proc/}}"
-    case $uid:$parent:$process in "$mine":0:*/"$$") ;; "$mine":0:*) alone=no ;; esac
+    case $uid:$parent:$process in "$mine":0:*/"$$") ;; "$mine":0:*) return 0 ;; esac
   done
-  [ "$alone" = no ] || {{ kill -KILL -1; return 0; }}
+  return 1
+}}
+marked() {{
+  set +f
+  found=
   for process in /proc/[0-9]*; do
     while IFS= read -r line || [ -n "$line" ]; do
-      case $line in *{MARK}="$run"*) kill -KILL "${{process#/proc/}}" ;; esac
+      case $line in *{MARK}="$run"*) kill "$1" "${{process#/proc/}}" && found=yes ;; esac
     done <"$process/environ"
+    [ "$1" = -KILL ] || {{ now && [ "$clock" -lt "$end" ]; }} || return 0
   done
+}}
+sweep() {{
+  kill -STOP -1
+  others || {{ kill -KILL -1; return 0; }}
+  marked -KILL
   kill -CONT -1
 }}
 """
 """Ends what a run has left in a kept container. All of the agent's uid is stopped meanwhile, so that nothing forks.
 
 Where somebody else of that uid has come in by an exec (a process without a parent: another run, a shell of yours), what
-carries the run's mark is killed, and the rest goes on; else all of it is killed.
+carries the run's mark is signalled, and the rest goes on; else all of it is.
 """
 
 GUEST: Final = f"""\
@@ -206,11 +215,11 @@ oom() {{
 trap 'exit 143' TERM
 trap '' INT HUP
 if [ "$$" = 1 ]; then
-  kept=no all=-1
+  kept=no
   rm -f "$tmp/sh"
   exec 4>/dev/null
 else
-  kept=yes all=-$$
+  kept=yes
   exec 4>"$tmp/lease"
 fi
 [ "$#" -gt 0 ] || say ready
@@ -241,7 +250,7 @@ agent() {{
   before=$killed
   say started
   (
-    eval "$variables" 2>/dev/null
+    eval "$files$nl$variables" 2>/dev/null
     [ "$kept" = no ] || {{ {MARK}=$run; export {MARK}; }}
     [ ! -d {WORKSPACE} ] || cd {WORKSPACE} || exit 126
     exec "$@" <&5 4>&- 5<&-
@@ -275,13 +284,29 @@ leave() {{
   }}
   exit "${{1:-0}}"
 }}
+ask() {{
+  shared=
+  [ "$kept" = no ] || ! others || {{ shared=yes; kill -TERM -$$; marked -TERM; return 0; }}
+  kill -TERM -1
+}}
+any() {{
+  [ -n "$shared" ] || {{ kill -0 -1; return; }}
+  marked -0
+  [ -n "$found" ]
+}}
 stop() {{
   trap '' TERM USR1
   printf 'reap\\n' >&4
   jobs
-  kill -0 "$child" && kill -TERM "$all" && now || leave
+  kill -0 "$child" && now || leave
   end=$((clock + grace + (grace > 0)))
+  ask
   while jobs; kill -0 "$child" && now && [ "$clock" -lt "$end" ]; do
+    [ "$clock" = "$at" ] || {{ at=$clock; printf 'reap\\n' >&4; }}
+  done
+  [ "$end" -le "$((clock + 2))" ] || end=$((clock + 2))
+  printf 'reap\\n' >&4
+  while jobs; any && now && [ "$clock" -lt "$end" ]; do
     [ "$clock" = "$at" ] || {{ at=$clock; printf 'reap\\n' >&4; }}
   done
   leave
@@ -314,8 +339,8 @@ done
 RUN is the run's id and LIMIT the seconds after which it ends. stdin is the header (see `header`), the prompt, and then
 the lease. Without a COMMAND it says "ready" first, and takes the command from the header.
 
-The agent's variables are set where it is started: one may be called as one of ours is, or as one that a shell keeps for
-itself, such as bash's UID, which `export` alone would end it for.
+The agent's files and variables are made where it is started: a variable may be called as one of ours is, or as one that
+a shell keeps for itself, such as bash's UID, which `export` alone would end it for.
 
 The header comes with a secret token, which is in every line that we say from then on, so that an agent can not say
 them in our name. The mounts are held against what was planned: whatever a path meant when the engine followed it, the
@@ -326,6 +351,9 @@ the image's; after it, the exit code on "ended" is the agent's own.
 `launch` starts the agent from a pipeline and not with `&`, which would have it ignore INT and QUIT for ever; the
 pipeline's other half ends the subshell that would wait for it. The agent waits for `go`, so that it can not stop a
 process that we still wait for. From then on nothing is written but to KEEPER, and nothing is opened but files of /proc.
+
+`stop` asks all that the agent has started, wherever it hides, and when the agent has ended gives the rest up to two
+seconds more: a git that is killed leaves its lock.
 
 The host sends an empty line when the agent was silent, so that we look whether it is there: what kills all that it
 may also kills the ticker. A `read` that fails has met the lease's end, or a signal: dash and ash do not tell which.

@@ -12,7 +12,8 @@ import pytest
 
 from container_runner.agents.runtime import Credentials
 from container_runner.box.mounts import ContainerMounts, build_container_mounts, recheck
-from container_runner.box.protect import find_worktree, missing, protect
+from container_runner.box.protect import missing, protect
+from container_runner.box.repository import find_worktree
 from container_runner.box.user import User
 from container_runner.config.container import ContainerConfig
 from container_runner.config.protected import GIT, PROTECTED
@@ -56,6 +57,24 @@ def worktree(main: Path, workspace: Path, name: str = "wt") -> Path:
     return own
 
 
+class Git:
+    """Runs git, with no configuration but that of the repository."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *words: str) -> str:
+        done = subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always", *words],
+            cwd=self.folder,
+            check=True,
+            capture_output=True,
+            text=True,
+            env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1"},
+        )
+        return done.stdout
+
+
 def modes(mounts: list[Mount]) -> dict[str, str]:
     """The targets below /workspace, each with "ro" or "rw"."""
     return {mount.target.removeprefix("/workspace/"): "ro" if mount.read_only else "rw" for mount in mounts}
@@ -86,6 +105,7 @@ def test_what_is_there_is_bound_over_itself_read_only(workspace: Path) -> None:
 
     assert protect(workspace, ()) == [
         Mount(f"{workspace}/.claude", "/workspace/.claude", read_only=True),
+        Mount(f"{workspace}/.claude/worktrees", "/workspace/.claude/worktrees"),
         Mount(f"{workspace}/.envrc", "/workspace/.envrc", read_only=True),
     ]
 
@@ -104,7 +124,8 @@ def test_what_is_not_there_is_not_mounted_and_is_told(workspace: Path) -> None:
 def test_each_is_writable_if_it_is_asked_for_by_name(workspace: Path, name: str) -> None:
     (workspace / name).mkdir()
 
-    assert modes(protect(workspace, ())) == {name: "ro"}
+    opened = {".claude/worktrees": "rw"} if name == ".claude" else {}
+    assert modes(protect(workspace, ())) == {name: "ro", **opened}
     assert protect(workspace, (name,)) == []
 
 
@@ -115,6 +136,7 @@ def test_a_link_in_a_protected_place_is_refused_because_it_can_be_replaced(works
         shutil.rmtree(workspace / name, ignore_errors=True)
         (workspace / name).unlink(missing_ok=True)
     (workspace / "elsewhere").touch()
+    (workspace / name).parent.mkdir(parents=True, exist_ok=True)
     (workspace / name).symlink_to(workspace / "elsewhere")
 
     with pytest.raises(ConfigError, match="link") as caught:
@@ -146,6 +168,7 @@ def test_the_scripts_that_hooks_lead_to_are_protected_with_the_folders_that_hold
 
     assert found == {
         ".git": "rw",
+        ".git/commondir": "ro",
         ".git/config": "ro",
         ".git/hooks": "ro",
         "scripts": "rw",
@@ -164,7 +187,7 @@ def test_a_link_from_one_protected_folder_does_not_open_another(workspace: Path)
     found = modes(protect(workspace, ()))
 
     assert found[".claude"] == found[".husky"] == "ro"
-    assert not [name for name, mode in found.items() if mode == "rw" and name != ".git"]
+    assert {name for name, mode in found.items() if mode == "rw"} == {".git", ".claude/worktrees"}
 
 
 # Repositories
@@ -178,11 +201,10 @@ def test_a_repository_is_writable_but_for_what_says_what_git_runs(workspace: Pat
 
     assert modes(protect(workspace, ())) == {
         ".git": "rw",
+        ".git/commondir": "ro",
         ".git/config": "ro",
         ".git/config.worktree": "ro",
         ".git/hooks": "ro",
-        ".git/modules": "ro",
-        ".git/worktrees": "ro",
     }
 
 
@@ -190,9 +212,9 @@ def test_a_repository_is_writable_but_for_what_says_what_git_runs(workspace: Pat
 def test_a_part_of_a_repository_is_writable_if_it_is_asked_for(workspace: Path, name: str) -> None:
     repository(workspace / ".git")
 
-    assert modes(protect(workspace, (f".git/{name}",))).keys() == {".git", ".git/hooks", ".git/config"} - {
-        f".git/{name}"
-    }
+    assert modes(protect(workspace, (f".git/{name}",))).keys() == {
+        *(".git", ".git/hooks", ".git/config", ".git/commondir"),
+    } - {f".git/{name}"}
 
 
 def test_git_stands_for_all_that_is_below_it(workspace: Path) -> None:
@@ -229,6 +251,7 @@ def test_a_repository_beside_its_file_in_the_workspace_is_protected_as_well(work
 
     assert modes(protect(workspace, ())) == {
         ".bare": "rw",
+        ".bare/commondir": "ro",
         ".bare/config": "ro",
         ".bare/hooks": "ro",
         ".git": "ro",
@@ -261,11 +284,10 @@ def test_a_state_folder_deep_in_the_workspace_can_not_be_moved_away(tmp_path: Pa
         found = build(tmp_path, workspace, state=workspace / state)
         return {mount.target: mount.read_only for mount in found}
 
-    assert mounts("state") == {"/workspace": False, "/workspace/.claude": True}
-    assert mounts("a/b/state") == {
-        "/workspace": False, "/workspace/.claude": True, "/workspace/a": False, "/workspace/a/b": False,
-    }  # fmt: skip
-    assert mounts(".claude/b/state") == {"/workspace": False, "/workspace/.claude": True}
+    claude = {"/workspace": False, "/workspace/.claude": True, "/workspace/.claude/worktrees": False}
+    assert mounts("state") == claude
+    assert mounts("a/b/state") == {**claude, "/workspace/a": False, "/workspace/a/b": False}
+    assert mounts(".claude/b/state") == claude
 
 
 # Where it all counts
@@ -317,7 +339,163 @@ def test_a_workspace_is_another_one_when_what_is_protected_in_it_was_replaced(tm
     assert len({*seen}) == len(seen)
 
 
+# Repositories in repositories
+
+
+def test_a_submodule_is_writable_but_for_what_says_what_git_runs(workspace: Path) -> None:
+    git = repository(workspace / ".git")
+    module = repository(git / "modules/vendor/lib")
+    repository(module / "modules/deeper")
+    (workspace / "vendor/lib").mkdir(parents=True)
+    (workspace / "vendor/lib/.git").write_text("gitdir: ../../.git/modules/vendor/lib\n")
+
+    found = modes(protect(workspace, ()))
+
+    lib = ".git/modules/vendor/lib"
+    closed = {name for name, mode in found.items() if mode == "ro"}
+    assert closed == {
+        f"{place}/{name}"
+        for place in (".git", lib, f"{lib}/modules/deeper")
+        for name in ("commondir", "config", "hooks")
+    }
+    assert found.keys() - closed == {
+        ".git", ".git/modules", ".git/modules/vendor", lib, f"{lib}/modules", f"{lib}/modules/deeper",
+    }  # fmt: skip
+    assert f"{lib}/config" not in modes(protect(workspace, (".git/modules",)))
+
+
+@pytest.mark.parametrize("place", ["a/.git", "a/b/c/.git", "bare.git", "a/b/bare"])
+def test_a_repository_in_a_folder_is_protected_as_well(workspace: Path, place: str) -> None:
+    repository(workspace / place)
+
+    found = modes(protect(workspace, ()))
+
+    assert {name for name, mode in found.items() if mode == "ro"} == {
+        f"{place}/{name}" for name in ("commondir", "config", "hooks")
+    }
+    assert found.keys() >= {place, place.partition("/")[0]}
+    assert protect(workspace, (".git",)) == []
+
+
+@pytest.mark.parametrize("place", ["a/b/c/d/.git", "node_modules/a/.git", "link/.git", "a/link", "a\nb/.git"])
+def test_where_repositories_are_not_looked_for(workspace: Path, tmp_path: Path, place: str) -> None:
+    """Too deep, among packages, behind a link, or by a name that no person gives."""
+    repository(tmp_path / "elsewhere/.git")
+    for link, to in (("link", "elsewhere"), ("a/link", "elsewhere/.git")):
+        if place.startswith(link):
+            (workspace / link).parent.mkdir(exist_ok=True)
+            (workspace / link).symlink_to(tmp_path / to)
+    if "link" not in place:
+        repository(workspace / place)
+
+    assert protect(workspace, ()) == []
+
+
+def test_a_workspace_that_is_a_bare_repository_is_protected(workspace: Path) -> None:
+    for name in ("objects", "refs", "hooks"):
+        (workspace / name).mkdir()
+    (workspace / "HEAD").write_text("ref: refs/heads/main\n")
+
+    assert modes(protect(workspace, ())) == {"commondir": "ro", "hooks": "ro"}
+
+
+def test_a_link_in_another_repositorys_place_does_not_stop_the_run(workspace: Path) -> None:
+    hooks = repository(workspace / "a/.git") / "hooks"
+    hooks.rmdir()
+    hooks.symlink_to("/nowhere")
+
+    assert "a/.git/hooks" not in modes(protect(workspace, ()))
+
+
+def test_a_folder_that_is_closed_to_us_does_not_hide_a_repository(tmp_path: Path, workspace: Path) -> None:
+    if os.getuid() == 0:
+        pytest.skip("nothing is closed to root")
+    repository(workspace / "a/b/.git")
+    (workspace / "a").chmod(0)
+
+    with pytest.raises(ConfigError, match="chmod"):
+        build(tmp_path, workspace)
+    (workspace / "a").chmod(0o755)
+
+
+def test_what_the_configuration_names_is_protected(workspace: Path) -> None:
+    git = repository(workspace / ".git")
+    for name in ("scripts/hooks", "shared"):
+        (workspace / name).mkdir(parents=True)
+    (workspace / "shared/config").touch()
+    (workspace / "link").symlink_to("shared")
+    settings = ["[core]", "hooksPath = scripts/hooks", "[include]", "path = ../shared/config", "path=../link/config"]
+    (git / "config").write_text("\n".join([*settings, '[includeIf "gitdir:/"]', "path = ..", "path=/etc/hosts"]))
+
+    found = modes(protect(workspace, ()))
+
+    assert {name for name, mode in found.items() if mode == "ro" and not name.startswith(".git/")} == {
+        "scripts/hooks", "shared/config",
+    }  # fmt: skip
+    assert "scripts/hooks" not in modes(protect(workspace, (".git/hooks",)))
+
+
+def test_what_a_repository_may_always_have_is_made_before_a_run_so_that_nobody_else_makes_it(
+    tmp_path: Path, workspace: Path
+) -> None:
+    git = repository(workspace / ".git")
+    (workspace / ".claude").mkdir()
+    before = missing(workspace)
+
+    recheck(build(tmp_path, workspace))
+
+    assert (git / "commondir").read_text() == "./\n"
+    assert not (git / "config.worktree").exists()
+    assert (workspace / ".claude/worktrees").is_dir()
+    assert missing(workspace) == before
+
+    (git / "config").write_text("[extensions]\nworktreeConfig = true\n")
+    recheck(build(tmp_path, workspace))
+    assert (git / "config.worktree").read_text() == ""
+    assert not recheck(build(tmp_path, workspace))
+
+
+@needs_git
+def test_git_takes_a_repository_with_what_we_make_in_it_as_before(tmp_path: Path, workspace: Path) -> None:
+    git = Git(tmp_path)
+    git("init", "--quiet", str(workspace))
+    git("-C", str(workspace), "commit", "--allow-empty", "--message=x")
+    before = git("-C", str(workspace), "status", "--porcelain=v2", "--branch")
+
+    recheck(build(tmp_path, workspace))
+
+    assert (workspace / ".git/commondir").exists()
+    assert git("-C", str(workspace), "status", "--porcelain=v2", "--branch") == before
+    git("-C", str(workspace), "worktree", "add", "../linked")
+    git("-C", str(tmp_path / "linked"), "commit", "--allow-empty", "--message=y")
+    git("-C", str(workspace), "merge", "linked")
+    git("-C", str(workspace), "gc")
+    assert git("clone", str(workspace), str(tmp_path / "clone")) == ""
+    assert git("-C", str(tmp_path / "clone"), "log", "--format=%s") == "y\nx\n"
+
+
 # Worktrees
+
+
+def test_the_worktrees_of_a_repository_are_closed_but_for_those_in_the_container(workspace: Path) -> None:
+    git = repository(workspace / ".git")
+    links = {"elsewhere": "/home/me/wt/.git", "relative": "../../../wt/.git", "boxed": "/workspace/.claude/x/.git"}
+    for name, link in links.items():
+        (git / "worktrees" / name).mkdir(parents=True)
+        (git / "worktrees" / name / "gitdir").write_text(f"{link}\n")
+        (git / "worktrees" / name / "commondir").write_text("../..\n")
+    (workspace / "wt").mkdir()
+    (workspace / "wt/.git").write_text("gitdir: ../.git/worktrees/relative\n")
+
+    found = modes(protect(workspace, ()))
+
+    assert {name: mode for name, mode in found.items() if "worktrees" in name} == {
+        ".git/worktrees": "rw",
+        ".git/worktrees/elsewhere": "ro",
+        ".git/worktrees/relative": "rw",
+        ".git/worktrees/relative/commondir": "ro",
+        ".git/worktrees/relative/gitdir": "ro",
+    }
 
 
 def test_a_worktree_comes_with_its_repository_at_its_own_path(tmp_path: Path, workspace: Path) -> None:
@@ -334,7 +512,9 @@ def test_a_worktree_comes_with_its_repository_at_its_own_path(tmp_path: Path, wo
         f"{workspace}/.git": True,
         f"{main}/config": True,
         f"{main}/hooks": True,
-        f"{main}/worktrees": True,
+        f"{main}/commondir": True,
+        f"{main}/worktrees": False,
+        f"{main}/worktrees/other": True,
         f"{main}/worktrees/wt": False,
         f"{main}/worktrees/wt/commondir": True,
         f"{main}/worktrees/wt/gitdir": True,
@@ -436,15 +616,7 @@ def test_a_repository_that_holds_our_state_is_not_mounted(tmp_path: Path, worksp
 
 @needs_git
 def test_what_git_makes_is_a_worktree(tmp_path: Path) -> None:
-    def git(*words: str) -> None:
-        subprocess.run(
-            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"},
-        )
-
+    git = Git(tmp_path)
     git("init", "--quiet", "main")
     git("-C", "main", "commit", "--allow-empty", "--message=x")
     git("-C", "main", "worktree", "add", "../linked")
@@ -457,3 +629,31 @@ def test_what_git_makes_is_a_worktree(tmp_path: Path) -> None:
         assert (found.common, found.name) == (tmp_path / common, name)
         assert (found.target, found.link) == (str(tmp_path / common), f"{tmp_path}/{name}/.git")
     assert find_worktree(tmp_path / "main") is None
+
+
+# Objects elsewhere
+
+
+@needs_git
+def test_a_repository_that_borrows_objects_is_refused_with_the_volume_to_type(tmp_path: Path) -> None:
+    git = Git(tmp_path)
+    git("init", "--quiet", "main")
+    git("-C", "main", "commit", "--allow-empty", "--message=x")
+    git("clone", "--quiet", "--shared", "main", "borrows")
+    objects = tmp_path / "main/.git/objects"
+
+    for mode in ("rw", "ro"):
+        with pytest.raises(ConfigError) as caught:
+            build(tmp_path, tmp_path / "borrows", workspace_mode=mode)
+        assert f"--volume={objects}:{objects}:ro" in caught.value.next_step
+    build(tmp_path, tmp_path / "borrows", volumes=[f"{objects}:{objects}:ro"])
+    build(tmp_path, tmp_path / "main")
+
+
+def test_objects_in_the_workspace_or_nowhere_are_no_reason_to_refuse(tmp_path: Path, workspace: Path) -> None:
+    git = repository(workspace / ".git")
+    (workspace / "pool/objects").mkdir(parents=True)
+    (git / "objects/info").mkdir()
+    (git / "objects/info/alternates").write_text("# a pool\n../../pool/objects\n\n/nowhere/objects\n")
+
+    build(tmp_path, workspace)

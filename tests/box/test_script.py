@@ -138,7 +138,8 @@ def test_what_an_agent_says_ends_with_a_line_of_ours(start: Start) -> None:
 
 NAMES = {
     *re.findall(r"\b([a-z]+)=", texts.GUEST),
-    *("token", "grace", "size", "kernel", "others", "number", "tops", "mounts", "variables", "nl", "IFS", "MYVAR"),
+    *("token", "grace", "size", "kernel", "others", "number", "tops", "mounts", "files", "variables", "nl", "IFS"),
+    "MYVAR",
 }
 
 
@@ -227,6 +228,22 @@ def test_an_agent_that_does_not_listen_ends_with_the_script(start: Start) -> Non
 
     assert (ended.code, ended.out, ended.err) == (0, "up\n", "")
     assert ended.seconds > 0.9
+
+
+def test_what_left_the_agents_group_is_asked_too_and_gets_a_moment_to_clear_up(start: Start, tmp_path: Path) -> None:
+    """Such as a git, which has a lock to remove, though the agent itself ends at once."""
+    lock = tmp_path / "run/lock"
+    tool = f"trap 'sleep 0.5; rm {lock}; exit' TERM; : >{lock}; echo up; while :; do sleep 0.05; done"
+    script = start("sh", "-c", 'setsid sh -c "$0" & trap "exit 5" TERM; while :; do sleep 0.05; done', tool)
+    script.tell(grace=10)
+    script.hear("started")
+    assert script.process.stdout is not None
+    assert script.process.stdout.readline() == b"up\n"
+
+    ended = script.end()
+
+    assert not lock.exists()
+    assert ended.seconds < 3
 
 
 def test_an_agent_whose_time_is_over_is_asked_too(start: Start) -> None:
