@@ -70,7 +70,7 @@ def find_worktree(workspace: Path) -> Worktree | None:
         return None  # a submodule, a worktree whose repository is gone, or all of it is in the workspace
     back = read_line(git / "gitdir")
     names_us = back is not None and resolved(git / back) == link
-    if not names_us or git.resolve() != git or _common(git) != common or not is_repository(common):
+    if not names_us or git.resolve() != git or common_folder(git) != common or not is_repository(common):
         allowed = f"a worktree that its repository knows: type `git worktree repair` in {common}, or remove {link}"
         raise ConfigError("agent.workspace", str(workspace), allowed)
     inside = normpath(f"{paths.WORKSPACE}/{elsewhere}") if not elsewhere.startswith("/") else str(git)
@@ -142,7 +142,7 @@ def is_repository(folder: Path) -> bool:
 def objects_elsewhere(git: Path, workspace: Path) -> list[Path]:
     """The folders outside of *workspace* that a repository borrows objects from, as `git clone --shared` and
     `--reference` set it up. The names are absolute ones, or lie beside the repository's own."""
-    objects = (_common(git) or git) / "objects"
+    objects = (common_folder(git) or git) / "objects"
     try:
         lines = read_regular(objects / "info/alternates").decode("utf-8", "surrogateescape").splitlines()
     except OSError:
@@ -235,7 +235,7 @@ def _absent(error: OSError, folder: Path, nothing: T) -> T:
     return nothing
 
 
-def _common(git: Path) -> Path | None:
+def common_folder(git: Path) -> Path | None:
     """The repository that a git folder belongs to: itself, or the one of its worktree."""
     real = resolved(git)
     if real is None:

@@ -1,0 +1,70 @@
+"""What a person should know before an agent works on a mounted workspace: what of git will not go as on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Set
+from pathlib import Path
+
+from container_runner.box import gitconfig, repository
+from container_runner.config.protected import PROTECTED
+
+MOST_NAMES = 5
+"""How many names a hint tells."""
+
+
+def hints(workspace: Path, unprotected: Collection[str] = (), *, read_only: bool = False) -> Iterator[str]:
+    """The hints, each a sentence or two with the flag to type.
+
+    Args:
+        workspace: its real path.
+        unprotected: what the agent may write of `PROTECTED`.
+        read_only: whether it can only read.
+
+    Raises:
+        OSError: something in it can not be looked at.
+    """
+    top = repository.enclosing_repository(workspace)
+    git = repository.git_folder(workspace)
+    if top is not None and git is None:
+        yield f"Git finds no repository in the container: it is above the workspace. --workspace={top} gives all of it."
+    elif git is not None and not git.is_relative_to(workspace) and repository.find_worktree(workspace) is None:
+        where = f" --workspace={top} gives all of it." if (top := _above(workspace)) else ""
+        yield f"Git finds no repository in the container: it is in {git}, outside of the workspace.{where}"
+    if read_only:
+        return
+    nested = repository.nested_repositories(workspace)
+    if len(nested) > repository.MOST_REPOSITORIES:
+        first = nested[repository.MOST_REPOSITORIES][0].relative_to(workspace)
+        yield f"The workspace has {len(nested)} repositories; from {first} on their hooks and configuration are writable."
+    if git is not None and (names := _tracked(git, {*PROTECTED} - {*unprotected})):
+        flags = " ".join(f"--unprotected={name}" for name in names[:MOST_NAMES])
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        yield (
+            f"Tracked files are read-only for the agent: {', '.join(names[:MOST_NAMES])}{more}. A checkout, merge or "
+            f"reset that changes them ends half-way. {flags} lets it write them."
+        )
+
+
+def gitlinks(workspace: Path) -> frozenset[str]:
+    """The paths that the workspace's repository takes for repositories of their own: `git status` goes into each, and
+    obeys the configuration that it finds there."""
+    git = repository.git_folder(workspace)
+    return frozenset() if git is None else frozenset(path for path, is_link in _index(git) if is_link)
+
+
+def _tracked(git: Path, names: Set[str]) -> list[str]:
+    """Which of *names*, files or folders at the top, have tracked files."""
+    found: set[str] = set()
+    for path, _ in _index(git):
+        found |= {path.partition("/")[0], path} & names
+    return sorted(found)
+
+
+def _index(git: Path) -> Iterator[tuple[str, bool]]:
+    settings = dict(gitconfig.read((repository.common_folder(git) or git) / "config"))
+    return repository.read_index(git, sha256=settings.get("extensions.objectformat", "").lower() == "sha256")
+
+
+def _above(workspace: Path) -> Path | None:
+    """The repository's folder that a submodule is in."""
+    return next((folder for folder in workspace.parents if (folder / ".git").exists()), None)
