@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Set
+from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from pathlib import Path
 
 from container_runner.box import gitconfig, repository
@@ -35,7 +37,7 @@ def hints(workspace: Path, unprotected: Collection[str] = (), *, read_only: bool
     nested = repository.nested_repositories(workspace)
     if len(nested) > repository.MOST_REPOSITORIES:
         first = nested[repository.MOST_REPOSITORIES][0].relative_to(workspace)
-        yield f"The workspace has {len(nested)} repositories; from {first} on their hooks and configuration are writable."
+        yield f"Of {len(nested)} repositories in folders those from {first} on have hooks that the agent can write."
     if git is not None and (names := _tracked(git, {*PROTECTED} - {*unprotected})):
         flags = " ".join(f"--unprotected={name}" for name in names[:MOST_NAMES])
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
@@ -52,7 +54,19 @@ def gitlinks(workspace: Path) -> frozenset[str]:
     return frozenset() if git is None else frozenset(path for path, is_link in _index(git) if is_link)
 
 
-def _tracked(git: Path, names: Set[str]) -> list[str]:
+def git_files(workspace: Path) -> Mapping[str, tuple[int, int]]:
+    """The files that say what git runs, in each repository of the workspace, with what changes when they do."""
+    own = repository.git_folder(workspace)
+    facts = {}
+    for git in [*([] if own is None else [own]), *(git for _, git in repository.nested_repositories(workspace))]:
+        for name in ("commondir", "config", "config.worktree", "hooks"):
+            with suppress(OSError, ValueError):
+                seen = (git / name).lstat()
+                facts[str((git / name).relative_to(workspace))] = (seen.st_ino, seen.st_ctime_ns)
+    return facts
+
+
+def _tracked(git: Path, names: AbstractSet[str]) -> list[str]:
     """Which of *names*, files or folders at the top, have tracked files."""
     found: set[str] = set()
     for path, _ in _index(git):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from contextlib import aclosing
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 import attrs
 
-from container_runner.box import protect
+from container_runner.box import hints, protect
+from container_runner.box.mounts import resolve_workspace
 from container_runner.cli.changes import Changes, Snapshot, snapshot
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags, read_prompt, spelled
 from container_runner.cli.text import clean, render, summary
 from container_runner.cli.view import View, left_by, put, take_any_script, wants_live, watched
+from container_runner.config.protected import OBEYED
 from container_runner.errors import cli_exit_code
 from container_runner.options import ExecuteOptions
 from container_runner.records.tally import Tally
@@ -49,6 +52,8 @@ def run(
     """
     flags, more = flags or RunFlags(), more or ExecuteFlags()
     runner, options = prepare(read_prompt(prompt, prompt_file), flags, more, box)
+    for hint in _hints(runner, options):
+        View().note(f"! {clean(hint)}")
     tally = Tally()
     again = ["container-runner", "run", *spelled(flags, more, box, without=("resume", "fork", "session_id"))]
     if flags.json:
@@ -70,6 +75,16 @@ def _place(options: ExecuteOptions) -> str:
         return "an empty folder"
     path, home = Path(options.agent.workspace).expanduser().absolute(), Path.home()
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
+def _hints(runner: ContainerRunner, options: ExecuteOptions) -> list[str]:
+    """What a person should know before the run."""
+    if options.agent.workspace is None:
+        return []
+    workspace, config = resolve_workspace(options.agent), runner.config
+    with suppress(OSError):  # the run says better what can not be looked at
+        return [*hints.hints(workspace, config.unprotected, read_only=config.workspace_mode == "ro")]
+    return []
 
 
 class _Json(View):
@@ -129,15 +144,25 @@ class Look:
     missing: frozenset[str] = frozenset()
     """The protected paths that are not there, and that the agent could therefore make."""
 
+    git: Mapping[str, tuple[int, int]] = attrs.field(factory=dict)
+    """See `hints.git_files`."""
+
+    gitlinks: frozenset[str] = frozenset()
+    """See `hints.gitlinks`."""
+
 
 async def _look(runner: ContainerRunner, options: ExecuteOptions) -> Look | None:
     """Look at a workspace that the agent may write; None if there is none."""
     if options.agent.workspace is None or runner.config.workspace_mode == "ro":
         return None
-    workspace, unprotected = Path(options.agent.workspace), runner.config.unprotected
+    given, unprotected = Path(options.agent.workspace), runner.config.unprotected
 
     def look() -> Look:
-        return Look(snapshot(workspace), protect.missing(workspace.expanduser()) - {*unprotected})
+        workspace = given.expanduser().resolve()
+        absent = protect.missing(workspace) - {*unprotected}
+        if ".git" in unprotected:
+            return Look(snapshot(workspace), absent)
+        return Look(snapshot(workspace), absent, hints.git_files(workspace), hints.gitlinks(workspace))
 
     return await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
 
@@ -146,8 +171,8 @@ def ending(tally: Tally, seconds: float, before: Look | None, after: Look | None
     """How a run went, and what it changed."""
     rows = [summary(tally, seconds) if stopped is None else f"✗ {stopped}"]
     if before is not None and after is not None:
-        rows += _changed(Changes.between(before.files, after.files))
-        rows += _made(before.missing - after.missing)
+        changes = Changes.between(before.files, after.files)
+        rows += [*_changed(changes), *_warnings(before, after, changes)]
     return rows
 
 
@@ -173,9 +198,25 @@ def _changed(changes: Changes | None) -> list[str]:
     return [*rows, f"    and {len(marked) - MOST_CHANGES} more"] if len(marked) > MOST_CHANGES else rows
 
 
-def _made(protected: frozenset[str]) -> list[str]:
-    """A warning about new files that programs on this machine obey."""
-    names = sorted(name for name in protected if name.partition("/")[0] == name or ".git" not in protected)
-    if not names:
-        return []
-    return [f"  ! The agent made {', '.join(names)}: look inside before a program of yours obeys it."]
+def _warnings(before: Look, after: Look, changes: Changes | None) -> Iterator[str]:
+    """What programs on this machine would obey from now on."""
+    made = before.missing - after.missing
+    names = {name for name in made if name.partition("/")[0] == name or ".git" not in made}
+    # A file that we made in a repository that was there is none of the agent's.
+    repositories = {path.rpartition("/")[0] for path in before.git}
+    names |= {folder for path in after.git if (folder := path.rpartition("/")[0]) not in {*repositories, ".git", ""}}
+    if names:
+        yield f"  ! The agent made {_listed(names)}: look inside before a program of yours obeys it."
+    if links := after.gitlinks - before.gitlinks:
+        yield f"  ! Git takes {_listed(links)} for repositories of their own now, and runs what is configured in them."
+    if replaced := {path for path, facts in after.git.items() if before.git.get(path, facts) != facts}:
+        yield f"  ! Changed while the agent ran, and so not protected from then on: {_listed(replaced)}: look inside."
+    changed = [] if changes is None else [path for _, path in changes.marked()]
+    if obeyed := {name for name in OBEYED for path in changed if path == name or path.startswith(f"{name}/")}:
+        yield f"  ! Programs obey {_listed(obeyed)}: look at the change first."
+
+
+def _listed(names: Collection[str]) -> str:
+    """Some names in a row."""
+    shown = sorted(clean(name).replace("\n", "␤") for name in names)
+    return ", ".join(shown[:MOST_CHANGES]) + (f" and {len(shown) - MOST_CHANGES} more" if shown[MOST_CHANGES:] else "")

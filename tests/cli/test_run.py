@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -153,6 +154,51 @@ def test_a_new_file_that_programs_obey_is_pointed_out(place: Place) -> None:
     assert "  ! The agent made .envrc: look inside before" in first.stderr
     assert "!" not in second.stderr
     assert "  ! The agent made .git: look" in third.stderr
+
+
+PLANT = """
+sh git init --quiet node_modules/.x && cd node_modules/.x && git commit --quiet --allow-empty --message=x
+sh git add -f node_modules/.x 2>/dev/null
+sh git config core.fsmonitor evil
+sh git init --quiet sub; mkdir -p .github/workflows; touch .github/workflows/ci.yml
+"""
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_what_git_would_run_from_now_on_is_pointed_out(place: Place) -> None:
+    home = place.folder / "home"
+    home.mkdir()
+    (home / ".gitconfig").write_text("[user]\nname = a\nemail = a@b\n[safe]\ndirectory = *\n")
+    environ = {"HOME": str(home), "GIT_CONFIG_NOSYSTEM": "1"}
+    subprocess.run(["git", "init", "--quiet"], cwd=place.workspace, env={**os.environ, **environ}, check=True)
+    (place.workspace / ".vscode").mkdir()
+    (place.workspace / ".vscode/tasks.json").touch()
+    subprocess.run(["git", "add", "--all"], cwd=place.workspace, env={**os.environ, **environ}, check=True)
+
+    done = place.run("run", PLANT.strip(), env=environ)
+    again = place.run("run", "hello", "--unprotected=.vscode", env=environ)
+
+    told = [line for line in done.stderr.splitlines() if "! " in line]
+    assert told == [
+        "! Tracked files are read-only for the agent: .vscode. A checkout, merge or reset that changes them ends "
+        "half-way. --unprotected=.vscode lets it write them.",
+        "  ! The agent made sub/.git: look inside before a program of yours obeys it.",
+        "  ! Git takes node_modules/.x for repositories of their own now, and runs what is configured in them.",
+        "  ! Changed while the agent ran, and so not protected from then on: .git/config: look inside.",
+        "  ! Programs obey .github/workflows: look at the change first.",
+    ]
+    assert "!" not in again.stderr
+
+
+def test_a_folder_of_a_repository_is_told_where_that_is(place: Place) -> None:
+    (place.workspace / ".git").mkdir()
+    (place.workspace / "sub").mkdir()
+    os.chown(place.workspace / "sub", *((1000, 1000) if os.geteuid() == 0 else (-1, -1)))
+
+    done = place.run("run", "hello", "--workspace=sub")
+
+    assert done.stderr.startswith("! Git finds no repository in the container: it is above the workspace. ")
+    assert f"--workspace={place.workspace} gives all of it." in done.stderr
 
 
 def test_a_workspace_with_too_many_files_is_not_compared(place: Place) -> None:
