@@ -1,0 +1,91 @@
+"""What a person is told before an agent works on a mounted workspace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from container_runner.box import repository
+from container_runner.box.hints import git_files, gitlinks, hints
+
+pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+
+
+def git(folder: Path, *words: str) -> None:
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always", *words]
+    environ = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1"}
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, env=environ)
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    """A repository with a submodule."""
+    for name in ("lib", "top"):
+        git(tmp_path, "init", "--quiet", name)
+        git(tmp_path / name, "commit", "--quiet", "--allow-empty", "--message=x")
+    git(tmp_path / "top", "submodule", "--quiet", "add", "../lib", "vendor/lib")
+    return tmp_path / "top"
+
+
+def test_of_a_repository_where_all_goes_as_on_the_host_nothing_is_told(top: Path) -> None:
+    git(top, "worktree", "add", "--quiet", "../linked")
+
+    assert [*hints(top)] == [*hints(top.parent / "linked")] == [*hints(top.parent)] == []
+
+
+@pytest.mark.parametrize("kind", ["sha1", "sha256"])
+@pytest.mark.parametrize("is_worktree", [False, True])
+def test_tracked_files_in_protected_places_are_told_with_the_flags(
+    tmp_path: Path, is_worktree: bool, kind: str
+) -> None:
+    git(tmp_path, "init", "--quiet", f"--object-format={kind}", "top")
+    top = tmp_path / "top"
+    for name in (".vscode/tasks.json", ".hg/hgrc", ".envrc", "deep/.claude/x", ".clauder", "opencode.json", "README"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).touch()
+    git(top, "add", "--all")
+    git(top, "commit", "--quiet", "--message=x")
+    if is_worktree:
+        git(top, "worktree", "add", "--quiet", "../linked")
+        top = tmp_path / "linked"
+
+    (told,) = hints(top, (".envrc",))
+
+    assert ": .hg/hgrc, .vscode, opencode.json. " in told
+    assert "--unprotected=.hg/hgrc --unprotected=.vscode --unprotected=opencode.json lets" in told
+    assert [*hints(top, read_only=True)] == []
+
+
+@pytest.mark.parametrize("place", ["vendor/lib", "vendor"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_where_git_finds_no_repository_the_folder_that_has_one_is_told(top: Path, place: str, read_only: bool) -> None:
+    (told,) = hints(top / place, read_only=read_only)
+
+    assert told.startswith("Git finds no repository in the container")
+    assert told.endswith(f"--workspace={top} gives all of it.")
+
+
+def test_repositories_beyond_those_that_are_protected_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repository, "MOST_REPOSITORIES", 2)
+    for name in "abc":
+        git(tmp_path, "init", "--quiet", name)
+
+    (told,) = hints(tmp_path)
+
+    assert "3 repositories" in told
+    assert "from c on" in told
+
+
+def test_what_git_runs_is_compared_in_each_repository(top: Path) -> None:
+    before = git_files(top)
+
+    git(top / "vendor/lib", "config", "core.fsmonitor", "evil")
+
+    assert {path for path, facts in git_files(top).items() if before.get(path) != facts} == {
+        ".git/modules/vendor/lib/config",
+    }  # fmt: skip
+    assert gitlinks(top) == {"vendor/lib"}
