@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from container_runner.agents import CommandLineRuntime as CommandLineRuntime
     from container_runner.agents import CommandRuntime as CommandRuntime
     from container_runner.agents import Credentials as Credentials
+    from container_runner.agents import Describes as Describes
     from container_runner.agents import Runtime as Runtime
     from container_runner.box.environment import build_container_env as build_container_env
     from container_runner.box.mounts import build_container_mounts as build_container_mounts
@@ -22,11 +23,39 @@ if TYPE_CHECKING:
     from container_runner.engine.engine import Engine as Engine
     from container_runner.engine.manager import ContainerManager as ContainerManager
     from container_runner.errors import AgentError as AgentError
+    from container_runner.errors import AgentFailedError as AgentFailedError
+    from container_runner.errors import AgentKilledError as AgentKilledError
+    from container_runner.errors import CleanupError as CleanupError
+    from container_runner.errors import CommandNotExecutableError as CommandNotExecutableError
+    from container_runner.errors import CommandNotFoundError as CommandNotFoundError
     from container_runner.errors import ConfigError as ConfigError
+    from container_runner.errors import ContainerGoneError as ContainerGoneError
     from container_runner.errors import ContainerRunnerError as ContainerRunnerError
+    from container_runner.errors import EngineArgumentError as EngineArgumentError
+    from container_runner.errors import EngineBusyError as EngineBusyError
     from container_runner.errors import EngineError as EngineError
+    from container_runner.errors import EngineNotFoundError as EngineNotFoundError
+    from container_runner.errors import EnginePermissionError as EnginePermissionError
+    from container_runner.errors import EngineTimeoutError as EngineTimeoutError
+    from container_runner.errors import EngineUnreachableError as EngineUnreachableError
+    from container_runner.errors import ExecLostError as ExecLostError
+    from container_runner.errors import GitNotFoundError as GitNotFoundError
+    from container_runner.errors import IdleTimeoutError as IdleTimeoutError
+    from container_runner.errors import ImageNotFoundError as ImageNotFoundError
+    from container_runner.errors import ImageUnsuitableError as ImageUnsuitableError
+    from container_runner.errors import IncompleteOutputError as IncompleteOutputError
+    from container_runner.errors import MountError as MountError
+    from container_runner.errors import NameTakenError as NameTakenError
+    from container_runner.errors import NetworkNotFoundError as NetworkNotFoundError
+    from container_runner.errors import OutOfMemoryError as OutOfMemoryError
+    from container_runner.errors import PortError as PortError
+    from container_runner.errors import PromptRefusedError as PromptRefusedError
+    from container_runner.errors import PullFailedError as PullFailedError
+    from container_runner.errors import ResultTimeoutError as ResultTimeoutError
     from container_runner.errors import StateError as StateError
+    from container_runner.errors import TotalTimeoutError as TotalTimeoutError
     from container_runner.errors import UnsupportedRuntimeError as UnsupportedRuntimeError
+    from container_runner.errors import WorkspaceError as WorkspaceError
     from container_runner.fleet.batch import Job as Job
     from container_runner.fleet.batch import JobResult as JobResult
     from container_runner.fleet.batch import ResultFile as ResultFile
@@ -38,6 +67,8 @@ if TYPE_CHECKING:
     from container_runner.records.records import RunRecord as RunRecord
     from container_runner.records.summary import RunSummary as RunSummary
     from container_runner.runner import ContainerRunner as ContainerRunner
+    from container_runner.runner import RunResult as RunResult
+    from container_runner.runner.blocking import run as run
     from container_runner.stream.blocks import ContentBlock as ContentBlock
     from container_runner.stream.blocks import ServerToolResultBlock as ServerToolResultBlock
     from container_runner.stream.blocks import ServerToolUseBlock as ServerToolUseBlock
@@ -74,7 +105,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "agents": "ClaudeRuntime Command CommandLineRuntime CommandRuntime Credentials Runtime",
+    "agents": "ClaudeRuntime Command CommandLineRuntime CommandRuntime Credentials Describes Runtime",
     "box.environment": "build_container_env",
     "box.mounts": "build_container_mounts",
     "box.plan": "Plan",
@@ -85,12 +116,21 @@ _NAMES = {
     "doctor.doctor": "examine",
     "engine.engine": "Engine",
     "engine.manager": "ContainerManager",
-    "errors": "AgentError ConfigError ContainerRunnerError EngineError StateError UnsupportedRuntimeError",
+    "errors": (
+        "AgentError AgentFailedError AgentKilledError CleanupError CommandNotExecutableError "
+        "CommandNotFoundError ConfigError ContainerGoneError ContainerRunnerError EngineArgumentError "
+        "EngineBusyError EngineError EngineNotFoundError EnginePermissionError EngineTimeoutError "
+        "EngineUnreachableError ExecLostError GitNotFoundError IdleTimeoutError ImageNotFoundError "
+        "ImageUnsuitableError IncompleteOutputError MountError NameTakenError NetworkNotFoundError "
+        "OutOfMemoryError PortError PromptRefusedError PullFailedError ResultTimeoutError StateError "
+        "TotalTimeoutError UnsupportedRuntimeError WorkspaceError"
+    ),
     "fleet.batch": "Job JobResult ResultFile Watch run_batch",
     "options": "Agent ExecuteOptions",
     "records.records": "Records RunRecord",
     "records.summary": "RunSummary",
-    "runner": "ContainerRunner",
+    "runner": "ContainerRunner RunResult",
+    "runner.blocking": "run",
     "stream.blocks": (
         "ContentBlock ServerToolResultBlock ServerToolUseBlock TextBlock ThinkingBlock ToolResultBlock "
         "ToolUseBlock UnknownBlock Usage"

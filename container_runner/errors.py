@@ -41,7 +41,7 @@ that is not there; the others are one last `ErrorMessage`. Everything else in th
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ContainerRunnerError(Exception):
@@ -70,6 +70,8 @@ class ContainerRunnerError(Exception):
         self.next_step = self.advice if next_step is None else next_step
         self.exit_code = exit_code
         self.stderr = stderr
+        self.result: Any = None
+        """What the run had come to, a `RunResult`, where `ContainerRunner.run` raises this; otherwise None."""
 
     def __str__(self) -> str:
         tail = f"\n{self.stderr.rstrip()}" if self.stderr.strip() else ""
@@ -112,7 +114,10 @@ class UnsupportedRuntimeError(ContainerRunnerError):
 
     kind = "unsupported_runtime"
     cli_exit_code = 2
-    advice = "Give it a method command(options) -> Command, as ClaudeRuntime and CommandRuntime have."
+    advice = (
+        "Give it a method `command(self, options, *, contained)` that returns a Command(argv=..., stdin=...), as "
+        "ClaudeRuntime and CommandRuntime have."
+    )
 
 
 class StateError(ContainerRunnerError):

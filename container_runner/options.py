@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, TypeGuard, get_args
+from typing import Any, Final, Literal, TypeGuard, TypeVar, get_args
 
 import attrs
 from attrs.validators import optional
 
 from container_runner.errors import ConfigError
+
+T = TypeVar("T")
 
 PermissionMode = Literal["acceptEdits", "auto", "bypassPermissions", "default", "dontAsk", "manual", "plan"]
 
@@ -20,6 +23,37 @@ ARGUMENT_LIMIT: Final = 128 * 1024 - 1
 
 LINE_LIMIT: Final = 256 * 1024**2
 """The longest line in bytes, if nothing else is said. Agents' longest ones, with files in them, have some 10 MB."""
+
+
+def by_name(refuse: Callable[[str, Iterable[str]], object] | None = None) -> Callable[[type[T]], type[T]]:
+    """Have a class of values say what to write, where it is called with other arguments than it has.
+
+    Args:
+        refuse: raises for a name that is none of the known ones.
+    """
+
+    def decorate(kind: type[T]) -> type[T]:
+        fields = attrs.fields_dict(kind)  # type: ignore[arg-type]  # it is a class of attrs
+        needed = [name for name, field in fields.items() if field.default is attrs.NOTHING]
+        example = f"{kind.__name__}({', '.join(f'{name}=...' for name in needed)})"
+        plain = kind.__init__
+
+        @functools.wraps(plain)
+        def checked(self: T, *given: object, **values: Any) -> None:
+            if given:
+                raise ConfigError(kind.__name__, given[0], f"arguments by their names, as {example}")
+            for name in values.keys() - fields.keys():
+                if refuse is not None:
+                    refuse(name, fields)
+                raise ConfigError(f"{kind.__name__}({name}=...)", "…", f"one of {', '.join(fields)}")
+            if missing := [name for name in needed if name not in values]:
+                raise ConfigError(f"{kind.__name__}({missing[0]}=...)", None, f"all of {example}")
+            plain(self, **values)
+
+        kind.__init__ = checked  # type: ignore[assignment]  # mypy knows the one of attrs
+        return kind
+
+    return decorate
 
 
 def _session(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -71,6 +105,7 @@ def _seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         raise ConfigError(attribute.name, value, "a number of seconds between 0 and 30 days, or None for no limit")
 
 
+@by_name()
 @attrs.frozen(kw_only=True)
 class Agent:
     """Who works, on what, and with which freedoms.
@@ -143,6 +178,7 @@ class Agent:
             raise ConfigError("agent.mcp_servers", "…", f"what JSON can hold ({error})") from None
 
 
+@by_name()
 @attrs.frozen(kw_only=True)
 class ExecuteOptions:
     """One request to an agent.
@@ -167,7 +203,7 @@ class ExecuteOptions:
     """
 
     prompt: str = attrs.field(repr=False)
-    agent: Agent = attrs.field(validator=attrs.validators.instance_of(Agent))
+    agent: Agent = attrs.field()
     resume: str | None = attrs.field(default=None, validator=optional(_session))
     fork: bool = attrs.field(default=False)
     session_id: str | None = attrs.field(default=None, validator=optional(_session))
@@ -178,6 +214,11 @@ class ExecuteOptions:
     result_timeout: float | None = attrs.field(default=10.0, validator=_seconds)
     grace: int = attrs.field(default=3)
     line_limit: int | None = attrs.field(default=LINE_LIMIT)
+
+    @agent.validator
+    def _check_agent(self, _: object, value: object) -> None:
+        if not isinstance(value, Agent):
+            raise ConfigError("agent", value, 'an Agent, as Agent(name="bot", workspace=".")')
 
     @prompt.validator
     def _check_prompt(self, _: object, value: object) -> None:

@@ -26,7 +26,6 @@ ROOMS = (
     ("workspace",),
     ("engine",),
     ("records",),
-    ("run",),
     ("runner",),
     ("fleet",),
     ("doctor", "testing"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from container_runner.config.container import ContainerConfig
 from container_runner.errors import ConfigError
 from container_runner.options import ARGUMENT_LIMIT, Agent, ExecuteOptions, PermissionMode, check_argument
 
@@ -155,7 +157,7 @@ def test_whatever_an_agent_is_given_is_accepted_or_a_config_error(field: str, va
         Agent(**{"name": "a", field: value})
 
 
-@given(st.sampled_from([field.name for field in attrs.fields(ExecuteOptions) if field.name != "agent"]), ANYTHING)
+@given(st.sampled_from([field.name for field in attrs.fields(ExecuteOptions)]), ANYTHING)
 def test_whatever_the_options_are_given_is_accepted_or_a_config_error(field: str, value: Any) -> None:
     with contextlib.suppress(ConfigError):
         ExecuteOptions(**{"prompt": "x", "agent": AGENT, field: value})
@@ -164,3 +166,31 @@ def test_whatever_the_options_are_given_is_accepted_or_a_config_error(field: str
 @pytest.mark.parametrize("value", ["x", " ", "\n", "-", "ä", "x" * ARGUMENT_LIMIT])
 def test_an_argument_that_a_process_can_be_given(value: str) -> None:
     assert check_argument("field", value) == value
+
+
+OPTIONS: Any = ExecuteOptions
+SOMEBODY: Any = Agent
+BOX: Any = ContainerConfig
+"""To a type checker these are anything."""
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: OPTIONS("hi", AGENT), "arguments by their names, as ExecuteOptions(prompt=..., agent=...)"),
+        (lambda: SOMEBODY("bot"), "arguments by their names, as Agent(name=...)"),
+        (lambda: BOX("my/claude"), "arguments by their names, as ContainerConfig(image=...)"),
+        (lambda: OPTIONS(prompt="hi"), "all of ExecuteOptions(prompt=..., agent=...)"),
+        (lambda: BOX(memory="1g"), "all of ContainerConfig(image=...)"),
+        (lambda: OPTIONS(prompt="hi", agent="bot"), 'an Agent, as Agent(name="bot", workspace=".")'),
+        (lambda: BOX(image="i", mem_limit=1), "memory (mem_limit is another tool's name for it)"),
+        (lambda: BOX.from_mapping({"image": "i", "mem_limit": 1}), "memory (mem_limit is another"),
+        (lambda: BOX(image="i", memmory=1), "perhaps memory"),
+        (lambda: SOMEBODY(name="a", nosuch=1), "one of name, workspace, model"),
+    ],
+)
+def test_what_is_called_otherwise_is_told_what_to_write(call: Callable[[], object], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        call()
+
+    assert told in caught.value.allowed

@@ -2,6 +2,15 @@
 
 from container_runner.agents.claude import ClaudeRuntime
 from container_runner.agents.command import CommandRuntime
-from container_runner.agents.runtime import Command, CommandLineRuntime, Credentials, Runtime
+from container_runner.agents.runtime import Command, CommandLineRuntime, Credentials, Describes, Runtime, command_line
 
-__all__ = ["ClaudeRuntime", "Command", "CommandLineRuntime", "CommandRuntime", "Credentials", "Runtime"]
+__all__ = [
+    "ClaudeRuntime",
+    "Command",
+    "CommandLineRuntime",
+    "CommandRuntime",
+    "Credentials",
+    "Describes",
+    "Runtime",
+    "command_line",
+]

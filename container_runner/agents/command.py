@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 
 from container_runner.agents.runtime import Command, CommandLineRuntime
@@ -13,14 +14,18 @@ class CommandRuntime(CommandLineRuntime):
     """Runs a command of yours. Lines of its stdout that are JSON objects become messages, others `OutputLine`.
 
     Args:
-        argv: the program and its arguments. The prompt is not among them: it comes on stdin.
+        argv: the program and its arguments; a text is split as a shell splits it. The prompt is not among them: it
+            comes on stdin.
 
     Raises:
         ConfigError: an empty argv, or an argument that no process can be given.
     """
 
-    def __init__(self, argv: Iterable[str]) -> None:
-        words = (argv,) if isinstance(argv, str) else tuple(argv)
+    def __init__(self, argv: str | Iterable[str]) -> None:
+        try:
+            words = tuple(shlex.split(argv) if isinstance(argv, str) else argv)
+        except (TypeError, ValueError):  # it is no list, or a quote has no end
+            raise ConfigError("argv", argv, 'words, as ["my-agent", "--fast"] or "my-agent --fast"') from None
         if not words:
             raise ConfigError("argv", words, "a program and its arguments")
         self.argv = tuple(check_argument(f"argv[{index}]", word) if word else word for index, word in enumerate(words))

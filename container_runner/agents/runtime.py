@@ -6,9 +6,9 @@ import abc
 import contextlib
 import os
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import anyio
 import attrs
@@ -18,7 +18,9 @@ from container_runner.errors import (
     AgentFailedError,
     CommandNotExecutableError,
     CommandNotFoundError,
+    ConfigError,
     ContainerRunnerError,
+    UnsupportedRuntimeError,
 )
 from container_runner.options import ExecuteOptions
 from container_runner.stream.messages import ErrorMessage, Message, ResultMessage, parse_line
@@ -32,6 +34,17 @@ class Runtime(Protocol):
 
     def execute(self, options: ExecuteOptions) -> AsyncIterator[Message]:
         """Run the agent and yield its messages; failures come as one last `ErrorMessage`."""
+        ...
+
+
+class Describes(Protocol):
+    """A runtime that can describe its command, so that a container can be put around it.
+
+    It may also have `parse_line(line)` and `outcome(result, exit_code, stderr)`, as `CommandLineRuntime` has them.
+    """
+
+    def command(self, options: ExecuteOptions, *, contained: bool) -> Command:
+        """The process for *options*; *contained* tells whether a container stands around it."""
         ...
 
 
@@ -49,11 +62,20 @@ class Credentials:
     """Where that file is mounted in the container, read-only."""
 
 
+def _words(argv: object) -> tuple[str, ...]:
+    if isinstance(argv, str) or not isinstance(argv, Iterable):
+        raise ConfigError("argv", argv, 'a list of words, as ["my-agent", "--fast"]')
+    words = tuple(argv)
+    if not words or not all(isinstance(word, str) for word in words):
+        raise ConfigError("argv", words, 'a list of words, as ["my-agent", "--fast"]')
+    return words
+
+
 @attrs.frozen(kw_only=True)
 class Command:
     """A runtime's description of the process to start."""
 
-    argv: tuple[str, ...]
+    argv: tuple[str, ...] = attrs.field(converter=_words)
     """The program and its arguments."""
 
     stdin: bytes = attrs.field(default=b"", repr=False)
@@ -95,6 +117,62 @@ class CommandLineRuntime(abc.ABC):
     def execute(self, options: ExecuteOptions) -> AsyncGenerator[Message, None]:
         """Run the agent on this machine, with no container around it."""
         return run_on_host(self, self.command(options, contained=False), options)
+
+
+class DescribedRuntime(CommandLineRuntime):
+    """What a runtime that is none of ours says of its command, and of how its output is read and judged."""
+
+    def __init__(self, runtime: Describes) -> None:
+        self._runtime = runtime
+
+    def command(self, options: ExecuteOptions, *, contained: bool) -> Command:
+        """What it says.
+
+        Raises:
+            ConfigError: it says something else than a `Command`.
+        """
+        command = self._runtime.command(options, contained=contained)
+        if not isinstance(command, Command):
+            name = f"{type(self._runtime).__name__}.command()"
+            raise ConfigError(name, command, 'a Command, as Command(argv=["my-agent"], stdin=options.prompt.encode())')
+        return command
+
+    def parse_line(self, line: bytes) -> Message | None:
+        """As it reads a line, if it does."""
+        parse: Callable[[bytes], Message | None] = getattr(self._runtime, "parse_line", parse_line)
+        return parse(line)
+
+    @property
+    def reads_plain(self) -> bool:
+        return not hasattr(self._runtime, "parse_line")
+
+    def outcome(self, result: ResultMessage | None, exit_code: int, stderr: str) -> ContainerRunnerError | None:
+        """As it judges the end, if it does."""
+        judge: Judge = getattr(self._runtime, "outcome", super().outcome)
+        return judge(result, exit_code, stderr)
+
+
+Judge: TypeAlias = Callable[[ResultMessage | None, int, str], ContainerRunnerError | None]
+
+
+def command_line(runtime: object) -> CommandLineRuntime:
+    """Any runtime that can describe its command, as one of ours.
+
+    Raises:
+        ConfigError: it is no runtime.
+        UnsupportedRuntimeError: it can not describe its command.
+    """
+    if isinstance(runtime, CommandLineRuntime):
+        return runtime
+    name = runtime.__name__ if isinstance(runtime, type) else type(runtime).__name__
+    if isinstance(runtime, type):
+        raise ConfigError("runtime", runtime, f"an instance, not the class: {name}(...)")
+    if callable(getattr(runtime, "command", None)):
+        return DescribedRuntime(runtime)  # type: ignore[arg-type]  # duck typing counts
+    if hasattr(runtime, "execute"):
+        message = f"{name} runs its agent in this process, and only a command can be put into a container."
+        raise UnsupportedRuntimeError(message)
+    raise ConfigError("runtime", runtime, "a runtime, such as ClaudeRuntime()")
 
 
 async def run_on_host(

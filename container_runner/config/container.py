@@ -19,6 +19,7 @@ import attrs
 
 from container_runner.config import paths
 from container_runner.config.converter import parse_toml, structured
+from container_runner.config.keys import refuse_key
 from container_runner.config.laws import (
     NOT_SHOWN,
     boolean,
@@ -47,6 +48,7 @@ from container_runner.config.values import (
     parse_duration,
     parse_size,
 )
+from container_runner.options import by_name
 
 LABEL_PREFIX = "container-runner."
 """The labels that belong to us: they say which containers are ours, and whose."""
@@ -196,6 +198,7 @@ def _flag_only(value: object) -> object:
     return value.partition("=")[0] if isinstance(value, str) and value.startswith("-") else NOT_SHOWN
 
 
+@by_name(refuse_key)
 @attrs.frozen(kw_only=True)
 class ContainerConfig:
     """The box that an agent runs in. Only `image` is required; by default an agent gets little more than that.

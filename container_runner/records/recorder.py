@@ -24,7 +24,7 @@ from container_runner.config.limits import RecordLimits
 from container_runner.errors import ContainerRunnerError
 from container_runner.folders import open_folder
 from container_runner.options import ExecuteOptions
-from container_runner.records.records import FOLDER, RESERVE, clean_once, lock, stamp
+from container_runner.records.records import FOLDER, RESERVE, RunRecord, clean_once, lock, stamp
 from container_runner.records.scrubber import Scrubber
 from container_runner.records.summary import Outcome, RunSummary, shortened
 from container_runner.records.tracing import RunTrace
@@ -74,6 +74,8 @@ class Recorder:
         )
         self.trace = RunTrace(plan)
         """The spans of the run."""
+        self.kept: RunRecord | None = None
+        """What there is to read of the run, once it has ended and its summary was written."""
 
     @classmethod
     def start(
@@ -168,6 +170,7 @@ class Recorder:
             summary = attrs.evolve(summary, complete=self._lost is None)
             try:
                 self._write_summary(summary)
+                self.kept = RunRecord(agent=summary.agent, name=self._name, summary=summary)
             except OSError as problem:
                 self._give_up(problem.strerror or "the summary can not be written")
             finally:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import orjson
 from msgspec import Struct
 
-from container_runner.errors import ContainerRunnerError
+from container_runner.errors import AgentKilledError, CleanupError, ConfigError, ContainerRunnerError, error_class
 
 
 class OwnMessage(Struct, frozen=True):
@@ -96,3 +96,15 @@ class ErrorMessage(OwnMessage, frozen=True, kw_only=True):
             kind=error.kind, message=error.message, next_step=error.next_step, exit_code=error.exit_code,
             signal=getattr(error, "signal", None), stderr=error.stderr, stop=stop,
         )  # fmt: skip
+
+    def to_error(self) -> ContainerRunnerError:
+        """The error that this tells of, to be raised."""
+        kind = error_class(self.kind)
+        more: dict[str, Any] = {"exit_code": self.exit_code} if kind is not CleanupError else {}
+        if kind is AgentKilledError:
+            more["signal"] = self.signal or 0
+        if kind is ConfigError:  # which is raised, and not told, and names its field
+            kind = ContainerRunnerError
+        error = kind(self.message, stderr=self.stderr, **more)
+        error.next_step = self.next_step
+        return error

@@ -22,7 +22,7 @@ import attrs
 import pytest
 
 from container_runner.box import script
-from container_runner.run import START_ATTEMPTS, TRANSIENT
+from container_runner.runner.run import START_ATTEMPTS, TRANSIENT
 from container_runner.stream.messages import AgentMessage
 from container_runner.testing.process import Call, Output, PlayedProcess
 from container_runner.testing.replies import (

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from container_runner.agents import ClaudeRuntime, CommandRuntime, Runtime
+from container_runner.agents import ClaudeRuntime, Command, CommandRuntime, Describes, Runtime
 from container_runner.config.container import ContainerConfig
 from container_runner.errors import (
     AgentFailedError,
@@ -21,7 +23,15 @@ from container_runner.errors import (
 )
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.runner import ContainerRunner
-from container_runner.stream.messages import OutputLine, ResultMessage
+from container_runner.stream.messages import (
+    ErrorMessage,
+    Message,
+    OutputLine,
+    ResultMessage,
+    SystemMessage,
+    UnknownMessage,
+)
+from container_runner.testing import FakeEngine
 
 HEAD = ("claude", "-p", "--output-format=stream-json", "--verbose")
 
@@ -193,7 +203,9 @@ def test_a_command_runs_as_it_was_given_with_the_agents_arguments_after_it() -> 
     assert (command.env, command.credentials.names) == ({}, ())
 
 
-@pytest.mark.parametrize("argv", [[], [""], ["-c", "x"], ["a", "b\0"], ["a", "x" * 200_000], ["a", 1], ["\ud800"]])
+@pytest.mark.parametrize(
+    "argv", [[], [""], ["-c", "x"], ["a", "b\0"], ["a", "x" * 200_000], ["a", 1], ["\ud800"], "", "a 'b", 7]
+)
 def test_a_command_that_is_refused(argv: list[Any]) -> None:
     with pytest.raises(ConfigError):
         CommandRuntime(argv)
@@ -221,9 +233,116 @@ def test_every_runtime_and_the_runner_itself_is_one() -> None:
         assert isinstance(runtime, Runtime)
 
 
-def test_a_runtime_that_can_not_describe_its_command_is_refused() -> None:
-    class Custom:
-        def execute(self, options: ExecuteOptions) -> Any: ...
+class Duck:
+    """A runtime of somebody's who has no base class of ours."""
 
-    with pytest.raises(UnsupportedRuntimeError, match="Custom"):
-        ContainerRunner(Custom(), ContainerConfig(image="i"))
+    def command(self, options: ExecuteOptions, *, contained: bool) -> Command:
+        return Command(argv=("duck", f"--contained={contained}"), stdin=options.prompt.encode())
+
+
+class Judging(Duck):
+    """One that also reads its lines, and judges how it ended."""
+
+    def parse_line(self, line: bytes) -> Message | None:
+        return UnknownMessage() if line == b"quack" else None
+
+    def outcome(self, result: ResultMessage | None, exit_code: int, stderr: str) -> ContainerRunnerError | None:
+        return None if exit_code == 3 else AgentFailedError("It was not 3.")
+
+
+async def all_of(runtime: Runtime | Describes, folder: Path) -> list[Message]:
+    runner = ContainerRunner(runtime, ContainerConfig(image="i"), folder)
+    return [message async for message in runner.execute(options())]
+
+
+async def test_whatever_describes_its_command_runs_in_a_container(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    fake_engine.messages(["one", '{"type": "system", "subtype": "x"}'])
+
+    one, two = await all_of(Duck(), tmp_path)
+
+    assert fake_engine.agent_argv[-2:] == ("duck", "--contained=True")
+    assert fake_engine.stdin == b"Hello"
+    assert isinstance(one, OutputLine)
+    assert isinstance(two, SystemMessage)
+
+
+@pytest.mark.parametrize(("code", "kinds"), [(3, [UnknownMessage]), (0, [UnknownMessage, ErrorMessage])])
+async def test_it_may_read_its_lines_and_judge_its_end(
+    fake_engine: FakeEngine, tmp_path: Path, code: int, kinds: list[type]
+) -> None:
+    fake_engine.messages(["quack", "noise"], exit_code=code)
+
+    assert [type(message) for message in await all_of(Judging(), tmp_path)] == kinds
+
+
+class Odd(Duck):
+    def command(self, options: ExecuteOptions, *, contained: bool) -> Any:
+        return ["duck"]
+
+
+async def test_a_description_that_is_none_says_what_to_return(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Odd\.command\(\).*\n.*a Command, as Command\(argv="):
+        await all_of(Odd(), tmp_path)
+
+
+@pytest.mark.parametrize("argv", ["ls -la", [], [b"ls"], None])
+def test_a_command_needs_words(argv: Any) -> None:
+    with pytest.raises(ConfigError, match="a list of words"):
+        Command(argv=argv)
+    assert Command(argv=["ls", "-la"]).argv == ("ls", "-la")
+
+
+def test_a_text_is_split_as_a_shell_does() -> None:
+    assert CommandRuntime("agent --name='a b' /").argv == ("agent", "--name=a b", "/")
+
+
+class Plain:
+    """One that runs its agent itself."""
+
+    async def execute(self, options: ExecuteOptions) -> AsyncIterator[Message]:
+        yield UnknownMessage()
+
+
+def test_a_runtime_that_can_not_describe_its_command_is_told_what_to_add() -> None:
+    with pytest.raises(UnsupportedRuntimeError) as caught:
+        ContainerRunner(Plain(), ContainerConfig(image="i"))
+
+    assert caught.value.message == (
+        "Plain runs its agent in this process, and only a command can be put into a container."
+    )
+    assert caught.value.next_step.startswith("Give it a method `command(self, options, *, contained)` that returns a")
+
+    class Mended(Plain):
+        command = Duck.command
+
+    assert ContainerRunner(Mended(), ContainerConfig(image="i")).plan(options()).command[0] == "duck"
+
+
+BOX = ContainerConfig(image="i")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ((ClaudeRuntime, BOX), "an instance, not the class: ClaudeRuntime(...)"),
+        ((Duck, BOX), "an instance, not the class: Duck(...)"),
+        ((BOX, ClaudeRuntime()), "the runtime first, and then the ContainerConfig"),
+        ((ContainerRunner(ClaudeRuntime(), BOX), BOX), "a runtime without a container around it"),
+        (("claude", BOX), "a runtime, such as ClaudeRuntime()"),
+        ((None, BOX), "a runtime, such as ClaudeRuntime()"),
+        ((ClaudeRuntime(), "my/claude"), 'a ContainerConfig, as ContainerConfig(image="my/claude")'),
+        ((ClaudeRuntime(), ContainerConfig), 'a ContainerConfig, as ContainerConfig(image="my/claude")'),
+        ((ClaudeRuntime(), {"image": "i"}), 'a ContainerConfig, as ContainerConfig(image="my/claude")'),
+    ],
+)
+def test_a_runner_of_other_things_says_what_to_write(given: tuple[Any, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ContainerRunner(*given)
+
+    assert caught.value.allowed == told
+
+
+@pytest.mark.parametrize("wrong", ["say hi", None, {"prompt": "x"}, ExecuteOptions])
+def test_a_run_of_other_things_says_what_to_write(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=r'ExecuteOptions\(prompt="\.\.\.", agent=Agent\(name="bot"\)\)'):
+        ContainerRunner(ClaudeRuntime(), BOX).execute(wrong)

@@ -13,8 +13,8 @@ import anyio
 import pytest
 
 from container_runner import Engine
-from container_runner import run as run_module
 from container_runner.engine import manager as manager_module
+from container_runner.runner import run as run_module
 from container_runner.stream import process as process_module
 from container_runner.stream import stream as stream_module
 from container_runner.stream.messages import Message

@@ -149,8 +149,8 @@ async def test_a_container_that_can_not_be_made_is_an_error_of_that_step(
 async def test_an_agent_that_could_not_start_in_time_is_an_error_of_that_step(
     fake_engine: FakeEngine, runner: ContainerRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("container_runner.run.PULL_TIMEOUT", 0.01)
-    monkeypatch.setattr("container_runner.run.RUN_TIMEOUT", 0.01)
+    monkeypatch.setattr("container_runner.runner.run.PULL_TIMEOUT", 0.01)
+    monkeypatch.setattr("container_runner.runner.run.RUN_TIMEOUT", 0.01)
     fake_engine.fp.register(["docker", "run", fake_engine.fp.any()], wait=0.2)
     fake_engine.reply("never said")
 

@@ -23,7 +23,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pytest_subprocess import FakeProcess
 
-from container_runner import run as run_module
 from container_runner.agents import ClaudeRuntime, CommandRuntime
 from container_runner.box import script
 from container_runner.box.argv import DOCKER, PODMAN, PODMAN_ROOTLESS
@@ -33,8 +32,9 @@ from container_runner.config.container import ContainerConfig
 from container_runner.engine.engine import Engine
 from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions
-from container_runner.run import scrub
 from container_runner.runner import ContainerRunner
+from container_runner.runner import run as run_module
+from container_runner.runner.run import scrub
 from container_runner.stream import command as command_module
 from container_runner.stream.command import Completed
 from container_runner.stream.messages import AssistantMessage, ErrorMessage, Message, ResultMessage

@@ -8,14 +8,14 @@ import os
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 
-from container_runner.agents import CommandLineRuntime, Runtime
+from container_runner.agents import Describes, Runtime, command_line
 from container_runner.box import argv, gitconfig, repository, script
 from container_runner.box.environment import build_container_env, host_environment
 from container_runner.box.mounts import build_container_mounts, resolve_workspace
@@ -35,10 +35,13 @@ from container_runner.engine.manager import (
 )
 from container_runner.engine.owner import Owner
 from container_runner.engine.pool import Pool
-from container_runner.errors import AgentError, ConfigError, ContainerRunnerError, UnsupportedRuntimeError
+from container_runner.errors import AgentError, ConfigError, ContainerRunnerError
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.records.recorder import Recorder
-from container_runner.run import Run
+from container_runner.records.records import RunRecord
+from container_runner.records.tally import Tally
+from container_runner.runner.result import RunResult
+from container_runner.runner.run import Run
 from container_runner.stream.messages import ErrorMessage, Message
 from container_runner.stream.process import settle
 from container_runner.stream.stream import MessageStream, total_timeout
@@ -59,27 +62,33 @@ class ContainerRunner:
     """Runs a runtime's agent in a locked-down container. It is a runtime itself.
 
     Args:
-        runtime: a runtime that can describe its command, such as `ClaudeRuntime` or `CommandRuntime`.
+        runtime: a runtime that can describe its command: `ClaudeRuntime`, `CommandRuntime`, or any object with the
+            method that `Describes` has.
         config: the box.
         state_dir: where sessions, records and locks are kept; made when it is first needed. Default:
             ".container-runner".
         records: whether each run leaves a transcript and a summary in the state folder, or how much of them is kept.
 
     Raises:
+        ConfigError: an argument is no such thing.
         UnsupportedRuntimeError: the runtime can not describe its command.
     """
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtime: Runtime | Describes,
         config: ContainerConfig,
         state_dir: str | os.PathLike[str] = ".container-runner",
         *,
         records: bool | RecordLimits = True,
     ) -> None:
-        if not isinstance(runtime, CommandLineRuntime):
-            raise UnsupportedRuntimeError(f"{type(runtime).__name__} can not describe the command that it runs.")
-        self.runtime = runtime
+        if isinstance(runtime, ContainerConfig):
+            raise ConfigError("runtime", runtime, "the runtime first, and then the ContainerConfig")
+        if isinstance(runtime, ContainerRunner):
+            raise ConfigError("runtime", "a ContainerRunner", "a runtime without a container around it")
+        if not isinstance(config, ContainerConfig):
+            raise ConfigError("config", config, 'a ContainerConfig, as ContainerConfig(image="my/claude")')
+        self.runtime = command_line(runtime)
         self.config = config
         self.state_dir = Path(state_dir).expanduser().absolute()
         self.records = RecordLimits() if records is True else records or None
@@ -102,6 +111,40 @@ class ContainerRunner:
         """
         return self._execute(options, self.plan(options))
 
+    async def run(
+        self,
+        options: ExecuteOptions,
+        *,
+        on_message: Callable[[Message], object] | None = None,
+        keep_messages: bool = False,
+    ) -> RunResult:
+        """Run the agent to its end, and return what it came to.
+
+        Args:
+            on_message: is called with each message as it comes.
+            keep_messages: whether the result has them all.
+
+        Raises:
+            ConfigError: the options or the configuration can not be carried out.
+            ContainerRunnerError: what went wrong, of the class that says so. Its `result` is what the run had come to
+                by then: the session to resume, and what it has cost.
+        """
+        tally, kept = Tally(), list[Message]()
+        ends: list[tuple[RunRecord | None, ContainerRunnerError | None]] = []
+        async with aclosing(self._execute(options, self.plan(options), ends)) as messages:
+            async for message in messages:
+                tally.add(message)
+                if keep_messages:
+                    kept.append(message)
+                if on_message is not None:
+                    on_message(message)
+        ((record, error),) = ends
+        result = RunResult.of(tally, record, tuple(kept))
+        if error is not None:
+            error.result = result
+            raise error
+        return result
+
     def plan(self, options: ExecuteOptions, *, engine: Engine | None = None, run_id: str | None = None) -> Plan:
         """The commands that `execute` would run. Nothing is started, and nothing is changed.
 
@@ -113,6 +156,8 @@ class ContainerRunner:
         Raises:
             ConfigError: the options or the configuration can not be carried out.
         """
+        if not isinstance(options, ExecuteOptions):
+            raise ConfigError("options", options, 'ExecuteOptions(prompt="...", agent=Agent(name="bot"))')
         config, agent, environ = self.config, options.agent, host_environment()
         engine = engine or self._engine or Engine.guess(config.engine, environ)
         workspace = None if agent.workspace is None else resolve_workspace(agent)
@@ -220,7 +265,13 @@ class ContainerRunner:
             self._manager = ContainerManager(self._engine, self.state_dir)
         return self._manager
 
-    async def _execute(self, options: ExecuteOptions, first: Plan) -> AsyncGenerator[Message, None]:
+    async def _execute(
+        self,
+        options: ExecuteOptions,
+        first: Plan,
+        ends: list[tuple[RunRecord | None, ContainerRunnerError | None]] | None = None,
+    ) -> AsyncGenerator[Message, None]:
+        """Run *first*, and put into *ends* what is kept of it and what went wrong."""
         began_at = anyio.current_time()
         run: Run | None = None
         error: ContainerRunnerError | None = None
@@ -260,6 +311,8 @@ class ContainerRunner:
                     error = error or left
             finally:
                 record.finish(error or broken, stop=None if run is None else run.stopped_by)
+        if ends is not None:
+            ends.append((record.kept, error))
         if error is not None:
             yield ErrorMessage.from_error(error, stop=None if run is None else run.stopped_by)
 
