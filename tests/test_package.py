@@ -136,7 +136,7 @@ import importlib, pkgutil, container_runner
 from container_runner.records.page import render_page
 names = [info.name for info in pkgutil.walk_packages(container_runner.__path__, "container_runner.")]
 for name in names:
-    if name not in ("container_runner.testing", "container_runner.__main__"):
+    if name not in ("container_runner.testing.plugin", "container_runner.__main__"):
         importlib.import_module(name)
 print(container_runner.__file__)
 print(render_page((), agent="a", session_id="b")[:15])

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import anyio.lowlevel
 import attrs
-import pytest
 
 from container_runner.box import script
 from container_runner.runner.run import START_ATTEMPTS, TRANSIENT
@@ -207,6 +206,8 @@ class FakeEngine:
 
     def close(self) -> None:
         """End every process that still plays, and fail the test for what it did not allow."""
+        import pytest
+
         for process in self._processes:
             process.close()
         for process in self._processes:

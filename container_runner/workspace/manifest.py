@@ -52,7 +52,7 @@ Facts = bytes
 """What a record says of a path: "TYPE INODE SIZE MODE MTIME CTIME"; b"" if the names stand alone."""
 
 
-@attrs.define
+@attrs.define(eq=False)
 class Manifest:
     """A manifest that is being read: iterate `records`, then look at the rest."""
 

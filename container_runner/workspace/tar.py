@@ -168,6 +168,7 @@ class Source:
             size -= len(part)
 
     def put_back(self, data: bytes) -> None:
+        """Have *data* read again, before all that comes."""
         self._held = data + self._held
 
 
@@ -175,6 +176,7 @@ TOO_MUCH: Final = "Let the agent remove what is not to be kept, or let .gitignor
 
 
 def cut_off() -> WorkspaceError:
+    """The error for a stream that ends too early."""
     return WorkspaceError("What the box says is cut off: nothing of it is taken over.", next_step=CUT_OFF)
 
 
