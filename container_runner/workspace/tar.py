@@ -238,5 +238,6 @@ def _number(field: bytes) -> int:
 
 
 def garbled() -> WorkspaceError:
+    """The error for a stream that is none of ours."""
     step = "See that the image's tar is GNU's or busybox's. The work is still in the box."
     return WorkspaceError("What the box's tar says is not understood: nothing of it is taken over.", next_step=step)
