@@ -16,7 +16,7 @@ from cyclopts import Parameter
 
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags, prompt_in
-from container_runner.cli.text import clean, duration, job_line, line, taken
+from container_runner.cli.text import clean, job_line, line
 from container_runner.cli.view import View, left_by, take_any_script, wants_live, watched
 from container_runner.config.converter import parse_toml, structured
 from container_runner.config.fields import AGENT, BOX, FIELDS, REQUEST, flag, parse
@@ -24,6 +24,7 @@ from container_runner.config.keys import refuse_key
 from container_runner.config.laws import NOT_SHOWN, law, optional
 from container_runner.errors import ConfigError, EngineError, error_class
 from container_runner.fleet.batch import Job, JobResult, ResultFile, Watch, finished, run_batch
+from container_runner.records.figures import duration, taken
 from container_runner.runner import ContainerRunner
 from container_runner.stream.messages import Message
 

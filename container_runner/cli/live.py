@@ -20,10 +20,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from container_runner.cli.text import clean, clock, duration, job_facts, render, taken, tool_call, tool_result
+from container_runner.cli.text import clean, job_facts, render, tool_call, tool_result
 from container_runner.cli.text import line as one_line
 from container_runner.cli.view import View
 from container_runner.fleet.batch import Job, JobResult
+from container_runner.records.figures import clock, duration, taken
 from container_runner.records.tally import Tally
 from container_runner.stream import messages
 

@@ -16,6 +16,7 @@ from cyclopts import Parameter
 from container_runner.cli import text
 from container_runner.cli.containers import JsonFlag, print_json, state_folder
 from container_runner.errors import ConfigError
+from container_runner.records import figures
 
 if TYPE_CHECKING:
     from container_runner.records.records import Records, RunRecord
@@ -150,9 +151,9 @@ def _list(summaries: Sequence[RunSummary], agent: str | None, json: bool) -> Non
             "AGENT": summary.agent,
             "STARTED": local_time(summary.started),
             "OUTCOME": text.clean(summary.kind or summary.outcome),
-            "DURATION": "" if summary.duration is None else text.duration(summary.duration),
+            "DURATION": "" if summary.duration is None else figures.duration(summary.duration),
             "TURNS": "" if summary.turns is None else str(summary.turns),
-            "COST": "" if summary.cost_usd is None else text.cost(summary.cost_usd),
+            "COST": "" if summary.cost_usd is None else figures.cost(summary.cost_usd),
             "PROMPT": text.line(summary.prompt or "", 60),
         }
         for summary in summaries
@@ -199,9 +200,9 @@ def _tail(summary: RunSummary) -> str:
     if summary.outcome == "interrupted":
         return "✗ interrupted: the process that ran it was killed"
     facts = [summary.kind or summary.outcome]
-    facts += [text.duration(summary.duration)] if summary.duration is not None else []
+    facts += [figures.duration(summary.duration)] if summary.duration is not None else []
     tokens = None if summary.tokens is None else summary.tokens.total
-    facts += text.taken(summary.turns, tokens, summary.cost_usd)
+    facts += figures.taken(summary.turns, tokens, summary.cost_usd)
     facts += [f"resume with --resume={summary.session_id}"] if SESSION_ID.fullmatch(summary.session_id or "") else []
     facts += [] if summary.complete else ["the transcript is incomplete"]
     return f"{'✓' if summary.outcome == 'success' else '✗'} {text.clean(', '.join(facts))}"

@@ -12,6 +12,7 @@ from container_runner.cli import text
 from container_runner.cli.containers import JsonFlag, print_json, state_folder
 from container_runner.cli.logs import AgentFlags, agent_of, local_time, print_table
 from container_runner.errors import ConfigError
+from container_runner.records import figures
 
 if TYPE_CHECKING:
     from container_runner.records.sessions import Session, Sessions
@@ -38,7 +39,7 @@ def list_(*, json: JsonFlag = False, flags: AgentFlags | None = None) -> None:
             "USED": local_time(session.used),
             "RUNS": str(len(session.runs) or ""),
             "TURNS": "" if session.turns is None else str(session.turns),
-            "COST": "" if session.cost_usd is None else text.cost(session.cost_usd),
+            "COST": "" if session.cost_usd is None else figures.cost(session.cost_usd),
             "PROMPT": text.line(session.title, 60),
         }
         for session in found

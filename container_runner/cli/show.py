@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from container_runner.cli.logs import local_time
-from container_runner.cli.text import clean, duration, line, taken
+from container_runner.cli.text import clean, line
 from container_runner.records import transcript
 from container_runner.records.edits import Change
+from container_runner.records.figures import duration, taken
 
 if TYPE_CHECKING:
     from rich.console import Console

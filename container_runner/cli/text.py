@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from container_runner.config import paths
+from container_runner.records.figures import duration, taken
 from container_runner.records.tally import Tally
 from container_runner.stream import messages
+from container_runner.stream.blocks import tool_title
 from container_runner.stream.lines import OversizedLine
 
 if TYPE_CHECKING:
@@ -24,9 +26,6 @@ _COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
 )
-_TELLING = ("command", "file_path", "notebook_path", "path", "pattern", "url", "query", "description", "prompt")
-"""The argument of a tool that says best what it does, the first that there is."""
-
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = WIDTH
 
@@ -69,14 +68,6 @@ def summary(tally: Tally, seconds: float) -> str:
     return f"{'✗' if failed else '✓'} {', '.join((head, *taken(tally.turns, tally.tokens, tally.cost_usd)))}"
 
 
-def taken(turns: int | None = None, tokens: int | None = None, cost_usd: float | None = None) -> list[str]:
-    """What something took, as "2 turns", "12.3k tokens" and "$0.0125"; without what is nothing, or is not known."""
-    facts = [f"{turns} turn{'s' * (turns != 1)}"] if turns else []
-    facts += [f"{count(tokens)} tokens"] if tokens else []
-    facts += [cost(cost_usd)] if cost_usd else []
-    return facts
-
-
 def job_line(result: JobResult) -> str:
     """How one job of a batch went."""
     head = f"{'✓' if result.succeeded else '✗'} {clean(result.id)} ({job_facts(result)})"
@@ -90,8 +81,8 @@ def job_facts(result: JobResult) -> str:
 
 def tool_call(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
     """A tool's name, and on one line what it is asked to do."""
-    told = next((arguments[key] for key in _TELLING if isinstance(arguments.get(key), str)), None)
-    if told is None:
+    told = tool_title(arguments)
+    if not told:
         told = ", ".join(f"{key}={_repr.repr(value)}" for key, value in list(arguments.items())[:16])
     return line(name), line(told.removeprefix(f"{paths.WORKSPACE}/"))
 
@@ -104,32 +95,6 @@ def tool_result(block: messages.ToolResultBlock) -> str:
         has_more = any(isinstance(part, Mapping) and part.get("type") != "text" for part in parts)  # an image, say
         return "(no text)" if has_more else "(no output)"
     return f"{line(first)} (+{rest.count(chr(10)) + 1} lines)" if rest else line(first)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "3.2 s", "2:05 min" or "1:02:05 h"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{clock(seconds)} {'h' if seconds >= 3600 else 'min'}"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as "0:42" or "1:02:05", which does not jump as it moves."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def count(number: int) -> str:
-    """A number as "950", "12.3k" or "1.2M"."""
-    if number < 1000:
-        return str(number)
-    return f"{number / 1000:.1f}k" if number < 999_950 else f"{number / 1_000_000:.1f}M"
-
-
-def cost(dollars: float) -> str:
-    """Dollars as "$0.0125" or "$12.34"."""
-    return f"${dollars:.4f}" if dollars < 1 else f"${dollars:.2f}"
 
 
 def _block(block: Any) -> str | None:

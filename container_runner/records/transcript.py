@@ -18,7 +18,7 @@ import orjson
 from container_runner.config.converter import parse_time
 from container_runner.records.edits import Change, edits
 from container_runner.records.summary import RunSummary
-from container_runner.stream.blocks import as_text
+from container_runner.stream.blocks import as_text, tool_title
 from container_runner.stream.lines import LineSplitter, OversizedLine
 from container_runner.stream.messages import (
     AgentMessage,
@@ -117,11 +117,7 @@ class ToolCall:
     @property
     def title(self) -> str:
         """The one value of its input that says most, or "" if there is none."""
-        for key in ("command", "file_path", "notebook_path", "pattern", "url", "query", "description", "path"):
-            value = self.input.get(key)
-            if isinstance(value, str) and value:
-                return value
-        return ""
+        return tool_title(self.input)
 
     @property
     def changes(self) -> list[Change]:

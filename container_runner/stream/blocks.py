@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import islice
 from math import isfinite
@@ -57,6 +57,15 @@ class ThinkingBlock(Readable, frozen=True, tag="thinking", gc=False):
 
 class RedactedThinkingBlock(ThinkingBlock, frozen=True, tag="redacted_thinking", gc=False):
     """What it thought and nobody may read: both are ""."""
+
+
+def tool_title(arguments: Mapping[str, Any]) -> str:
+    """The one value of a tool's input that tells a person most, or "" if there is none."""
+    found = (arguments.get(key) for key in _TELLING)
+    return next((value for value in found if isinstance(value, str) and value), "")
+
+
+_TELLING = ("command", "file_path", "notebook_path", "pattern", "url", "query", "description", "path", "prompt")
 
 
 class ToolUseBlock(Readable, frozen=True, tag="tool_use"):

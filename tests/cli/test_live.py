@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from container_runner.cli.live import MOST_PENDING, MOST_STREAMED, RunView
-from container_runner.cli.text import clock
 from container_runner.cli.view import LEAVING, NOTHING_LEFT
 from container_runner.records.tally import Tally
 from container_runner.stream.messages import OutputLine, parse_message
@@ -303,11 +302,6 @@ def test_nothing_that_an_agent_says_reaches_the_terminals_controls(texts: list[s
     assert console.export_text().count("\x1b") == 0
     sequences = [set(re.findall(r"\x1b[^m]*m", stream.getvalue())) for stream in (file, quiet_file)]
     assert sequences[0] == sequences[1]
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(0.9, "0:00"), (61, "1:01"), (3661, "1:01:01")])
-def test_the_clock_does_not_jump(seconds: float, words: str) -> None:
-    assert clock(seconds) == words
 
 
 def test_the_terminal_in_memory_shows_what_was_written(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from container_runner.cli.changes import MOST_FILES, Changes, snapshot
 from container_runner.cli.run import _Json, _Plain
-from container_runner.cli.text import clean, count, duration, line, tool_call
+from container_runner.cli.text import clean, line, tool_call
 from container_runner.stream.messages import OutputLine, parse_message
 from tests import played_engine
 
@@ -470,15 +470,3 @@ def test_a_line_is_one_line_and_short() -> None:
 )
 def test_a_tool_call_tells_what_it_is_about(arguments: dict[str, object], told: str) -> None:
     assert tool_call("Tool", arguments) == ("Tool", told)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1:00 min"), (3725, "1:02:05 h")]
-)
-def test_times_are_short(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
-
-
-@pytest.mark.parametrize(("number", "words"), [(0, "0"), (999, "999"), (12_345, "12.3k"), (1_234_567, "1.2M")])
-def test_counts_are_short(number: int, words: str) -> None:
-    assert count(number) == words

@@ -136,8 +136,8 @@ def test_a_session_is_shown_whole() -> None:
 
     read = assert_harmless(shown)
     for text in (
-        "Fix the tests\nplease", "Let me see.", "pytest -q", "timeout", "1 failed", "6.25 s", "$1.50", "1,234",
-        "/home/me/project", "2.50 s", "claude-x", "s-1", "✓ Done · 3 turns · $1.50",
+        "Fix the tests\nplease", "Let me see.", "pytest -q", "timeout", "1 failed", "6.2 s", "$1.50", "1,234",
+        "/home/me/project", "2.5 s", "claude-x", "s-1", "✓ Done · 3 turns · $1.50",
     ):  # fmt: skip
         assert text in read.text, text
     assert "<strong>will</strong>" in shown
