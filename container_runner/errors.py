@@ -5,6 +5,7 @@
     ├── UnsupportedRuntimeError       a runtime that can not say which command it runs
     ├── StateError                    the state folder can not be read or written
     ├── WorkspaceError                the workspace can not be carried into a box, or the work not out of it
+    │   ├── ConflictError             the work does not go into what the folder is now
     │   └── GitNotFoundError          no git on this machine, or one that is too old
     ├── EngineError                   the box failed; the agent is not to blame
     │   ├── EngineNotFoundError       no docker, no podman
@@ -41,7 +42,10 @@ that is not there; the others are one last `ErrorMessage`. Everything else in th
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
+
+MOST_PATHS: Final = 20
+"""The most paths that an error lists."""
 
 
 class ContainerRunnerError(Exception):
@@ -150,6 +154,27 @@ class WorkspaceError(ContainerRunnerError):
     ) -> None:
         super().__init__(message, next_step=next_step, exit_code=exit_code, stderr=stderr)
         self.path = path
+
+
+class ConflictError(WorkspaceError):
+    """What an agent did does not go into what the folder, or the branch, is now. Nothing was changed.
+
+    Args:
+        paths: what is in the way, relative to the workspace.
+    """
+
+    kind = "conflict"
+    cli_exit_code = 3
+    advice = "Take the work as a branch with `container-runner branch NAME`, and merge that as you are used to."
+
+    def __init__(self, message: str, *, paths: tuple[bytes, ...] = (), next_step: str | None = None) -> None:
+        super().__init__(message, next_step=next_step, path=paths[0] if paths else None)
+        self.paths = paths
+
+    def __str__(self) -> str:
+        rows = [f"  {path.decode('utf-8', 'backslashreplace')!r}"[:500] for path in self.paths[:MOST_PATHS]]
+        rows += [f"  and {len(self.paths) - MOST_PATHS} more"] if len(self.paths) > MOST_PATHS else []
+        return "\n".join([self.message, *rows, self.next_step])
 
 
 class GitNotFoundError(WorkspaceError):

@@ -115,11 +115,13 @@ class Shadow:
         """Run git in the shadow, without a working tree; its stdout. Raises WorkspaceError for a code not in *ok*."""
         return await git(*words, folder=self.git_dir, stdin=stdin, ok=ok, env=env)
 
-    async def user_git(self, *words: str | bytes, ok: Collection[int] = (0,)) -> bytes:
+    async def user_git(
+        self, *words: str | bytes, stdin: bytes | AsyncIterable[bytes] = b"", ok: Collection[int] = (0,)
+    ) -> bytes:
         """Run git in the user's repository, to read; its stdout. b"" for a folder without git."""
         if self.repository is None:
             return b""
-        return await git(*words, folder=self.repository.folder, tree=self.workspace, ok=ok)
+        return await git(*words, folder=self.repository.folder, tree=self.workspace, stdin=stdin, ok=ok)
 
     # The folder as it is.
 

@@ -1,0 +1,151 @@
+"""The work of a run, written into the user's folder: all of it or nothing, and nothing besides."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Final
+
+import anyio
+
+from container_runner.errors import ConflictError, StateError, WorkspaceError
+from container_runner.workspace.findings import fold
+from container_runner.workspace.objects import contents, difference
+from container_runner.workspace.shadow import Shadow
+from container_runner.workspace.target import CHANGED, JOURNAL, Journal, Target
+
+LOCK: Final = "apply.lock"
+LOCK_TIMEOUT: Final = 120.0
+"""Seconds that another apply to the same folder is waited for."""
+
+
+async def write(shadow: Shadow, run: str, now: str, tree: str) -> tuple[bytes, ...]:
+    """Make the workspace, which is *now*, what *tree* says, and return the paths that changed. Hold `locked`.
+
+    Raises:
+        ConflictError: something is in the way, or the folder changes meanwhile; nothing was changed.
+        WorkspaceError: it can not be written; nothing was changed.
+    """
+    todo = await difference(shadow, now, tree)
+    if not todo:
+        return ()
+    try:
+        with writing(shadow, run) as target:
+            if target.folds_names():
+                listed = (await shadow.git("ls-tree", "-r", "-z", "--name-only", tree)).split(b"\0")[:-1]
+                refuse_twins(listed, todo)
+            new = {path: (number, after) for number, (path, (_, after)) in enumerate(todo.items()) if after is not None}
+            async for some in contents(shadow, {entry.oid for _, entry in new.values()}):
+                for path, (number, entry) in new.items():
+                    if entry.oid in some:
+                        target.make(path, number, entry.mode, some[entry.oid])
+            steps = target.plan(todo)
+            # What was changed before the plan shows here. What is changed after it, shows when it is taken.
+            if await shadow.snapshot() != now:
+                raise ConflictError(CHANGED, paths=())
+            target.carry_out(steps)  # it waits for nothing, so nobody can cancel it in the middle
+    except OSError as error:
+        message = f"The work can not be written: {error.strerror}. The folder is as it was."
+        raise WorkspaceError(message, next_step="Make it possible to write there, and try again.") from error
+    return tuple(todo)
+
+
+@asynccontextmanager
+async def locked(shadow: Shadow) -> AsyncIterator[None]:
+    """The folder for ourselves, after what an apply that was killed has left in it was undone.
+
+    Raises:
+        StateError: another process has it for too long.
+    """
+    fd = _open_lock(shadow)
+    try:
+        with anyio.move_on_after(LOCK_TIMEOUT) as waiting:
+            while not _try_lock(fd):
+                await anyio.sleep(0.05)
+        if waiting.cancelled_caught:
+            raise StateError(
+                f"Another process applies to {shadow.workspace} for too long.", next_step="Try again later."
+            )
+        _recover(shadow)
+        yield
+    finally:
+        os.close(fd)
+
+
+def recover(shadow: Shadow) -> str | None:
+    """Undo an apply whose process was killed, and return the run that it was of; None if there was none.
+
+    Call it before the folder is read. It does not wait: while an apply goes on, there is nothing to undo.
+    """
+    if not (shadow.folder / JOURNAL).exists():
+        return None
+    fd = _open_lock(shadow)
+    try:
+        return _recover(shadow) if _try_lock(fd) else None
+    finally:
+        os.close(fd)
+
+
+def refuse_twins(listed: Iterable[bytes], changed: Collection[bytes]) -> None:
+    """Refuse paths that the file system takes for one another.
+
+    Args:
+        listed: all paths that there shall be.
+        changed: those that change.
+    """
+    same: dict[bytes, list[bytes]] = {}
+    for path in listed:
+        same.setdefault(fold(path), []).append(path)
+    twins = tuple(path for paths in same.values() if len(paths) > 1 and {*paths} & {*changed} for path in paths)
+    if twins:
+        message = "This file system takes these names for the same. Nothing was applied."
+        raise ConflictError(message, paths=twins, next_step="Let the agent rename them, or take them as a branch.")
+
+
+def _open_lock(shadow: Shadow) -> int:
+    return os.open(shadow.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _recover(shadow: Shadow) -> str | None:
+    journal = Journal.read(shadow.folder)
+    if journal is None:
+        return None
+    target = Target(shadow, journal)
+    try:
+        with suppress(FileNotFoundError):
+            target.resume()
+        target.undo(journal.steps)
+        target.end()
+    except OSError as error:
+        message = f"An apply to {shadow.workspace} was cut off, and can not be undone: {error.strerror}."
+        step = f"Make it possible to write there, and type the command again. The old files are in {journal.stage}."
+        raise WorkspaceError(message, next_step=step) from error
+    finally:
+        target.close()
+    return journal.run if journal.steps else None
+
+
+@contextmanager
+def writing(shadow: Shadow, run: str) -> Iterator[Target]:
+    """The folder with ours in it, which is gone at the end, however that comes."""
+    journal = Journal(run=run)
+    target = Target(shadow, journal)
+    try:
+        journal.write(shadow.folder)
+        try:
+            target.begin()
+            yield target
+        finally:
+            target.end()
+    finally:
+        target.close()

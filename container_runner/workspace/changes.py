@@ -1,0 +1,262 @@
+"""What a run has done to a carried workspace, and what can be done with that: look, apply, keep as a branch, forget."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final, Literal, Self
+
+import attrs
+
+from container_runner.config.converter import structured, unstructured
+from container_runner.errors import WorkspaceError
+from container_runner.workspace import apply, branch
+from container_runner.workspace.findings import LONGEST, Entry, Finding, find, fold, wanted
+from container_runner.workspace.objects import contents, listing, merge, without
+from container_runner.workspace.shadow import Shadow
+
+MOST_COMMITS: Final = 1000
+"""The most commits that are listed, the newest."""
+
+NOTES: Final = "notes"
+"""The ref of a run with what is known of it beside its trees."""
+
+ALL: Final = "all"
+"""Stands for every finding."""
+
+
+@attrs.frozen(kw_only=True)
+class Commit:
+    """A commit that was made in the box."""
+
+    sha: str
+    subject: str
+    """The first line of its message, written by an agent."""
+
+
+@attrs.frozen(kw_only=True)
+class ChangedFile:
+    """A file that is not what it was."""
+
+    path: bytes
+    """Relative to the workspace, as the file system spells it. Made by an agent: show it quoted."""
+
+    status: Literal["added", "modified", "deleted"]
+    added: int | None = None
+    """Lines; None for a file that has none, such as a picture."""
+
+    removed: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Applied:
+    """What an apply has done."""
+
+    paths: tuple[bytes, ...]
+    """What it changed in the folder, by name. None if the folder had all of it."""
+
+    left_out: tuple[Finding, ...]
+    """What it did not take, because nobody named it."""
+
+
+@attrs.frozen(kw_only=True)
+class Notes:
+    """What is known of a run beside its trees."""
+
+    findings: tuple[Finding, ...] = ()
+    """What the way out told: sockets, special files, and what was not taken."""
+
+    protected: tuple[str, ...] = ()
+    """The operator's own names that count as findings."""
+
+    unprotected: tuple[str, ...] = ()
+    """Names that the operator leaves to the agent."""
+
+
+@attrs.frozen(kw_only=True)
+class Changes:
+    """What a run has done to its workspace, which has nothing of it yet. Get one with `Changes.load`."""
+
+    run: str
+    base: str
+    """The commit, in the shadow, of what the folder was before."""
+
+    result: str
+    """The commit of what it was in the box at the end."""
+
+    head: str | None = None
+    """The commit that was HEAD in the box at the end; None if nothing was committed."""
+
+    commits: tuple[Commit, ...] = ()
+    """Those that were made in the box, oldest first."""
+
+    files: tuple[ChangedFile, ...] = ()
+    """What differs between base and result, by path."""
+
+    findings: tuple[Finding, ...] = ()
+    """What programs on the host would obey or trust, and what was not taken over. `apply` leaves it out."""
+
+    shadow: Shadow | None = attrs.field(default=None, eq=False, repr=False)
+    """Where the files are; None for one that was made of `to_dict`, which can only be looked at."""
+
+    @classmethod
+    async def load(cls, shadow: Shadow, run: str) -> Self:
+        """The changes of *run*.
+
+        Raises:
+            WorkspaceError: nothing came out of this run.
+        """
+        base, result = await shadow.ref(run, "base"), await shadow.ref(run, "result")
+        if base is None or result is None:
+            raise WorkspaceError(
+                f"Nothing is kept of run {run}.", next_step="`container-runner logs --list` has the runs."
+            )
+        user, head = await shadow.ref(run, "user"), await shadow.ref(run, "head")
+        notes = await read_notes(shadow, run)
+        before, after = await listing(shadow, base), await listing(shadow, result)
+        return cls(
+            run=run,
+            base=base,
+            result=result,
+            head=head,
+            commits=await _commits(shadow, head, user) if head is not None else (),
+            files=await _files(shadow, base, result),
+            findings=(*await _found(shadow, before, after, notes), *notes.findings),
+            shadow=shadow,
+        )
+
+    async def diff(self, *, stat: bool = False) -> str:
+        """The difference from base to result, as git shows it, for reading: bytes that are not UTF-8 are replaced.
+
+        Args:
+            stat: files with their numbers of lines instead.
+        """
+        words = ("--stat=120", "--summary") if stat else ("--patch",)
+        said = await self._shadow.git("diff", *words, "--no-ext-diff", "--no-textconv", "-M", self.base, self.result)
+        return said.decode("utf-8", "replace")
+
+    async def apply(self, include: Iterable[str | bytes] = ()) -> Applied:
+        """Write the changes into the folder: all, or none if something prevents it.
+
+        What you have changed meanwhile stays, and is merged. Your index is not touched.
+
+        Args:
+            include: paths of findings that are applied as well, or folders that hold some; "all" for every one.
+
+        Raises:
+            ConflictError: you and the agent changed the same, or something is in the way.
+            WorkspaceError: it can not be written.
+            StateError: another process applies to the folder for too long.
+        """
+        shadow = self._shadow
+        named = [os.fsencode(name) for name in include]
+        left_out = tuple(finding for finding in self.findings if not _is_included(finding.path, named))
+        async with apply.locked(shadow):
+            now = await shadow.snapshot()
+            commit = await without(shadow, self.run, self.base, self.result, {finding.path for finding in left_out})
+            paths = await self._write(now, await merge(shadow, self.base, commit, now))
+        return Applied(paths=paths, left_out=left_out)
+
+    async def branch(self, name: str) -> branch.Branched:
+        """Make a branch of the user's repository with the commits of the box, and what was not committed in one more.
+
+        Nothing of the repository is run, and nothing but the branch is changed in it. One that is there already is
+        moved forward, and never back or aside.
+
+        Raises:
+            WorkspaceError: there is no repository.
+            ConfigError: *name* can not be the name of a branch.
+            ConflictError: the branch has other commits, or is checked out.
+        """
+        return await branch.make(self._shadow, self.run, self.base, self.result, self.head, name)
+
+    async def discard(self) -> None:
+        """Forget what came out of this run. What was applied, or is in a branch, stays."""
+        await self._shadow.discard(self.run)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values. What is not UTF-8 in a path is written as \\xNN."""
+        return {name: unstructured(getattr(self, name)) for name in _FIELDS}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The changes that `to_dict` wrote.
+
+        Raises:
+            ConfigError: it did not write this.
+        """
+        return structured(cls, {name: values[name] for name in _FIELDS if name in values})
+
+    @property
+    def _shadow(self) -> Shadow:
+        if self.shadow is None:
+            raise WorkspaceError(f"Only what is to be told of run {self.run} is here.", next_step="Use Changes.load.")
+        return self.shadow
+
+    async def _write(self, now: str, tree: str) -> tuple[bytes, ...]:
+        shadow = self._shadow
+        before = (await shadow.git("commit-tree", now, "-m", f"The folder before run {self.run} was applied")).decode()
+        await shadow.set_ref(self.run, "before", before.strip())  # so that nothing of it can be lost
+        return await apply.write(shadow, self.run, now, tree)
+
+
+_FIELDS: Final = tuple(field.name for field in attrs.fields(Changes) if field.name != "shadow")
+
+
+async def write_notes(shadow: Shadow, run: str, notes: Notes) -> None:
+    """Keep *notes* of a run, until it is discarded."""
+    import orjson
+
+    oid = await shadow.git("hash-object", "-w", "--stdin", stdin=orjson.dumps(unstructured(notes)))
+    await shadow.set_ref(run, NOTES, oid.decode().strip())
+
+
+async def read_notes(shadow: Shadow, run: str) -> Notes:
+    """The notes of a run; empty if there are none."""
+    import orjson
+
+    oid = await shadow.ref(run, NOTES)
+    return Notes() if oid is None else structured(Notes, orjson.loads(await shadow.git("cat-file", "blob", oid)))
+
+
+async def _found(
+    shadow: Shadow, before: Mapping[bytes, Entry], after: Mapping[bytes, Entry], notes: Notes
+) -> tuple[Finding, ...]:
+    seen: dict[bytes, bytes] = {}
+    async for some in contents(shadow, wanted(before, after), longest=LONGEST):
+        seen |= some
+    return find(before, after, seen, protected=notes.protected, unprotected=notes.unprotected)
+
+
+async def _files(shadow: Shadow, base: str, result: str) -> tuple[ChangedFile, ...]:
+    words = ("diff-tree", "-r", "-z", "--no-renames", "--raw", "--numstat", "--no-ext-diff", "--no-textconv")
+    found, lines = {}, {}
+    rest = iter((await shadow.git(*words, base, result)).split(b"\0")[:-1])
+    for facts in rest:
+        if facts.startswith(b":"):
+            path = next(rest)
+            found[path] = _STATUS.get(facts[-1:], "modified")
+        else:
+            added, removed, path = facts.split(b"\t", 2)
+            lines[path] = None if added == b"-" else (int(added), int(removed))
+    return tuple(
+        ChangedFile(path=path, status=status, added=count[0] if count else None, removed=count[1] if count else None)
+        for path, status in sorted(found.items())
+        for count in (lines.get(path),)
+    )
+
+
+_STATUS: Final[Mapping[bytes, Literal["added", "modified", "deleted"]]] = {b"A": "added", b"D": "deleted"}
+
+
+async def _commits(shadow: Shadow, head: str, user: str | None) -> tuple[Commit, ...]:
+    words = ("rev-list", "--no-commit-header", "--format=%H%x00%s%x00", f"--max-count={MOST_COMMITS}", "--reverse")
+    said = await shadow.git(*words, head, *(["--not", user] if user else []))
+    parts = said.decode("utf-8", "replace").split("\0")[:-1]
+    return tuple(Commit(sha=sha.strip(), subject=subject) for sha, subject in zip(parts[::2], parts[1::2], strict=True))
+
+
+def _is_included(path: bytes, named: Collection[bytes]) -> bool:
+    return any(
+        name == ALL.encode() or fold(path) == fold(name) or path.startswith(name.rstrip(b"/") + b"/") for name in named
+    )

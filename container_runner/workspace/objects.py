@@ -1,0 +1,126 @@
+"""Trees in the shadow: what differs, what is in them, and what two of them come to."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from typing import Final
+
+from container_runner.errors import ConflictError
+from container_runner.workspace.findings import Entry
+from container_runner.workspace.shadow import Shadow
+
+BATCH: Final = 16 * 1024**2
+"""Bytes of contents that are in our memory at a time, unless one file alone has more."""
+
+Difference = dict[bytes, tuple[Entry | None, Entry | None]]
+"""Paths with what is there before and after; None for nothing."""
+
+
+async def listing(shadow: Shadow, tree: str) -> dict[bytes, Entry]:
+    """All that a tree holds, by its path."""
+    said = await shadow.git("ls-tree", "-r", "-z", tree)
+    found = {}
+    for line in said.split(b"\0")[:-1]:
+        facts, _, path = line.partition(b"\t")
+        mode, _, oid = facts.split()
+        found[path] = Entry(mode, oid)
+    return found
+
+
+async def difference(shadow: Shadow, before: str, after: str) -> Difference:
+    """The paths at which two trees differ."""
+    words = iter((await shadow.git("diff-tree", "-r", "-z", "--no-renames", before, after)).split(b"\0")[:-1])
+    found = {}
+    for facts, path in zip(words, words, strict=True):
+        old_mode, mode, old, new, _ = facts.removeprefix(b":").split()
+        found[path] = (_entry(old_mode, old), _entry(mode, new))
+    return found
+
+
+async def contents(
+    shadow: Shadow, oids: Collection[bytes], *, longest: int | None = None
+) -> AsyncIterator[dict[bytes, bytes]]:
+    """The contents of blobs by their names, some at a time; without those that are longer than *longest*."""
+    asked = b"".join(b"%s\n" % oid for oid in dict.fromkeys(oids))
+    batch: list[bytes] = []
+    size = 0
+    for line in (await shadow.git("cat-file", "--batch-check", stdin=asked)).splitlines():
+        oid, _, length = line.split()
+        if longest is not None and int(length) > longest:
+            continue
+        if batch and size + int(length) > BATCH:
+            yield await _read(shadow, batch)
+            batch, size = [], 0
+        batch.append(oid)
+        size += int(length)
+    if batch:
+        yield await _read(shadow, batch)
+
+
+async def without(shadow: Shadow, run: str, base: str, result: str, left_out: Collection[bytes]) -> str:
+    """A commit on *base* with what *result* has, but as in *base* at and below the paths that are *left_out*.
+
+    What would be in the way of such a path stays as it was too: the files of a folder that a link was to replace.
+    """
+    if not left_out:
+        return result
+    lines = []
+    for path, (_, after) in (await difference(shadow, base, result)).items():
+        if any(part in left_out for part in _ways(path)) or any(other.startswith(path + b"/") for other in left_out):
+            continue
+        quoted = b'"%s"' % b"".join(b"\\%03o" % byte for byte in path)
+        lines.append(b"D %s\n" % quoted if after is None else b"M %s %s %s\n" % (after.mode, after.oid, quoted))
+    lines.sort()  # deletions first: a file may come to stand where a folder was
+    head = f"commit {_wanted(run)}\ncommitter container-runner <container-runner@localhost> 0 +0000\ndata 0\n"
+    stream = b"%sfrom %s\n%s\n" % (head.encode(), base.encode(), b"".join(lines))
+    await shadow.git("fast-import", "--quiet", "--force", stdin=stream)
+    commit = await shadow.ref(run, "wanted")
+    await shadow.set_ref(run, "wanted", None)
+    return commit or base
+
+
+async def merge(shadow: Shadow, base: str, wanted: str, now: str) -> str:
+    """The tree that the workspace has to become, if *now* is what it is, and *wanted* is a commit on *base*.
+
+    Raises:
+        ConflictError: both sides changed the same.
+    """
+    if now == await tree_of(shadow, base):
+        return await tree_of(shadow, wanted)
+    ours = (await shadow.git("commit-tree", now, "-p", base, "-m", "The folder now")).decode().strip()
+    words = ("merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", ours, wanted)
+    tree, *names = (await shadow.git(*words, ok=(0, 1))).split(b"\0")
+    if paths := tuple(name for name in dict.fromkeys(names) if name):
+        raise ConflictError("You and the agent have changed the same lines. Nothing was applied.", paths=paths)
+    return tree.decode()
+
+
+async def tree_of(shadow: Shadow, commit: str) -> str:
+    """The tree of a commit."""
+    return (await shadow.git("rev-parse", "--verify", f"{commit}^{{tree}}")).decode().strip()
+
+
+async def _read(shadow: Shadow, oids: Sequence[bytes]) -> dict[bytes, bytes]:
+    said = await shadow.git("cat-file", "--batch", stdin=b"".join(b"%s\n" % oid for oid in oids))
+    found, at = {}, 0
+    while at < len(said):
+        end = said.index(b"\n", at)
+        oid, _, length = said[at:end].split()
+        found[oid] = said[end + 1 : end + 1 + int(length)]
+        at = end + 2 + int(length)
+    return found
+
+
+def _entry(mode: bytes, oid: bytes) -> Entry | None:
+    return None if mode == b"000000" else Entry(mode, oid)
+
+
+def _ways(path: bytes) -> Iterator[bytes]:
+    """A path, and each folder above it."""
+    while path:
+        yield path
+        path = path.rpartition(b"/")[0]
+
+
+def _wanted(run: str) -> str:
+    return f"refs/container-runner/{run}/wanted"
