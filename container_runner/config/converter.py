@@ -92,7 +92,11 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook(float, _exactly(int | float, "a number"))
     converter.register_structure_hook(Path, lambda value, _: Path(converter.structure(value, str)))
     converter.register_structure_hook(dt.datetime, _moment)
+    converter.register_structure_hook(
+        bytes, lambda value, _: converter.structure(value, str).encode("utf-8", "surrogateescape")
+    )
     converter.register_unstructure_hook(dt.datetime, shown_time)
+    converter.register_unstructure_hook(bytes, lambda value: value.decode("utf-8", "backslashreplace"))  # a path
 
     def table(value: object, kind: Any) -> object:
         if not isinstance(value, Mapping):

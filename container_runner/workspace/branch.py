@@ -129,7 +129,7 @@ async def _cooked(shadow: Shadow, paths: Collection[bytes]) -> Mapping[bytes, st
     """
     if not paths:
         return {}
-    turns = await shadow.user_git("config", "--get", "core.autocrlf", ok=(0, 1))
+    turns = await shadow.user_git("config", "--local", "--includes", "--get", "core.autocrlf", ok=(0, 1))
     found = dict.fromkeys(paths, "auto") if turns.strip().lower() in (b"true", b"input", b"yes", b"on", b"1") else {}
     words = await shadow.user_git(
         "check-attr", "-z", "--stdin", *_ATTRIBUTES, stdin=b"".join(b"%s\0" % p for p in paths)

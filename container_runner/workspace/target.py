@@ -296,11 +296,15 @@ class Target:
                     os.rmdir(name, dir_fd=folder)
             case "rmdir":
                 mode, uid, gid = step.facts
-                if _lstat(name, folder) is None:
+                with suppress(FileExistsError):  # it was not removed, or a former try has made it
                     os.mkdir(name, 0o700, dir_fd=folder)
+                fd = os.open(name, _FOLDER, dir_fd=folder)
+                try:
                     if os.geteuid() == 0:
-                        os.chown(name, uid, gid, dir_fd=folder, follow_symlinks=False)
-                    os.chmod(name, mode, dir_fd=folder)
+                        os.fchown(fd, uid, gid)
+                    os.fchmod(fd, mode)
+                finally:
+                    os.close(fd)
 
     @contextmanager
     def _open(self, path: bytes) -> Iterator[tuple[int, bytes]]:

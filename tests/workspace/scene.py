@@ -122,7 +122,8 @@ async def ran(workspace: Path, state: Path, edit: Edit, run: str = RUN) -> Shado
     await shadow.set_ref(run, "result", result)
     has_git = shadow.is_repository and (copy / ".git").exists()
     if has_git and git(copy, "rev-parse", "-q", "--verify", "HEAD", ok=(0, 1)).strip() not in ("", user):
-        git(copy, "push", "-q", str(git_dir), f"HEAD:refs/container-runner/{run}/head")
+        off = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
+        git(copy, *off, "push", "-q", str(git_dir), f"HEAD:refs/container-runner/{run}/head")
     shutil.rmtree(copy)
     return shadow
 

@@ -310,3 +310,43 @@ async def test_a_link_that_is_left_out_leaves_the_folder_that_it_was_to_replace(
 
     assert (await (await changes_of(work, state, edit)).apply()).paths == ()
     assert look(work) == before
+
+
+async def test_after_an_apply_the_hosts_git_runs_nothing_of_the_agent(work: Path, state: Path, tmp_path: Path) -> None:
+    """Configuration, hooks, a gitlink with a repository behind it, a bare one: all of it included by name."""
+    evidence = tmp_path / "ran"
+    evil = f"#!/bin/sh\ntouch {evidence}\n"
+
+    def edit(box: Path) -> None:
+        write(box, {"node_modules/.x/f": "f\n", "x": "x\n"})
+        git(box / "node_modules/.x", "init", "-q", "-b", "main")
+        commit(box / "node_modules/.x")
+        git(box, "add", "-Af")
+        git(box, "commit", "-qm", "with a gitlink")
+        for at in (box / ".git", box / "node_modules/.x/.git"):
+            (at / "hooks").mkdir(exist_ok=True)
+            for hook in ("pre-commit", "post-commit", "post-index-change", "post-checkout", "reference-transaction"):
+                (at / "hooks" / hook).write_text(evil)
+                (at / "hooks" / hook).chmod(0o755)
+            with (at / "config").open("a") as config:
+                config.write(f'[core]\nfsmonitor = "touch {evidence}; true"\npager = "touch {evidence}"\n')
+        write(box, {"bare/HEAD": "ref: refs/heads/main\n", "bare/objects/x": "", "bare/refs/x": ""})
+        write(box, {"bare/config": f'[core]\nfsmonitor = "touch {evidence}; true"\nworktree = ..\n'})
+
+    changes = await changes_of(work, state, edit)
+    evidence.unlink(missing_ok=True)  # the scene itself is the agent's git
+
+    assert {finding.path for finding in (await changes.apply()).left_out} == {
+        b"node_modules", b"bare/HEAD", b"bare/config"
+    }  # fmt: skip
+    git(work / "bare", "status")  # the workspace's own, because bare/ is no repository
+    await changes.apply(["all"])
+    await changes.branch("fix")
+    git(work, "status")
+    git(work, "diff")
+    git(work, "add", "-A", ":!bare")
+    git(work, "commit", "-qm", "the work")
+
+    assert not evidence.exists()
+    assert (work / "node_modules/.x/f").read_text() == "f\n"
+    assert not (work / "node_modules/.x/.git").exists()
