@@ -37,6 +37,7 @@ ROOMS = (
 PURE = {
     *("errors", "options", "box.argv", "box.golden", "box.guest", "box.plan"),
     *(module for module in MODULES if module.startswith("config.") and module != "config.tiers"),
+    *("workspace.findings", "workspace.names"),
     *(f"stream.{name}" for name in ("blocks", "decode", "lines", "messages", "own")),
 }
 """What does no I/O and waits for nothing."""

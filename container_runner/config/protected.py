@@ -60,8 +60,8 @@ def _places(kind: str, names: str, *, walled: bool = False, only_top: bool = Fal
 
 
 PLACES: Final = (
-    *_places("agent", f".claude .codex .cursor .gemini .mcp.json {WORKSPACE_FILE} .agents .aider.conf.yml", walled=True),
-    *_places("agent", ".kiro .opencode .roo .roomodes .windsurf opencode.json", walled=True),
+    *_places("agent", f".claude .codex .cursor .gemini .mcp.json {WORKSPACE_FILE} .agents", walled=True),
+    *_places("agent", ".aider.conf.yml .kiro .opencode .roo .roomodes .windsurf opencode.json", walled=True),
     *_places("agent", "AGENTS.md CLAUDE.local.md CLAUDE.md GEMINI.md QWEN.md"),
     *_places("agent", ".amp .claude-plugin .clinerules .continue .crush.json .cursorrules .goosehints .junie .qwen"),
     *_places("agent", ".github/copilot-instructions.md .windsurfrules crush.json opencode.jsonc"),
@@ -85,8 +85,8 @@ PLACES: Final = (
     *_places("package", ".bundle/config .cargo/config .cargo/config.toml .mvn .npmrc .pnpmfile.cjs .yarn/plugins"),
     *_places("package", ".yarn/releases .yarnrc .yarnrc.yml bunfig.toml gradle/wrapper gradlew gradlew.bat mvnw"),
     *_places("package", "mvnw.cmd rust-toolchain rust-toolchain.toml"),
-    *_places("ci", ".buildkite .circleci .drone.yml .forgejo/workflows .gitea/workflows .github/actions", only_top=True),
-    *_places("ci", ".github/workflows .gitlab-ci.yml .gitlab/ci .semaphore .teamcity .travis.yml", only_top=True),
+    *_places("ci", ".buildkite .circleci .drone.yml .forgejo/workflows .gitea/workflows", only_top=True),
+    *_places("ci", ".github/actions .github/workflows .gitlab-ci.yml .gitlab/ci .semaphore .teamcity .travis.yml", only_top=True),
     *_places("ci", ".woodpecker .woodpecker.yml Jenkinsfile appveyor.yml azure-pipelines.yml", only_top=True),
     *_places("ci", "bitbucket-pipelines.yml cloudbuild.yaml", only_top=True),
 )

@@ -11,7 +11,7 @@ from typing import Final
 import anyio
 
 from container_runner.errors import ConflictError, StateError, WorkspaceError
-from container_runner.workspace.findings import fold
+from container_runner.workspace.names import folded
 from container_runner.workspace.objects import contents, difference
 from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.target import CHANGED, JOURNAL, Journal, Target
@@ -97,7 +97,7 @@ def refuse_twins(listed: Iterable[bytes], changed: Collection[bytes]) -> None:
     """
     same: dict[bytes, list[bytes]] = {}
     for path in listed:
-        same.setdefault(fold(path), []).append(path)
+        same.setdefault(folded(path), []).append(path)
     twins = tuple(path for paths in same.values() if len(paths) > 1 and {*paths} & {*changed} for path in paths)
     if twins:
         message = "This file system takes these names for the same. Nothing was applied."

@@ -11,12 +11,15 @@ import attrs
 from container_runner.config.converter import structured, unstructured
 from container_runner.errors import WorkspaceError
 from container_runner.workspace import apply, branch
-from container_runner.workspace.findings import LONGEST, Entry, Finding, find, fold, wanted
+from container_runner.workspace.findings import LONGEST, Entry, Finding, find, wanted
 from container_runner.workspace.objects import contents, listing, merge, without
 from container_runner.workspace.shadow import Shadow
 
 MOST_COMMITS: Final = 1000
 """The most commits that are listed, the newest."""
+
+_AGAIN: Final = ("bare repository", "link leads outside")
+"""Findings of the way out that `find` makes as well, of all that there is and not of what came alone."""
 
 NOTES: Final = "notes"
 """The ref of a run with what is known of it beside its trees."""
@@ -121,7 +124,10 @@ class Changes:
             head=head,
             commits=await _commits(shadow, head, user) if head is not None else (),
             files=await _files(shadow, base, result),
-            findings=(*await _found(shadow, before, after, notes), *notes.findings),
+            findings=(
+                *await _found(shadow, before, after, notes),
+                *(it for it in notes.findings if it.kind not in _AGAIN),
+            ),
             shadow=shadow,
         )
 
@@ -225,7 +231,8 @@ async def _found(
     seen: dict[bytes, bytes] = {}
     async for some in contents(shadow, wanted(before, after), longest=LONGEST):
         seen |= some
-    return find(before, after, seen, protected=notes.protected, unprotected=notes.unprotected)
+    found = find(before, after, seen, protected=notes.protected, unprotected=notes.unprotected)
+    return (*found, *(finding for finding in notes.findings if finding.kind not in _AGAIN))
 
 
 async def _files(shadow: Shadow, base: str, result: str) -> tuple[ChangedFile, ...]:
@@ -257,6 +264,6 @@ async def _commits(shadow: Shadow, head: str, user: str | None) -> tuple[Commit,
 
 
 def _is_included(path: bytes, named: Collection[bytes]) -> bool:
-    return any(
-        name == ALL.encode() or fold(path) == fold(name) or path.startswith(name.rstrip(b"/") + b"/") for name in named
-    )
+    """Whether one of these names is the path, a folder that it is in, or stands for all."""
+    within = (name.rstrip(b"/") for name in named)
+    return any(name == ALL.encode() or path == name or path.startswith(name + b"/") for name in within)

@@ -8,14 +8,13 @@ package.json whose scripts run by themselves.
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import attrs
 
 from container_runner.config.protected import GIT, INSTALLED, OBEYED_BY, PLACES
+from container_runner.workspace.names import folded
 
 LINK: Final = b"120000"
 GITLINK: Final = b"160000"
@@ -47,9 +46,6 @@ _LIFECYCLE: Final = frozenset(
 _ORDERS: Final = ("gitHooks", "husky", "lint-staged", "packageManager", "pre-commit", "simple-git-hooks")
 """What else in a package.json other programs obey by themselves."""
 
-_IGNORABLE: Final = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2064\u206a-\u206f\ufeff]")
-"""What some file systems leave out of a name when they compare it."""
-
 
 @attrs.frozen
 class Finding:
@@ -80,20 +76,10 @@ Contents = Mapping[bytes, bytes]
 """Contents by their names, of the entries that `wanted` asks for; without those longer than `LONGEST`."""
 
 
-def fold(path: bytes) -> bytes:
-    """A path as a file system sees it that takes "É" and "é", or one way to write it and another, for the same."""
-    if path.isascii():
-        return path.lower()
-    text = _IGNORABLE.sub("", path.decode("utf-8", "surrogateescape"))
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold()).encode(
-        "utf-8", "surrogateescape"
-    )
-
-
 _KINDS: Final[Mapping[bytes, str]] = {
-    fold(place.name.encode()): place.kind for place in PLACES if "*" not in place.name
+    folded(place.name.encode()): place.kind for place in PLACES if "*" not in place.name
 }
-_AT_TOP: Final = frozenset(fold(place.name.encode()) for place in PLACES if place.only_top)
+_AT_TOP: Final = frozenset(folded(place.name.encode()) for place in PLACES if place.only_top)
 _SUFFIXES: Final = {place.name[1:].encode(): place.kind for place in PLACES if place.name.startswith("*")}
 _INSTALLED: Final = frozenset(name.encode() for name in INSTALLED)
 _REPOSITORY: Final = frozenset(name.encode() for name in GIT)
@@ -171,7 +157,7 @@ def leads_out(path: bytes, links: Mapping[bytes, bytes]) -> bool:
             at.pop()
             continue
         at.append(part)
-        if fold(part) == b".git":
+        if folded(part) == b".git":
             return True
         target = links.get(b"/".join(at))
         if target is not None:
@@ -187,26 +173,26 @@ class _Places:
     """The table, with what one run adds to it."""
 
     def __init__(self, protected: Iterable[str], unprotected: Iterable[str], links: Mapping[bytes, bytes]) -> None:
-        left_out = {fold(name.encode()) for name in unprotected}
+        left_out = {folded(name.encode()) for name in unprotected}
         self._kinds = {name: kind for name, kind in _KINDS.items() if name not in left_out}
         self._at_top = set(_AT_TOP)
         for name in protected:
-            folded = fold(name.strip("/").encode("utf-8", "surrogateescape"))
-            self._kinds[folded] = "protected"
-            if b"/" in folded:
-                self._at_top.add(folded)
+            place = folded(name.strip("/").encode("utf-8", "surrogateescape"))
+            self._kinds[place] = "protected"
+            if b"/" in place:
+                self._at_top.add(place)
         self._depth = max(name.count(b"/") for name in self._kinds) + 1
         # What a link in such a place leads to is obeyed as if it stood there: hooks often are links to scripts.
         for path, target in links.items():
             if (kind := self.kind(path)) is not None:
-                at = fold(_beside(path, target))
+                at = folded(_beside(path, target))
                 self._kinds[at] = kind
                 self._at_top.add(at)
                 self._depth = max(self._depth, at.count(b"/") + 1)
 
     def kind(self, path: bytes) -> str | None:
         """Who obeys what is at *path*, or in a folder above it; None if nobody does by itself."""
-        parts = fold(path).split(b"/")
+        parts = folded(path).split(b"/")
         for start in range(len(parts)):
             for end in range(start + 1, min(len(parts), start + self._depth) + 1):
                 name = b"/".join(parts[start:end])
@@ -233,7 +219,7 @@ def _installed(path: bytes) -> bytes | None:
     """The folder of installed programs that *path* is in."""
     parts = path.split(b"/")
     for number, part in enumerate(parts[:-1]):
-        if fold(part) in _INSTALLED:
+        if folded(part) in _INSTALLED:
             return b"/".join(parts[: number + 1])
     return None
 
@@ -243,11 +229,11 @@ def _is_of_repository(path: bytes, heads: Collection[bytes]) -> bool:
     parts = path.split(b"/")
     if parts[-1].upper() == b"HEAD":
         return True
-    return any(fold(part) in _REPOSITORY and b"/".join(parts[:number]) in heads for number, part in enumerate(parts))
+    return any(folded(part) in _REPOSITORY and b"/".join(parts[:number]) in heads for number, part in enumerate(parts))
 
 
 def _is_package(path: bytes) -> bool:
-    return fold(path.rpartition(b"/")[2]) == b"package.json"
+    return folded(path.rpartition(b"/")[2]) == b"package.json"
 
 
 def _orders(entry: Entry | None, contents: Contents) -> object:

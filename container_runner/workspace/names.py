@@ -54,7 +54,7 @@ def folded(path: bytes) -> bytes:
     """The same for all the paths that are one file where neither case nor Unicode's normal forms count."""
     if path.isascii():
         return path.lower()
-    text = path.decode("utf-8", "surrogateescape")
+    text = _UNSEEN.sub("", path.decode("utf-8", "surrogateescape"))
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold()).encode(
         "utf-8", "surrogateescape"
     )
