@@ -86,7 +86,8 @@ PLACES: Final = (
     *_places("package", ".yarn/releases .yarnrc .yarnrc.yml bunfig.toml gradle/wrapper gradlew gradlew.bat mvnw"),
     *_places("package", "mvnw.cmd rust-toolchain rust-toolchain.toml"),
     *_places("ci", ".buildkite .circleci .drone.yml .forgejo/workflows .gitea/workflows", only_top=True),
-    *_places("ci", ".github/actions .github/workflows .gitlab-ci.yml .gitlab/ci .semaphore .teamcity .travis.yml", only_top=True),
+    *_places("ci", ".github/actions .github/workflows .gitlab-ci.yml .gitlab/ci .semaphore .teamcity", only_top=True),
+    *_places("ci", ".travis.yml", only_top=True),
     *_places("ci", ".woodpecker .woodpecker.yml Jenkinsfile appveyor.yml azure-pipelines.yml", only_top=True),
     *_places("ci", "bitbucket-pipelines.yml cloudbuild.yaml", only_top=True),
 )

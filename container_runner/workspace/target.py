@@ -133,6 +133,7 @@ class Target:
         os.unlink(self._shadow.folder / JOURNAL)
 
     def close(self) -> None:
+        """Close the folders. What is left in ours is for `recover`."""
         for fd in {self._top, self._stage} - {-1}:
             os.close(fd)
         self._top = self._stage = -1
