@@ -27,6 +27,16 @@ COMMANDS = {
     "otherwise.\n\n"
     "Results are added to a file as the jobs end, and a job that has a result there is not run again. The exit code is "
     "1 if any job has failed, now or before.",
+    "changes:changes": "Show what a run has done to a carried workspace: files, commits, and what to look at first.\n\n"
+    "The folder has nothing of it until `apply`.",
+    "apply:apply": "Write what a run has done into its folder: all of it, or nothing.\n\n"
+    "What you have changed meanwhile stays and is merged, and your index is not touched. Where you and the agent have "
+    "changed the same, nothing is written and the exit code is 3. What programs of yours would obey by themselves, "
+    "such as hooks, is left out until you name it.",
+    "branch:branch": "Make a branch of what a run has done: container-runner branch [RUN] NAME\n\n"
+    "It has the commits that were made in the box, and one of what was not committed. Nothing else of the repository "
+    "changes, and none of its hooks run. A branch that is there is moved forward, or not at all.",
+    "discard:discard": "Forget what a run has done. What was applied, or is in a branch, stays.",
     "argv:argv": "Print the exact commands of a run, without running anything.",
     "doctor:doctor": "Check whether a run would work here, and say what to type if it would not.\n\n"
     "Give it the flags of the run in question. The exit code is 0 if that run would work, and 1 if not.",
@@ -59,8 +69,8 @@ app = App(
     "- container-runner image build\n"
     "- container-runner doctor --image=container-runner/claude\n"
     "- container-runner run 'Fix the failing test' --image=container-runner/claude",
-    help_epilogue="Exit codes: 0 success, 1 the agent failed, 2 the command line or the configuration, 3 no engine, "
-    "4 no image, 5 the engine failed, 6 a container was lost, 124 too slow, 130 Ctrl-C.",
+    help_epilogue="Exit codes: 0 success, 1 the agent failed, 2 the command line or the configuration, "
+    "3 no engine, or a conflict, 4 no image, 5 the engine failed, 6 a container was lost, 124 too slow, 130 Ctrl-C.",
     version=__version__,
     default_parameter=Parameter(show_default=_worth_showing),
 )

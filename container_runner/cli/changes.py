@@ -1,105 +1,221 @@
-"""Which files of a workspace a run has changed.
-
-Two looks at the folder are compared, before and after. `git status` would know more, but it obeys the repository's
-own configuration, which may name programs to run, and which the agent can write.
-"""
+"""`container-runner changes`: what a run has done to a carried workspace, and what its commands share."""
 
 from __future__ import annotations
 
-import os
-import stat
-import time
-from collections.abc import Generator, Mapping
-from contextlib import closing
+import datetime as dt
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, TypeVar
 
+import anyio
 import attrs
+from cyclopts import Parameter
 
-MOST_FILES: Final = 50_000
-MOST_SECONDS: Final = 2.0
-MOST_DEPTH: Final = 50
-"""The bounds of one look. A folder beyond them is not compared: half a look would tell of changes that are none."""
+from container_runner.cli.containers import JsonFlag, print_json, state_folder
+from container_runner.cli.logs import local_time, print_table
+from container_runner.cli.text import clean
+from container_runner.errors import ConfigError
+from container_runner.workspace.apply import recover
+from container_runner.workspace.changes import ChangedFile, Changes
+from container_runner.workspace.findings import MEANINGS, Finding
+from container_runner.workspace.shadow import REFS, Shadow
 
-UNSEEN: Final = frozenset(
-    [
-        ".git",
-        ".hg",
-        ".svn",
-        "node_modules",
-        ".venv",
-        "__pycache__",
-        ".tox",
-        ".nox",
-        ".mypy_cache",
-        ".pytest_cache",
-        ".ruff_cache",
-        ".hypothesis",
-    ]
-)
-"""Folders that are not looked into, wherever they are: what changes there by itself tells a person little."""
+T = TypeVar("T")
 
-Snapshot = Mapping[str, tuple[int, ...]]
-"""The files of a folder, by their path in it, with what changes when a file does."""
+MOST_FILES: Final = 20
+"""Changed files that are listed where not all are asked for."""
+
+_MARKS: Final = {"added": "+", "modified": "~", "deleted": "-"}
 
 
+@Parameter(name="*")
 @attrs.frozen(kw_only=True)
-class Changes:
-    """What differs between two looks. The paths are relative to the workspace."""
+class WorkFlags:
+    """Whose work is meant.
 
-    added: tuple[str, ...] = ()
-    modified: tuple[str, ...] = ()
-    deleted: tuple[str, ...] = ()
+    Attributes:
+        workspace: The folder that the agent worked on.
+        state_dir: Where sessions and records are kept. Default: the folder for such things in your home.
+    """
 
-    @classmethod
-    def between(cls, before: Snapshot | None, after: Snapshot | None) -> Changes | None:
-        """What has changed; None if it can not be told."""
-        if before is None or after is None:
-            return None
-        return cls(
-            added=tuple(sorted(after.keys() - before.keys())),
-            modified=tuple(sorted(path for path in before.keys() & after.keys() if before[path] != after[path])),
-            deleted=tuple(sorted(before.keys() - after.keys())),
-        )
-
-    def marked(self) -> list[tuple[str, str]]:
-        """All of them by path, each with "+", "~" or "-" before it."""
-        marks = (("+", self.added), ("~", self.modified), ("-", self.deleted))
-        return sorted(((mark, path) for mark, paths in marks for path in paths), key=lambda item: item[1])
+    workspace: Annotated[Path, Parameter(alias="-w")] = Path()
+    state_dir: Path | None = None
 
 
-def snapshot(folder: str | Path) -> Snapshot | None:
-    """The files in *folder*; symlinks are not followed. None if it has too many, or can not be read."""
-    ends_at = time.monotonic() + MOST_SECONDS
-    found: dict[str, tuple[int, ...]] = {}
-    try:
-        with closing(_files(os.open(Path(folder).expanduser(), os.O_RDONLY | os.O_DIRECTORY), "", 0)) as files:
-            for path, facts in files:
-                found[path] = facts
-                if len(found) > MOST_FILES or time.monotonic() > ends_at:
-                    return None
-    except OSError:
-        return None
-    return found
+def changes(
+    run: str = "",
+    *,
+    diff: Annotated[bool, Parameter(alias="-d", negative=())] = False,
+    stat: Annotated[bool, Parameter(negative=())] = False,
+    list_: Annotated[bool, Parameter(name=["--list", "-l"], negative=())] = False,
+    json: JsonFlag = False,
+    flags: WorkFlags | None = None,
+) -> None:
+    """Show what a run has done to its workspace, which has nothing of it yet.
+
+    Args:
+        run: The id of a run, or its beginning. Default: the last one on this folder.
+        diff: Show the lines that have changed.
+        stat: Show how many lines have changed in each file.
+        list_: List the runs on this folder whose work is kept, oldest first.
+        json: Print JSON for programs instead of text for people.
+    """
+    flags = flags or WorkFlags()
+    if list_:
+        _list(with_shadow(flags, _kept), json)
+        return
+
+    async def look(found: Changes) -> str:
+        if diff or stat:
+            return await found.diff(stat=stat)
+        return "\n".join(rows_of(found))
+
+    found, text = with_changes(run, flags, lambda found: _both(found, look))
+    if json:
+        print_json(found.to_dict() | ({"diff": text} if diff or stat else {}))
+    elif text:
+        print(clean(text.removesuffix("\n")))
 
 
-def _files(fd: int, prefix: str, depth: int) -> Generator[tuple[str, tuple[int, ...]], None, None]:
-    """Every file below the open folder *fd*, which is closed at the end."""
-    try:
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                try:
-                    facts = entry.stat(follow_symlinks=False)
-                except OSError:
-                    continue  # it has gone meanwhile
-                if not stat.S_ISDIR(facts.st_mode):
-                    yield prefix + entry.name, (facts.st_mode, facts.st_size, facts.st_mtime_ns, facts.st_ino)
-                elif entry.name not in UNSEEN and depth < MOST_DEPTH:
-                    try:
-                        # Opened from its parent and without following: nobody can put a symlink in its place.
-                        child = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-                    except OSError:
-                        continue  # it is gone, or not for us
-                    yield from _files(child, f"{prefix}{entry.name}/", depth + 1)
-    finally:
-        os.close(fd)
+def with_changes(run: str, flags: WorkFlags, use: Callable[[Changes], Awaitable[T]]) -> T:
+    """Do something with the changes of a run.
+
+    Raises:
+        ConfigError: there is no such run, or more than one.
+    """
+
+    async def work() -> T:
+        shadow, name = await _find(run, flags)
+        return await use(await Changes.load(shadow, name))
+
+    return anyio.run(work)
+
+
+def with_shadow(flags: WorkFlags, use: Callable[[Shadow], Awaitable[T]]) -> T:
+    """Do something with the shadow of a folder."""
+
+    async def work() -> T:
+        return await use(await _open(flags.workspace, flags))
+
+    return anyio.run(work)
+
+
+def rows_of(found: Changes) -> list[str]:
+    """Changes for a person: files, commits, findings, and what can be done with them."""
+    rows = [f"· run {found.run[:12]}", *file_rows(found.files, most=sys.maxsize)]
+    if found.commits:
+        rows += [f"{counted(len(found.commits), 'commit was', 'commits were')} made:"]
+        rows += [f"  {commit.sha[:12]} {one_line(commit.subject)}" for commit in found.commits]
+    rows += finding_rows(found.findings)
+    return [*rows, "", *next_rows(found.run)] if found.files or found.commits else rows
+
+
+def file_rows(files: Sequence[ChangedFile], *, most: int = MOST_FILES) -> list[str]:
+    """Changed files for a person, each with "+", "~" or "-" before it."""
+    if not files:
+        return ["No file has changed."]
+    rows = [f"{counted(len(files), 'file has', 'files have')} changed:"]
+    for file in files[:most]:
+        lines = f"  (+{file.added} -{file.removed})" if file.added is not None else ""
+        rows.append(f"  {_MARKS[file.status]} {shown(file.path)}{lines}")
+    return [*rows, f"  and {len(files) - most} more"] if len(files) > most else rows
+
+
+def finding_rows(findings: Sequence[Finding]) -> list[str]:
+    """Findings for a person."""
+    if not findings:
+        return []
+    rows = ["Look at these first; apply leaves them out until you name them with --include:"]
+    rows += [
+        f"  ! {shown(finding.path)}: {MEANINGS.get(finding.kind, finding.kind)}" for finding in findings[:MOST_FILES]
+    ]
+    return [*rows, f"  and {len(findings) - MOST_FILES} more"] if len(findings) > MOST_FILES else rows
+
+
+def next_rows(run: str) -> list[str]:
+    """What can be done with the work of a run."""
+    run = run[:12]
+    return [
+        f"container-runner changes {run} --diff    shows it",
+        f"container-runner apply {run}             writes it into the folder",
+        f"container-runner branch {run} NAME       makes a branch of it",
+        f"container-runner discard {run}           forgets it",
+    ]
+
+
+def shown(path: bytes) -> str:
+    """A path on one line of a terminal."""
+    return one_line(path.decode("utf-8", "backslashreplace"))
+
+
+def one_line(text: str) -> str:
+    """Text without what could control a terminal, on one line."""
+    return clean(text).replace("\n", "␤")
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """ "1 file has" or "3 files have"."""
+    return f"{number} {one if number == 1 else many}"
+
+
+async def _both(found: Changes, look: Callable[[Changes], Awaitable[str]]) -> tuple[Changes, str]:
+    return found, await look(found)
+
+
+def _folder(workspace: Path) -> Path:
+    workspace = workspace.expanduser()
+    if not workspace.is_dir():
+        raise ConfigError("--workspace", str(workspace), "a folder that exists")
+    return workspace
+
+
+async def _open(workspace: Path, flags: WorkFlags) -> Shadow:
+    shadow = await Shadow.open(_folder(workspace), state_folder(flags.state_dir))
+    if (run := recover(shadow)) is not None:
+        print(f"The apply of run {run[:12]} was cut off. It is undone.", file=sys.stderr)
+    return shadow
+
+
+async def _find(run: str, flags: WorkFlags) -> tuple[Shadow, str]:
+    """The run that is meant, and the shadow that it is in."""
+    shadow = await _open(flags.workspace, flags)
+    kept = [name for name, _ in await _kept(shadow)]
+    if not run:
+        if not kept:
+            allowed = "a run, or a folder that an agent has worked on with --workspace-mode=carried"
+            raise ConfigError("RUN", None, f"{allowed}; `container-runner logs --list --all` has all runs")
+        return shadow, kept[-1]
+    found = [name for name in kept if name.startswith(run)]
+    if len(found) == 1:
+        return shadow, found[0]
+    if not found:
+        return await _elsewhere(run, flags)
+    allowed = "the id of a run, or as many of its first digits as tell it from the others"
+    raise ConfigError("RUN", run, f"{allowed} ({len(found)} begin with this)")
+
+
+async def _elsewhere(run: str, flags: WorkFlags) -> tuple[Shadow, str]:
+    """A run on another folder, which the records know."""
+    from container_runner.records.records import Records
+
+    record = Records(state_folder(flags.state_dir)).find(run)
+    shadow = await _open(Path(record.summary.workspace or ""), flags)
+    if record.run_id not in await shadow.runs():
+        allowed = "a run with --workspace-mode=carried: this one had its folder mounted, or its work was discarded"
+        raise ConfigError("RUN", run, allowed)
+    return shadow, record.run_id
+
+
+async def _kept(shadow: Shadow) -> list[tuple[str, dt.datetime]]:
+    """The runs on a folder whose work is kept, with when they began, oldest first."""
+    words = ("for-each-ref", "--sort=creatordate", "--format=%(refname) %(creatordate:unix)", f"{REFS}/*/base")
+    lines = (line.split() for line in (await shadow.git(*words)).decode().splitlines())
+    return [(ref.split("/")[2], dt.datetime.fromtimestamp(int(when), dt.UTC)) for ref, when in lines]
+
+
+def _list(kept: Sequence[tuple[str, dt.datetime]], json: bool) -> None:
+    if json:
+        print_json([{"run": run, "started": began} for run, began in kept])
+    else:
+        print_table("runs", [{"RUN": run[:12], "STARTED": local_time(began)} for run, began in kept], None)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ import attrs
 
 from container_runner.box import hints, protect
 from container_runner.box.mounts import resolve_workspace
-from container_runner.cli.changes import Changes, Snapshot, snapshot
+from container_runner.cli.changes import file_rows
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
+from container_runner.cli.look import Snapshot, changed, snapshot
 from container_runner.cli.options import ExecuteFlags, read_prompt, spelled
 from container_runner.cli.text import clean, render, summary
 from container_runner.cli.view import View, left_by, put, take_any_script, wants_live, watched
@@ -26,12 +28,13 @@ from container_runner.options import ExecuteOptions
 from container_runner.records.tally import Tally
 from container_runner.runner import ContainerRunner
 from container_runner.stream.messages import Message
+from container_runner.workspace.changes import ChangedFile
 
 if TYPE_CHECKING:
     from container_runner.cli.live import RunView
 
-MOST_CHANGES = 20
-"""Changed files that are listed at the end."""
+MOST_LISTED = 20
+"""The most names in a warning."""
 
 
 def run(
@@ -171,8 +174,8 @@ def ending(tally: Tally, seconds: float, before: Look | None, after: Look | None
     """How a run went, and what it changed."""
     rows = [summary(tally, seconds) if stopped is None else f"✗ {stopped}"]
     if before is not None and after is not None:
-        changes = Changes.between(before.files, after.files)
-        rows += [*_changed(changes), *_warnings(before, after, changes)]
+        files = changed(before.files, after.files)
+        rows += [*_changed(files), *_warnings(before, after, files or ())]
     return rows
 
 
@@ -188,17 +191,13 @@ def _resumption(runner: ContainerRunner, options: ExecuteOptions, tally: Tally, 
     return ["  To go on with the session:", f"    {clean(shlex.join([*again, f'--resume={session}', 'PROMPT']))}"]
 
 
-def _changed(changes: Changes | None) -> list[str]:
-    if changes is None:
+def _changed(files: Sequence[ChangedFile] | None) -> list[str]:
+    if files is None:
         return ["  The workspace has too many files to tell which have changed."]
-    marked = changes.marked()
-    what = {0: "No file has changed.", 1: "1 file has changed:"}
-    rows = [f"  {what.get(len(marked), f'{len(marked)} files have changed:')}"]
-    rows += [f"    {mark} {clean(path).replace(chr(10), '␤')}" for mark, path in marked[:MOST_CHANGES]]
-    return [*rows, f"    and {len(marked) - MOST_CHANGES} more"] if len(marked) > MOST_CHANGES else rows
+    return [f"  {row}" for row in file_rows(files)]
 
 
-def _warnings(before: Look, after: Look, changes: Changes | None) -> Iterator[str]:
+def _warnings(before: Look, after: Look, files: Sequence[ChangedFile]) -> Iterator[str]:
     """What programs on this machine would obey from now on."""
     made = before.missing - after.missing
     names = {name for name in made if name.partition("/")[0] == name or ".git" not in made}
@@ -211,12 +210,12 @@ def _warnings(before: Look, after: Look, changes: Changes | None) -> Iterator[st
         yield f"  ! Git takes {_listed(links)} for repositories of their own now, and runs what is configured in them."
     if replaced := {path for path, facts in after.git.items() if before.git.get(path, facts) != facts}:
         yield f"  ! Changed while the agent ran, and so not protected from then on: {_listed(replaced)}: look inside."
-    changed = [] if changes is None else [path for _, path in changes.marked()]
-    if obeyed := {name for name in OBEYED for path in changed if path == name or path.startswith(f"{name}/")}:
+    paths = [f"{os.fsdecode(file.path)}/" for file in files]
+    if obeyed := {name for name in OBEYED for path in paths if path.startswith(f"{name}/")}:
         yield f"  ! Programs obey {_listed(obeyed)}: look at the change first."
 
 
 def _listed(names: Collection[str]) -> str:
     """Some names in a row."""
     shown = sorted(clean(name).replace("\n", "␤") for name in names)
-    return ", ".join(shown[:MOST_CHANGES]) + (f" and {len(shown) - MOST_CHANGES} more" if shown[MOST_CHANGES:] else "")
+    return ", ".join(shown[:MOST_LISTED]) + (f" and {len(shown) - MOST_LISTED} more" if shown[MOST_LISTED:] else "")

@@ -156,7 +156,7 @@ class Changes:
         """
         shadow = self._shadow
         named = [os.fsencode(name) for name in include]
-        left_out = tuple(finding for finding in self.findings if not _is_included(finding.path, named))
+        left_out = tuple(finding for finding in self.findings if not is_included(finding.path, named))
         async with apply.locked(shadow):
             now = await shadow.snapshot()
             commit = await without(shadow, self.run, self.base, self.result, {finding.path for finding in left_out})
@@ -263,7 +263,7 @@ async def _commits(shadow: Shadow, head: str, user: str | None) -> tuple[Commit,
     return tuple(Commit(sha=sha.strip(), subject=subject) for sha, subject in zip(parts[::2], parts[1::2], strict=True))
 
 
-def _is_included(path: bytes, named: Collection[bytes]) -> bool:
+def is_included(path: bytes, named: Collection[bytes]) -> bool:
     """Whether one of these names is the path, a folder that it is in, or stands for all."""
     within = (name.rstrip(b"/") for name in named)
     return any(name == ALL.encode() or path == name or path.startswith(name + b"/") for name in within)

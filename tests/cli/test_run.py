@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 import pytest
 
-from container_runner.cli.changes import MOST_FILES, Changes, snapshot
+from container_runner.cli import look
 from container_runner.cli.run import _Json, _Plain
 from container_runner.cli.text import clean, line, tool_call
 from container_runner.stream.messages import OutputLine, parse_message
@@ -350,13 +350,13 @@ def test_an_output_that_takes_no_unicode_gets_question_marks(place: Place) -> No
 
 @pytest.fixture
 def changed(tmp_path: Path) -> Callable[[Callable[[], object]], list[tuple[str, str]] | None]:
-    def look(change: Callable[[], object]) -> list[tuple[str, str]] | None:
-        before = snapshot(tmp_path)
+    def between(change: Callable[[], object]) -> list[tuple[str, str]] | None:
+        before = look.snapshot(tmp_path)
         change()
-        changes = Changes.between(before, snapshot(tmp_path))
-        return None if changes is None else changes.marked()
+        files = look.changed(before, look.snapshot(tmp_path))
+        return None if files is None else [(file.status, os.fsdecode(file.path)) for file in files]
 
-    return look
+    return between
 
 
 Look = Callable[[Callable[[], object]], list[tuple[str, str]] | None]
@@ -372,7 +372,7 @@ def test_changes_are_found_below_folders(tmp_path: Path, changed: Look) -> None:
         (tmp_path / "b" / "new").write_text("x")
         (tmp_path / "a" / "old").write_text("longer")
 
-    assert changed(change) == [("~", "a/old"), ("+", "b/new")]
+    assert changed(change) == [("modified", "a/old"), ("added", "b/new")]
 
 
 def test_a_file_that_was_replaced_by_one_of_the_same_size_and_time_has_changed(tmp_path: Path, changed: Look) -> None:
@@ -381,7 +381,7 @@ def test_a_file_that_was_replaced_by_one_of_the_same_size_and_time_has_changed(t
     other.write_text("y")
     os.utime(other, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
 
-    assert changed(lambda: other.rename(file)) == [("~", "file")]
+    assert changed(lambda: other.rename(file)) == [("modified", "file")]
 
 
 def test_symlinks_are_not_followed(tmp_path: Path, changed: Look, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -389,7 +389,7 @@ def test_symlinks_are_not_followed(tmp_path: Path, changed: Look, tmp_path_facto
     (tmp_path / "link").symlink_to(outside)
 
     assert changed(lambda: (outside / "file").write_text("x")) == []
-    assert changed(lambda: (tmp_path / "second").symlink_to(outside)) == [("+", "second")]
+    assert changed(lambda: (tmp_path / "second").symlink_to(outside)) == [("added", "second")]
 
 
 def test_repositories_and_caches_are_not_looked_into(tmp_path: Path, changed: Look) -> None:
@@ -406,11 +406,12 @@ def test_repositories_and_caches_are_not_looked_into(tmp_path: Path, changed: Lo
 def test_a_folder_with_too_many_files_is_not_compared(
     tmp_path: Path, changed: Look, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("container_runner.cli.changes.MOST_FILES", 3)
+    looked_at = look.MOST_FILES
+    monkeypatch.setattr(look, "MOST_FILES", 3)
     for name in "abcd":
         (tmp_path / name).touch()
 
-    assert MOST_FILES > 10_000
+    assert looked_at > 10_000
     assert changed(lambda: None) is None
 
 
@@ -423,14 +424,14 @@ def test_a_very_deep_folder_is_no_error(tmp_path: Path) -> None:
         here = below
     os.close(here)
 
-    assert snapshot(tmp_path) == {}
+    assert look.snapshot(tmp_path) == {}
 
     subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
 
 
 def test_a_folder_that_is_not_there_can_not_be_compared(tmp_path: Path) -> None:
-    assert snapshot(tmp_path / "none") is None
-    assert Changes.between(None, {}) is None
+    assert look.snapshot(tmp_path / "none") is None
+    assert look.changed(None, {}) is None
 
 
 # Words for people

@@ -1,0 +1,202 @@
+"""`changes`, `apply`, `branch` and `discard`: what they find, do and print, and what they say to a bad command line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import orjson
+import pytest
+
+from container_runner.cli import main
+from container_runner.workspace.target import Journal
+from tests.small_engine import Done
+from tests.workspace.scene import FILES, commit, git, make_folder, ran, write
+
+ONE, TWO = "1" * 32, "2" * 32
+
+Cli = Callable[..., Done]
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    (tmp_path / "state").mkdir()
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = make_folder(tmp_path / "work", FILES)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    return folder
+
+
+@pytest.fixture
+def cli(state: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Cli:
+    """The command, on the test's state folder."""
+
+    def run(*words: str) -> Done:
+        with pytest.raises(SystemExit) as exit_:
+            main([*words, f"--state-dir={state}"])
+        sys.stdout.flush()
+        out, err = capfdbinary.readouterr()
+        return Done(int(exit_.value.code or 0), out.decode(), err.decode())
+
+    return run
+
+
+def edit(box: Path) -> None:
+    (box / "b").unlink()
+    write(box, {"a": FILES["a"] + "nine\n", ".envrc": "evil\n"})
+    commit(box, "by the \x1b[31magent\u202e")
+    write(box, {"new\x1b]0;x\x07": "x\n"})
+
+
+@pytest.fixture
+def done(work: Path, state: Path) -> Path:
+    """A folder that an agent has worked on."""
+    anyio.run(ran, work, state, edit, ONE)
+    return work
+
+
+def test_changes_are_told_with_what_to_look_at_and_what_to_type(done: Path, cli: Cli) -> None:
+    said = cli("changes")
+
+    sha = git(done, "rev-parse", "HEAD").strip()
+    assert said.err == ""
+    rows = [row for row in said.out.splitlines() if "by the" not in row]
+    assert rows == [
+        "· run 111111111111",
+        "4 files have changed:",
+        "  + .envrc  (+1 -0)",
+        "  ~ a  (+1 -0)",
+        "  - b  (+0 -1)",
+        "  + new\ufffd]0;x\ufffd  (+1 -0)",
+        "1 commit was made:",
+        "Look at these first; apply leaves them out until you name them with --include:",
+        "  ! .envrc: it runs when somebody enters the folder",
+        "",
+        "container-runner changes 111111111111 --diff    shows it",
+        "container-runner apply 111111111111             writes it into the folder",
+        "container-runner branch 111111111111 NAME       makes a branch of it",
+        "container-runner discard 111111111111           forgets it",
+    ]
+    assert "by the agent\ufffd\n" in said.out
+    assert sha not in said.out
+    assert "\x1b" not in said.out
+
+
+def test_the_difference_is_cleaned_for_a_terminal(done: Path, cli: Cli) -> None:
+    assert "+nine" in cli("changes", "--diff").out
+    assert "\x1b" not in cli("changes", "1111", "--diff").out
+    assert "4 files changed, 3 insertions(+), 1 deletion(-)" in cli("changes", "--stat").out
+
+
+def test_changes_are_told_to_programs(done: Path, cli: Cli) -> None:
+    told = orjson.loads(cli("changes", "--json").out)
+
+    assert told["run"] == ONE
+    assert {file["path"] for file in told["files"]} == {".envrc", "a", "b", "new\x1b]0;x\x07"}
+    assert told["findings"] == [{"kind": "tool", "path": ".envrc"}]
+    assert "+nine" in orjson.loads(cli("changes", "--json", "--diff").out)["diff"]
+
+
+def test_an_apply_says_what_it_did_and_what_it_left_out(done: Path, cli: Cli) -> None:
+    said = cli("apply")
+    assert (said.code, said.out) == (0, "3 files are applied.\n")
+    assert said.err.splitlines() == [
+        "Look at these first; apply leaves them out until you name them with --include:",
+        "  ! .envrc: it runs when somebody enters the folder",
+    ]
+    assert not (done / "b").exists()
+    assert not (done / ".envrc").exists()
+
+    assert cli("apply").out == "There is nothing to apply: the folder has all of it.\n"
+    assert cli("apply", "--include=.envrc").out == "1 file is applied.\n"
+    assert (done / ".envrc").read_text() == "evil\n"
+    assert orjson.loads(cli("apply", "--include", "all", "--json").out) == {"paths": [], "left_out": []}
+
+
+def test_a_conflict_is_told_by_name_and_has_a_code_of_its_own(done: Path, cli: Cli) -> None:
+    (done / "b").write_text("the user's\n")
+
+    said = cli("apply")
+
+    assert (said.code, said.out) == (3, "")
+    assert said.err.splitlines()[1:] == [
+        "  'b'",
+        "Take the work as a branch with `container-runner branch NAME`, and merge that as you are used to.",
+    ]
+    assert (done / "a").read_text() == FILES["a"]
+
+
+def test_a_branch_is_made_of_the_last_run_or_of_one_that_is_named(done: Path, state: Path, cli: Cli) -> None:
+    anyio.run(ran, done, state, lambda box: write(box, {"two": "2\n"}), TWO)
+
+    assert cli("branch", "last").out.startswith("The branch last is at ")
+    assert cli("branch", "111", "first").code == 0
+    assert git(done, "diff", "--name-only", "main", "last") == "two\n"
+    assert git(done, "diff", "--name-only", "main", "first").splitlines()[:3] == [".envrc", "a", "b"]
+    assert cli("branch").code == 2
+    said = cli("branch", "a b")
+    assert (said.code, said.err.startswith("container-runner: NAME = 'a b' is refused.")) == (2, True)
+    assert cli("branch", "main").code == 3
+
+
+def test_what_is_discarded_is_gone(done: Path, cli: Cli) -> None:
+    assert cli("discard").out == "The work of run 111111111111 is forgotten.\n"
+
+    said = cli("changes")
+    assert said.code == 2
+    assert "RUN is missing" in said.err
+    assert cli("changes", "--list").err == "There are no runs.\n"
+
+
+def test_runs_are_listed_and_found_by_their_first_digits(done: Path, state: Path, cli: Cli) -> None:
+    anyio.run(ran, done, state, lambda box: write(box, {"two": "2\n"}), TWO)
+    anyio.run(ran, done, state, lambda box: write(box, {"two": "2\n"}), "12" * 16)
+
+    assert [run["run"] for run in orjson.loads(cli("changes", "--list", "--json").out)][:1] == [ONE]
+    assert cli("changes", "--list").out.splitlines()[0].split() == ["RUN", "STARTED"]
+    assert "+ two" in cli("changes", "2").out
+    assert "2 begin with this" in cli("changes", "1").err
+    said = cli("changes", "7")
+    assert (said.code, "the id of a run" in said.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["changes", "--workspace=/nowhere"], "--workspace"),
+        (["apply", "--include=nothing"], "--include = 'nothing' is refused"),
+        (["apply", "--include"], "--include"),
+        (["changes", "x", "y"], 'Nothing takes the word "y"'),
+        (["discard", "../.."], "'../..'"),
+    ],
+)
+def test_what_is_wrong_is_said(done: Path, cli: Cli, words: list[str], told: str) -> None:
+    said = cli(*words)
+
+    assert (said.code, said.out) == (2, "")
+    assert told in said.err
+
+
+def test_an_apply_that_was_cut_off_is_undone_by_the_next_command(done: Path, state: Path, cli: Cli) -> None:
+    (carried,) = (state / "carried").iterdir()
+    (done / f".container-runner-{ONE}").mkdir()
+    (done / f".container-runner-{ONE}" / "o0").write_text("old\n")
+    (done / "b").rename(done / f".container-runner-{ONE}" / "o1")
+    journal = {"run": ONE, "steps": [["take", "b", 1, True, [0, 0, 0, 0]]]}
+    (carried / "apply.json").write_bytes(orjson.dumps(journal))
+    assert Journal.read(carried) is not None
+
+    said = cli("changes")
+
+    assert said.err == "The apply of run 111111111111 was cut off. It is undone.\n"
+    assert (done / "b").read_text() == FILES["b"]
+    assert {path.name for path in done.iterdir()} == {".git", *(name.partition("/")[0] for name in FILES)}
