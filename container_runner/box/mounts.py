@@ -137,7 +137,7 @@ def build_container_mounts(
         mounts.append(Mount(str(workspace), paths.WORKSPACE, config.workspace_mode == "ro"))
         try:
             if config.workspace_mode == "rw":
-                mounts += protect.protect(workspace, config.unprotected)
+                mounts += protect.protect(workspace, config.unprotected, config.protected)
             mounts += _worktree(workspace, config, state)
             _check_objects(workspace, mounts, config)
         except OSError as error:

@@ -43,12 +43,13 @@ _MOST_LINKS: Final = 1000
 _MOST_WORKTREES: Final = 100
 
 
-def protect(workspace: Path, unprotected: Collection[str]) -> list[Mount]:
+def protect(workspace: Path, unprotected: Collection[str], protected: Iterable[str] = ()) -> list[Mount]:
     """The binds that protect a writable workspace.
 
     Args:
         workspace: its real path.
         unprotected: names in `PROTECTED` that the agent may write nevertheless.
+        protected: more paths that it may not write.
 
     Raises:
         ConfigError: a symbolic link stands in a protected place. A link can be replaced, whatever is mounted.
@@ -61,6 +62,9 @@ def protect(workspace: Path, unprotected: Collection[str]) -> list[Mount]:
                 walls.add([(workspace / name, True)])
             if name == ".claude" and kind == "folder" and _kind(workspace / WORKTREES) != "file":
                 walls.add([(workspace / WORKTREES, False)])
+    for name in (name.rstrip("/") for name in protected):
+        if _listed(workspace, name):
+            walls.add([(workspace / name, True)])
     if ".git" in kept:
         git = workspace / ".git" if (workspace / ".git").is_dir() else repository.git_folder(workspace)
         if git is not None and (git == workspace or workspace in git.parents):
@@ -283,8 +287,9 @@ def _kind(path: Path, name: str | None = None) -> Literal["file", "folder"] | No
     if name is None:
         return None
     listed = name if name in PROTECTED else f".git/{path.name}"
+    way = f'unprotected = ["{listed}"]' if name in PROTECTED or ".git" in path.parts else "another list in protected"
     allowed = (
         f"a file or a folder, because a link can be replaced, whatever is mounted, and {path} is one (or is special). "
-        f'Replace it by what it leads to, or let the agent write it with unprotected = ["{listed}"]'
+        f"Replace it by what it leads to, or let the agent write it with {way}"
     )
     raise ConfigError("agent.workspace", str(path), allowed)

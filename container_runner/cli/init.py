@@ -30,6 +30,7 @@ EXAMPLES: dict[str, str] = {
     "user": '"1000:1000"',
     "volumes": '["~/data:/data:ro"]',
     "unprotected": '[".git/hooks"]',
+    "protected": '["deploy.sh"]',
     "env": '{ LANG = "C.UTF-8" }',
     "secrets": '["GITHUB_TOKEN"]',
     "ports": '["8080:80"]',

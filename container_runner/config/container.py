@@ -27,6 +27,7 @@ from container_runner.config.laws import (
     is_address,
     is_line,
     is_name,
+    is_place,
     is_text,
     is_variable,
     law,
@@ -240,6 +241,9 @@ class ContainerConfig:
         unprotected: Paths in a writable workspace that the agent may write although the host acts on them later:
             `.git/hooks`, `.git/config`, `.claude`, `.envrc` and the like are read-only if they exist. `.git` stands for
             all below it. docs/how-to/configuration.md has the list.
+        protected: More paths in the workspace that the host acts on later, such as "deploy.sh" or "ops/hooks". They are
+            read-only if they exist; in work that is applied later, each change to one is left out until it is named,
+            and there a name without a "/" counts in every folder.
         credentials: How the agent gets its login. `env` passes the token variables of this process, `file` mounts the
             login file and nothing beside it, `auto` takes the first that there is, and `none` gives nothing.
         env: Variables for the agent, as NAME = "value". The values are on no command line, and `repr` leaves them out;
@@ -305,6 +309,9 @@ class ContainerConfig:
         default=(),
         converter=_strings,
         validator=each(f"one of {', '.join(PROTECTED)}", lambda value: value in PROTECTED),
+    )
+    protected: tuple[str, ...] = attrs.field(
+        default=(), converter=_strings, validator=each("a path in the workspace, such as ops/hooks", is_place)
     )
     credentials: Literal["auto", "env", "file", "none"] = attrs.field(
         default="auto", validator=one_of("auto", "env", "file", "none")

@@ -90,6 +90,14 @@ is_line = pattern(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 is_variable = pattern(r"[A-Za-z_][A-Za-z0-9_]*")
 is_name = pattern(r"[A-Za-z0-9][A-Za-z0-9_.-]*", longest=253)
 
+_is_path = pattern(r"[^\x00-\x1f\x7f/][^\x00-\x1f\x7f]*")
+
+
+def is_place(value: Any) -> bool:
+    """Whether *value* is a path in a folder, and neither the folder itself nor in its `.git`."""
+    parts = value.rstrip("/").split("/") if _is_path(value) and is_text(value) else [""]
+    return not {"", ".", "..", ".git"} & {part.lower() for part in parts}
+
 
 def is_address(value: object) -> bool:
     """Whether *value* is an IPv4 or IPv6 address."""

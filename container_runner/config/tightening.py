@@ -75,6 +75,7 @@ TIGHTENING: Final[Mapping[str, _Rule]] = {
     "volumes": _Rule(_some_mounts_of, "some of {now}, or the same with read_only"),
     "workspace_mode": _Rule(lambda value, _: value == "ro", '"ro"'),
     "unprotected": _SUBSET,
+    "protected": _Rule(lambda value, now: True, "any"),  # what it names is added
     "credentials": _Rule(lambda value, _: value == "none", '"none"'),
     "secrets": _SUBSET,
     "ports": _SUBSET,
@@ -126,6 +127,8 @@ def tightened(
             value = _more_tmpfs(value, box, memory // TMPFS_SHARE, where, source)
         elif name == "labels":
             value = _more_labels(value, box, where, source)
+        elif name == "protected":
+            value = tuple(dict.fromkeys((*now, *value)))
         elif value != now and not TIGHTENING[name].holds(value, now):
             said = settings[name].source if name in settings else DEFAULT
             words = TIGHTENING[name].words.format(now=_short(now))

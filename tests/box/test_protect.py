@@ -98,6 +98,23 @@ def container(tmp_path: Path, workspace: Path, *, state: Path | None = None, **c
 # Files and folders
 
 
+def test_the_operators_own_paths_are_read_only_too(tmp_path: Path, workspace: Path) -> None:
+    (workspace / "ops").mkdir()
+    (workspace / "ops" / "deploy.sh").touch()
+    (workspace / "keys").mkdir()
+
+    mounts = build(tmp_path, workspace, protected=["ops/deploy.sh", "keys/", "absent"])
+
+    assert modes(mounts[1:]) == {"ops": "rw", "ops/deploy.sh": "ro", "keys": "ro"}
+
+
+def test_a_link_in_the_place_of_an_operators_path_is_refused(workspace: Path) -> None:
+    (workspace / "deploy.sh").symlink_to("elsewhere")
+
+    with pytest.raises(ConfigError, match="another list in protected"):
+        protect(workspace, (), ["deploy.sh"])
+
+
 def test_what_is_there_is_bound_over_itself_read_only(workspace: Path) -> None:
     (workspace / ".envrc").touch()
     (workspace / ".claude").mkdir()

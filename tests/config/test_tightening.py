@@ -43,6 +43,7 @@ BOX = [field.name for field in attrs.fields(ContainerConfig)]
         ('volumes = ["/a:/b"]', 'volumes = ["/a:/b:ro"]', {"volumes": (Mount("/a", "/b", True),)}),
         ('volumes = ["/a:/b"]', "volumes = []", {"volumes": ()}),
         ('unprotected = [".envrc"]', "unprotected = []", {"unprotected": ()}),
+        ('protected = ["a", "b"]', 'protected = ["c", "a"]', {"protected": ("a", "b", "c")}),
         ("", 'shm_size = "64m"', {"shm_size": 64 * MIB}),
         ("", 'time_limit = "1h"', {"time_limit": 3600}),
         ('labels = {a = "1"}', 'labels = {b = "2"}', {"labels": {"a": "1", "b": "2"}}),
@@ -241,6 +242,7 @@ SPOKEN: dict[str, st.SearchStrategy[Any]] = {
     "pool": st.integers(0, 5),
     "volumes": st.lists(MOUNTS, max_size=3, unique=True),
     "workspace_mode": st.sampled_from(["rw", "ro"]),
+    "protected": st.lists(st.sampled_from(["a", "b/c"]), max_size=2),
     "unprotected": st.lists(st.sampled_from([".git", ".git/hooks", ".envrc"]), max_size=2),
     "credentials": st.sampled_from(["auto", "env", "file", "none"]),
     "secrets": st.lists(st.sampled_from("ABC"), max_size=3),
@@ -308,6 +310,8 @@ def is_as_tight(name: str, new: ContainerConfig, old: ContainerConfig) -> bool:
         return bool(was is None or value <= was)
     if name in WITHIN:
         return {*value} <= {*was}
+    if name == "protected":
+        return {*was} <= {*value}
     if name in RANKS:
         return RANKS[name].index(value) <= RANKS[name].index(was)
     match name:
