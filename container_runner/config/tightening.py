@@ -75,7 +75,7 @@ TIGHTENING: Final[Mapping[str, _Rule]] = {
     "volumes": _Rule(_some_mounts_of, "some of {now}, or the same with read_only"),
     "workspace_mode": _Rule(lambda value, _: value == "ro", '"ro"'),
     "unprotected": _SUBSET,
-    "protected": _Rule(lambda value, now: True, "any"),  # what it names is added
+    "protected": _Rule(lambda *_: True, "any"),  # what it names is added
     "credentials": _Rule(lambda value, _: value == "none", '"none"'),
     "secrets": _SUBSET,
     "ports": _SUBSET,
@@ -128,7 +128,7 @@ def tightened(
         elif name == "labels":
             value = _more_labels(value, box, where, source)
         elif name == "protected":
-            value = tuple(dict.fromkeys((*now, *value)))
+            value = tuple(dict.fromkeys((*box.protected, *value)))
         elif value != now and not TIGHTENING[name].holds(value, now):
             said = settings[name].source if name in settings else DEFAULT
             words = TIGHTENING[name].words.format(now=_short(now))
