@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from container_runner import ContainerManager
 from container_runner.errors import ContainerGoneError
 from tests.integration.engines import RealEngine
-from tests.integration.runs import ON_ROOTFUL, Box, error_of, messages_of, result_of, said, tool_output
+from tests.integration.runs import ON_OWN_ROOTFUL, ON_ROOTFUL, Box, error_of, messages_of, result_of, said, tool_output
 
 
 @pytest.fixture
@@ -162,6 +163,31 @@ def test_an_agent_that_was_stopped_leaves_no_process(box: Box, prompt: str) -> N
     assert "4242" not in processes
     assert "scripted-agent" not in processes
     assert "bin/claude" not in processes
+
+
+TOOL = """\
+sh setsid sh -c 'trap "sleep 0.5; rm lock; exit" TERM; : >lock; while :; do sleep 0.1; done' >/dev/null 2>&1 &
+sh until [ -e lock ]; do sleep 0.1; done
+sleep 1000"""
+"""A tool with a lock, in a session of its own, as a git may be."""
+
+
+@ON_OWN_ROOTFUL
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "beside another run"])
+async def test_what_a_run_has_started_may_clear_up_when_it_is_stopped(box: Box, shared: bool) -> None:
+    runner = box.runner(ephemeral=False)
+
+    async with AsyncExitStack() as stack:
+        if shared:
+            other = await stack.enter_async_context(messages_of(runner, box.options("sleep 1000")))
+            await anext(other)
+        async with messages_of(runner, box.options(TOOL, grace=8)) as messages:
+            async for _ in messages:
+                if (box.workspace / "lock").exists():
+                    break
+
+        assert not (box.workspace / "lock").exists()
 
 
 @ON_ROOTFUL

@@ -24,6 +24,18 @@ ATTEMPTS = {
 """What is tried with a file, and what the kernel says."""
 
 
+HOST = """
+[user]
+name = Host
+email = host@localhost
+[safe]
+directory = *
+[protocol "file"]
+allow = always
+"""
+"""The configuration of git on the host."""
+
+
 @pytest.fixture
 def box(engine: RealEngine, workspace: Path) -> Box:
     box = Box.make(engine, workspace)
@@ -36,13 +48,15 @@ def git(box: Box, *words: str, folder: Path | None = None) -> str:
     """What git prints on the host. Afterwards everything belongs to the agent."""
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
+    config = box.folder / "gitconfig"
+    config.write_text(HOST)
     done = subprocess.run(
-        ["git", "-c", "safe.directory=*", "-c", "user.name=Host", "-c", "user.email=host@localhost", *words],
+        ["git", *words],
         cwd=folder or box.workspace,
         capture_output=True,
         text=True,
         check=True,
-        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1"},
+        env={"PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": str(config), "GIT_CONFIG_NOSYSTEM": "1"},
     )
     own(box, box.folder)
     return done.stdout
@@ -82,7 +96,7 @@ def test_nobody_can_plant_a_hook_or_a_setting(box: Box) -> None:
     assert told.lower().count("busy") == 4
     assert "evil" not in (box.workspace / ".git/hooks/pre-commit").read_text()
     assert not (box.workspace / ".git/hooks/new").exists()
-    assert list((box.workspace / ".claude").iterdir()) == []
+    assert [path.name for path in (box.workspace / ".claude").iterdir()] == ["worktrees"]
     assert (box.workspace / ".git/objects/made").read_text() == "fine\n"
 
 
@@ -96,15 +110,96 @@ def test_what_is_asked_for_by_name_is_writable(box: Box) -> None:
     assert (box.workspace / ".git/hooks/new").exists()
 
 
-def test_nothing_is_left_on_the_host_but_an_empty_hooks_folder(box: Box) -> None:
+def test_nothing_is_left_on_the_host_but_what_a_repository_may_always_have(box: Box) -> None:
     shutil.rmtree(box.workspace / ".git/hooks")
     before = {path.relative_to(box.workspace) for path in box.workspace.rglob("*")}
 
     assert "read-only" in box.sh("echo evil >.git/hooks/new").lower()
 
     after = {path.relative_to(box.workspace) for path in box.workspace.rglob("*")}
-    assert after - before == {Path(".git/hooks")}
+    assert after - before == {Path(".git/hooks"), Path(".git/commondir")}
+    assert git(box, "status", "--short") == ""
     assert (box.workspace / ".git/hooks").stat().st_uid == box.engine.owner[0]
+
+
+WORK = """
+set -e
+echo change >file; echo secret >.env; git add --all; git commit --quiet --message="from the box"
+git log -1 --format="%an <%ae> %s" ; git ls-files
+cd vendor/lib; echo y >y; git add y; git commit --quiet --message="in the submodule"; git log -1 --format=%s
+git checkout --quiet HEAD~1; git log -1 --format=%s; cd ../..
+git -C nested commit --quiet --allow-empty --message="in the nested one"; git -C nested log -1 --format=%s
+git worktree add --quiet .claude/worktrees/agent; git -C .claude/worktrees/agent commit --quiet --allow-empty -m x
+echo raw >x.bin; git add x.bin 2>&1 | tail -1
+"""
+
+PLANT = """
+for git in .git .git/modules/vendor/lib nested/.git; do
+  for place in config commondir hooks/new; do (echo evil >$git/$place) 2>&1; done
+  mv $git ${git}2 2>&1; mv $git/hooks $git/h 2>&1; rm -f $git/commondir 2>&1
+done
+(echo evil >.devcontainer/devcontainer.json) 2>&1; (echo evil >.claude/settings.json) 2>&1
+"""
+
+
+@pytest.mark.claude
+def test_git_works_and_what_it_runs_is_out_of_reach(
+    box: Box, claude_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ignored").write_text(".env\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    (tmp_path / "config").write_text(
+        f"[user]\nname = Me\nemail = me@home\n[core]\nexcludesFile = {tmp_path}/ignored\n"
+        '[filter "lfs"]\nclean = no-lfs\n'
+    )
+    for name in ("lib", "project/nested"):
+        git(box, "init", "--quiet", str(box.folder / name))
+        git(box, "commit", "--quiet", "--allow-empty", "--message=first", folder=box.folder / name)
+    git(box, "submodule", "--quiet", "add", "../lib", "vendor/lib")
+    for name in (".devcontainer/devcontainer.json", ".claude/CLAUDE.md", ".gitattributes", ".gitignore"):
+        (box.workspace / name).parent.mkdir(exist_ok=True)
+        (box.workspace / name).touch()
+    (box.workspace / ".gitattributes").write_text("*.bin filter=lfs\n")
+    (box.workspace / ".gitignore").write_text("nested\n.claude/worktrees\n")
+    git(box, "add", "--all")
+    git(box, "commit", "--quiet", "--message=second")
+    own(box, box.workspace)
+
+    messages = collect(box.runner(CommandRuntime(["sh", "-c", WORK]), image=claude_image), box.options("go"))
+    again = collect(
+        box.runner(CommandRuntime(["sh", "-c", f"{PLANT}\ngit worktree remove .claude/worktrees/agent && echo gone"]),
+                   image=claude_image),
+        box.options("go"),
+    )  # fmt: skip
+
+    told = [line.decode() for line in lines_of(messages)]
+    assert error_of(messages) is None, messages
+    assert told[0] == "Me <me@home> from the box"
+    assert "file" in told
+    assert ".env" not in told
+    assert told[-4:] == [
+        "in the submodule", "first", "in the nested one", "fatal: x.bin: clean filter 'lfs' failed",
+    ]  # fmt: skip
+    assert git(box, "log", "-1", "--format=%s") == "from the box\n"
+    assert git(box, "log", "--all", "-1", "--format=%s", folder=box.workspace / "nested") == "in the nested one\n"
+    said = [line.decode().lower() for line in lines_of(again)]
+    assert error_of(again) is None, again
+    assert said.pop() == "gone"
+    assert sum("read-only" in line for line in said) == 11, said
+    assert sum("busy" in line for line in said) == 9, said
+    assert git(box, "status", "--short") == "?? .env\n?? x.bin\n"
+
+
+def test_a_repository_of_another_user_is_one_to_git(box: Box, claude_image: str) -> None:
+    """As in a job of root's, where the agent is somebody else and may only read."""
+    if box.engine.owner == (0, 0):
+        pytest.skip("to the engine all is the caller's")
+    for path in (box.workspace, *box.workspace.rglob("*")):
+        os.chown(path, 0, 0, follow_symlinks=False)
+
+    runner = box.runner(CommandRuntime(["git", "log", "--format=%s"]), image=claude_image, workspace_mode="ro")
+
+    assert lines_of(collect(runner, box.options("go"))) == [b"first"]
 
 
 SCRIPT = """
