@@ -57,6 +57,17 @@ def read(file: Path) -> list[tuple[str, str]]:
     return [(key, value) for key, value in parse(text) if "\0" not in value]
 
 
+def for_submodule(text: str) -> str:
+    """A submodule's configuration without `core.worktree`, which git finds by itself from the submodule's files.
+
+    Where it is set, `git submodule update` sets it again, and so fails where it can not write. The text is left as it
+    is if more than that would change.
+    """
+    less = re.sub(r"^[ \t]*worktree[ \t]*=.*\n?", "", text, flags=re.MULTILINE | re.IGNORECASE)
+    kept = [(key, value) for key, value in parse(text) if key != "core.worktree"]
+    return less if [*parse(less)] == kept else text
+
+
 def box_files(environ: Mapping[str, str], git: Path | None) -> Mapping[str, str]:
     """The files of git's that the box gets in its HOME, by their names.
 

@@ -7,23 +7,26 @@ the places that are never mounted: a source may neither lie inside one of them n
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 import attrs
 
 from container_runner.agents.runtime import Credentials
-from container_runner.box import protect, repository, script
+from container_runner.box import gitconfig, protect, repository, script
 from container_runner.box.user import User, check_workspace_access
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
 from container_runner.config.laws import is_line
 from container_runner.config.values import ENGINE_SOCKETS, Mount, Tmpfs
 from container_runner.errors import ConfigError, StateError
+from container_runner.folders import read_regular
 from container_runner.options import Agent
 
 SYSTEM: Final = (
@@ -73,6 +76,9 @@ class ContainerMounts:
     """What the workspace and all that is protected in it are, beside their names. When a file is replaced on the host,
     as git does with its configuration, the kernel lifts the bind of the old one, and what was protected is no more:
     a kept container must then not be used again."""
+
+    copies: Mapping[str, bytes] = attrs.field(factory=dict, repr=False)
+    """What is mounted in the place of the workspace's own files, by the paths that it is written to before a run."""
 
     def in_kernel(self, table: str) -> list[str]:
         """What the kernel is to say of these mounts in the container: "TARGET ro|rw DEVICE ROOT" for each.
@@ -125,6 +131,7 @@ def build_container_mounts(
     """
     mounts: list[Mount] = []
     masks: list[str] = []
+    copies: dict[str, bytes] = {}
     state = state_dir.resolve()
     if not is_line(str(state)):
         raise ConfigError("state_dir", str(state_dir), "a path without control characters")
@@ -137,7 +144,8 @@ def build_container_mounts(
         mounts.append(Mount(str(workspace), paths.WORKSPACE, config.workspace_mode == "ro"))
         try:
             if config.workspace_mode == "rw":
-                mounts += protect.protect(workspace, config.unprotected, config.protected)
+                walls = protect.protect(workspace, config.unprotected, config.protected)
+                mounts += (_copied(mount, copies, state) for mount in walls)
             mounts += _worktree(workspace, config, state)
             _check_objects(workspace, mounts, config)
         except OSError as error:
@@ -164,6 +172,7 @@ def build_container_mounts(
         masks=tuple(masks),
         credentials_by_name=by_name,
         identity=identity,
+        copies=copies,
     )
 
 
@@ -325,6 +334,42 @@ def _worktree(workspace: Path, config: ContainerConfig, state: Path) -> list[Mou
         allowed = f"a worktree whose repository {common} is apart from our state folder {state}"
         raise ConfigError("agent.workspace", str(workspace), allowed)
     return protect.worktree_mounts(worktree, workspace, config.unprotected, read_only=config.workspace_mode == "ro")
+
+
+def _copied(mount: Mount, copies: dict[str, bytes], state: Path) -> Mount:
+    """The mount of a submodule's configuration, as a copy with which git can update the submodule; or *mount*."""
+    path = Path(mount.source)
+    if path.name != "config" or "modules" not in path.parts or not repository.is_repository(path.parent):
+        return mount
+    try:
+        text = read_regular(path).decode("utf-8", "surrogateescape")
+    except OSError:
+        return mount
+    if (less := gitconfig.for_submodule(text)) == text:
+        return mount
+    content = less.encode("utf-8", "surrogateescape")
+    copy = str(state / "submodules" / hashlib.sha256(content).hexdigest()[:32])
+    copies[copy] = content
+    return attrs.evolve(mount, source=copy)
+
+
+def prepare_copies(copies: Mapping[str, bytes]) -> bool:
+    """Write the copies that are not there yet, each at once as a whole, and tell whether there was any.
+
+    Raises:
+        StateError: one can not be written.
+    """
+    missing = {path: content for path, content in copies.items() if not os.path.lexists(path)}
+    try:
+        for path, content in missing.items():
+            Path(path).parent.mkdir(mode=0o755, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=Path(path).parent, delete=False) as file:
+                file.write(content)
+                os.fchmod(file.fileno(), 0o644)
+            Path(file.name).replace(path)
+    except OSError as error:
+        raise StateError(f"A copy of a submodule's configuration can not be written: {error.strerror}.") from None
+    return bool(missing)
 
 
 def _check_objects(workspace: Path, mounts: Iterable[Mount], config: ContainerConfig) -> None:

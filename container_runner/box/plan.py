@@ -11,7 +11,7 @@ import attrs
 
 from container_runner.box import argv, guest
 from container_runner.box.argv import Dialect
-from container_runner.box.mounts import ContainerMounts, mount_table, prepare_sessions, recheck
+from container_runner.box.mounts import ContainerMounts, mount_table, prepare_copies, prepare_sessions, recheck
 from container_runner.box.user import User
 from container_runner.config.values import Mount
 from container_runner.errors import ConfigError
@@ -158,6 +158,7 @@ class Plan:
             StateError: a folder can not be made.
         """
         is_new = prepare_sessions(self.state_dir, self.agent, self.user)
+        is_new |= prepare_copies(self.mounted.copies)
         return recheck(self.mounts) or is_new
 
     def exec_in(self, container: str) -> tuple[str, ...]:

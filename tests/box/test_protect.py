@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from container_runner.agents.runtime import Credentials
-from container_runner.box.mounts import ContainerMounts, build_container_mounts, recheck
+from container_runner.box import gitconfig
+from container_runner.box.mounts import ContainerMounts, build_container_mounts, prepare_copies, recheck
 from container_runner.box.protect import missing, protect
 from container_runner.box.repository import find_worktree
 from container_runner.box.user import User
@@ -379,6 +381,47 @@ def test_a_submodule_is_writable_but_for_what_says_what_git_runs(workspace: Path
         ".git", ".git/modules", ".git/modules/vendor", lib, f"{lib}/modules", f"{lib}/modules/deeper",
     }  # fmt: skip
     assert f"{lib}/config" not in modes(protect(workspace, (".git/modules",)))
+
+
+@needs_git
+def test_a_submodules_configuration_is_a_copy_with_which_git_can_update_it(tmp_path: Path) -> None:
+    """Where `core.worktree` is set, `git submodule update` sets it again, which a mount point does not allow."""
+    git = Git(tmp_path)
+    for name in ("lib", "top"):
+        git("init", "--quiet", name)
+        git("-C", name, "commit", "--allow-empty", "--message=x")
+    git("-C", "top", "submodule", "add", "../lib", "vendor/lib")
+    original = tmp_path / "top/.git/modules/vendor/lib/config"
+
+    found = container(tmp_path, tmp_path / "top")
+    (copy,) = found.copies
+    (mount,) = (mount for mount in found.mounts if mount.target.endswith("vendor/lib/config"))
+    assert (mount.source, mount.read_only) == (copy, True)
+    assert not (tmp_path / "state").exists()
+
+    (tmp_path / "state").mkdir()
+    assert prepare_copies(found.copies)
+    assert not prepare_copies(found.copies)
+    assert stat.S_IMODE(Path(copy).stat().st_mode) == 0o644
+    before = dict(gitconfig.read(original))
+    assert before.pop("core.worktree") == "../../../../vendor/lib"
+    assert dict(gitconfig.read(Path(copy))) == before
+    assert [path.name for path in Path(copy).parent.iterdir()] == [Path(copy).name]
+
+    original.write_bytes(Path(copy).read_bytes())  # what git in the container has
+    original.chmod(0o444)
+    assert container(tmp_path, tmp_path / "top").copies == {}
+    git("-C", "top", "submodule", "update", "--init")
+    git("-C", "top/vendor/lib", "commit", "--allow-empty", "--message=y")
+    assert git("-C", "top", "status", "--short") == "A  .gitmodules\nAM vendor/lib\n"
+    assert original.read_bytes() == Path(copy).read_bytes()
+
+
+def test_a_configuration_of_which_more_would_be_lost_is_left_as_it_is(tmp_path: Path, workspace: Path) -> None:
+    module = repository(repository(workspace / ".git") / "modules/lib")
+    (module / "config").write_text("[core]\nworktree = ../../../lib\n[other]\nworktree = x\n")
+
+    assert container(tmp_path, workspace).copies == {}
 
 
 @pytest.mark.parametrize("place", ["a/.git", "a/b/c/.git", "bare.git", "a/b/bare"])

@@ -127,7 +127,7 @@ set -e
 echo change >file; echo secret >.env; git add --all; git commit --quiet --message="from the box"
 git log -1 --format="%an <%ae> %s" ; git ls-files
 cd vendor/lib; echo y >y; git add y; git commit --quiet --message="in the submodule"; git log -1 --format=%s
-git checkout --quiet HEAD~1; git log -1 --format=%s; cd ../..
+cd ../..; git submodule --quiet update --init; git -C vendor/lib log -1 --format=%s
 git -C nested commit --quiet --allow-empty --message="in the nested one"; git -C nested log -1 --format=%s
 git worktree add --quiet .claude/worktrees/agent; git -C .claude/worktrees/agent commit --quiet --allow-empty -m x
 echo raw >x.bin; git add x.bin 2>&1 | tail -1
