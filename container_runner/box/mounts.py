@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import pwd
 import re
 import stat
 import tempfile
@@ -51,6 +52,9 @@ PRIVATE: Final = (
 AGENT_STATE: Final = (".claude", ".claude.json", ".codex", ".gemini")
 """Folders and files of a home that hold an agent's credentials, and its memory of all your projects."""
 
+
+FIRST_PERSON: Final = 500
+"""The least uid of a person, as macOS counts; Linux begins at 1000."""
 
 TMP_SIZE: Final = 512 * 1024 * 1024
 """The size of /tmp and of HOME, each. It counts towards the memory limit only when it is used."""
@@ -247,10 +251,11 @@ def resolve_source(source: str | Path, field: str) -> Path:
     if path.name in ENGINE_SOCKETS:
         allowed = "anything but an engine's socket: whoever holds it is root on this machine"
         raise ConfigError(field, str(source), allowed)
-    home = Path.home().resolve()
-    if _contains(path, home):
-        raise ConfigError(field, str(source), f"a folder that is not, and does not contain, the home folder {home}")
-    for place in _never_mounted(home):
+    homes = _homes(Path.home())
+    for home in homes:
+        if _contains(path, home):
+            raise ConfigError(field, str(source), f"a folder that is not, and does not contain, the home folder {home}")
+    for place in _never_mounted(homes):
         if _contains(place, path) or _contains(path, place):
             allowed = f"a path apart from {place}, which holds what no agent should see or change"
             raise ConfigError(field, str(source), allowed)
@@ -402,9 +407,19 @@ def _credentials_file(config: ContainerConfig, credentials: Credentials, user: U
     raise ConfigError("credentials", "file", allowed)
 
 
+@functools.cache
+def _homes(own: Path) -> tuple[Path, ...]:
+    """The homes that are never mounted: ours; and if we are root, who could mount them, all that hold keys."""
+    users = pwd.getpwall() if os.getuid() == 0 else []
+    others = {Path(user.pw_dir) for user in users if user.pw_uid == 0 or user.pw_uid >= FIRST_PERSON} - {Path("/")}
+    holding = (home for home in sorted(others) if any((home / name).exists() for name in PRIVATE))
+    return (own.resolve(), *(home.resolve() for home in holding))
+
+
 @functools.cache  # a hundred system calls; these places do not move while we live
-def _never_mounted(home: Path) -> list[Path]:
-    places = [Path(place) for place in SYSTEM] + [home / name for name in (*PRIVATE, *AGENT_STATE)]
+def _never_mounted(homes: tuple[Path, ...]) -> list[Path]:
+    places = [Path(place) for place in SYSTEM]
+    places += [home / name for home in homes for name in (*PRIVATE, *AGENT_STATE)]
     # Both as they are spelled and as what they are: /etc is /private/etc on macOS.
     return sorted({*places, *(place.resolve() for place in places)} - {Path("/")})
 

@@ -81,7 +81,7 @@ def _files(fd: int, prefix: str, depth: int) -> Generator[tuple[str, tuple[int, 
                 except OSError:
                     continue  # it has gone meanwhile
                 if not stat.S_ISDIR(facts.st_mode):
-                    yield prefix + entry.name, (facts.st_mode, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+                    yield prefix + entry.name, (facts.st_mode, facts.st_size, facts.st_ctime_ns, facts.st_ino)
                 elif entry.name not in UNSEEN and depth < MOST_DEPTH:
                     try:
                         # Opened from its parent and without following: nobody can put a symlink in its place.

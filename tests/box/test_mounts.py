@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import socket
 from pathlib import Path
@@ -170,6 +171,22 @@ def test_private_places_of_the_home_and_what_holds_them_are_refused(home: Path, 
 
     refused("volumes[0]", resolve_source, place, "volumes[0]")
     refused("volumes[0]", resolve_source, f"~/{path}", "volumes[0]")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root could mount somebody else's home")
+def test_to_root_the_homes_of_others_are_private_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HOME is root's, or whatever sudo has left in it."""
+    for name in ("people/alice/.ssh", "people/alice/project", "people/bob/project", "service/.ssh"):
+        (tmp_path / name).mkdir(parents=True)
+    listed = [("root", 0, "/"), ("alice", 1000, "people/alice"), ("bob", 1001, "people/bob"), ("daemon", 2, "service")]
+    users = [pwd.struct_passwd((name, "x", uid, uid, "", str(tmp_path / home), "")) for name, uid, home in listed]
+    monkeypatch.setattr(pwd, "getpwall", lambda: users)
+
+    for place in ("people/alice", "people/alice/.ssh", "people"):
+        with pytest.raises(ConfigError, match="alice"):
+            resolve_source(tmp_path / place, "agent.workspace")
+    for place in ("people/alice/project", "people/bob", "service"):
+        resolve_source(tmp_path / place, "agent.workspace")
 
 
 @pytest.mark.parametrize("path", ["project", ".sshd", ".configs", ".local/share/mine", ".local/bin", ".cache"])

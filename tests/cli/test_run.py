@@ -384,6 +384,18 @@ def test_a_file_that_was_replaced_by_one_of_the_same_size_and_time_has_changed(t
     assert changed(lambda: other.rename(file)) == [("modified", "file")]
 
 
+def test_a_file_whose_time_was_set_back_has_changed(tmp_path: Path, changed: Look) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    before = file.stat()
+
+    def change() -> None:
+        file.write_text("y")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    assert changed(change) == [("~", "file")]
+
+
 def test_symlinks_are_not_followed(tmp_path: Path, changed: Look, tmp_path_factory: pytest.TempPathFactory) -> None:
     outside = tmp_path_factory.mktemp("outside")
     (tmp_path / "link").symlink_to(outside)
