@@ -227,14 +227,14 @@ async def test_an_agent_that_floods_while_it_is_stopped_fills_no_memory(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_module, "LAST_WORDS", MIB)
-    flood = shell("trap '' TERM; echo first; sleep 2; exec yes")
+    flood = shell("trap 'trap \"\" TERM; exec yes' TERM; echo first; while :; do sleep 1; done")
 
-    async with messages_of(box.runner(flood), box.options("go", timeout=1, grace=3)) as messages:
+    async with messages_of(box.runner(flood), box.options("go", idle_timeout=1, grace=3)) as messages:
         got = [message async for message in messages]
 
     *lines, error = got
     assert isinstance(error, ErrorMessage)
-    assert (error.kind, error.stop) == ("total_timeout", "kill")
+    assert (error.kind, error.stop) == ("idle_timeout", "kill")
     (summary,) = (box.state / "runs/tester").glob("[!.]*.json")
     assert orjson.loads(summary.read_bytes())["complete"] is False
     # The portion that goes over the limit is kept whole.

@@ -293,12 +293,12 @@ async def test_what_its_reader_does_with_the_messages_is_no_fault_of_the_agent(c
 
 async def test_an_agent_that_has_said_all_has_no_clock_but_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_module, "END_PATIENCE", 1.0)
-    limits = {"timeout": 0.5, "idle_timeout": 0.2, "result_timeout": 0.2, "grace": 0}
-    said = f"echo '{RESULT % 'ok'}'; echo END; read -r nothing"
+    limits = {"timeout": 3.0, "idle_timeout": 3.0, "result_timeout": 3.0, "grace": 0}
+    said = f"printf '%s\\nEND\\n' '{RESULT % 'ok'}'; read -r nothing"
 
     async with Reader(f"{said}; sleep 0.7", options(**limits), end=b"END") as stream:
         assert len(await stream.read()) == 1
-        await anyio.sleep(1.5)
+        await anyio.sleep(3.5)
         assert await stream.read() == []
         assert await stream.wait() == 0
     async with Reader(f"{said}; sleep 1000", options(**limits), end=b"END") as stream:
