@@ -154,7 +154,7 @@ async def _fetch(shadow: Shadow, run: str, name: str) -> None:
     await shadow.user_git(
         *("-c", "protocol.file.allow=always", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--atomic"),
         *("--no-recurse-submodules", "--no-auto-maintenance", "--no-prune", "--no-show-forced-updates"),
-        *("--", str(shadow.folder / "shadow.git"), f"refs/container-runner/{run}/{TIP}:refs/heads/{name}"),
+        *("--", str(shadow.git_dir), f"refs/container-runner/{run}/{TIP}:refs/heads/{name}"),
     )
     assert shadow.repository is not None  # noqa: S101  `make` has looked
     if os.geteuid() == 0:
