@@ -18,7 +18,7 @@ from container_runner.cli.text import clean
 from container_runner.errors import ConfigError
 from container_runner.workspace.apply import recover
 from container_runner.workspace.changes import ChangedFile, Changes
-from container_runner.workspace.findings import MEANINGS, Finding
+from container_runner.workspace.findings import MEANINGS, NOT_TAKEN, Finding
 from container_runner.workspace.shadow import REFS, Shadow
 
 T = TypeVar("T")
@@ -124,13 +124,15 @@ def file_rows(files: Sequence[ChangedFile], *, most: int = MOST_FILES) -> list[s
 
 def finding_rows(findings: Sequence[Finding]) -> list[str]:
     """Findings for a person."""
-    if not findings:
-        return []
-    rows = ["Look at these first; apply leaves them out until you name them with --include:"]
-    rows += [
-        f"  ! {shown(finding.path)}: {MEANINGS.get(finding.kind, finding.kind)}" for finding in findings[:MOST_FILES]
-    ]
-    return [*rows, f"  and {len(findings) - MOST_FILES} more"] if len(findings) > MOST_FILES else rows
+    rows = []
+    for head, meanings in (
+        ("Look at these first; apply leaves them out until you name them with --include:", MEANINGS),
+        ("These were left in the box:", NOT_TAKEN),
+    ):
+        told = [f"  ! {shown(found.path)}: {meanings[found.kind]}" for found in findings if found.kind in meanings]
+        rows += [head, *told[:MOST_FILES]] if told else []
+        rows += [f"  and {len(told) - MOST_FILES} more"] if len(told) > MOST_FILES else []
+    return rows
 
 
 def next_rows(run: str) -> list[str]:

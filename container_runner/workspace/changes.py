@@ -11,15 +11,12 @@ import attrs
 from container_runner.config.converter import structured, unstructured
 from container_runner.errors import WorkspaceError
 from container_runner.workspace import apply, branch
-from container_runner.workspace.findings import LONGEST, Entry, Finding, find, wanted
+from container_runner.workspace.findings import LONGEST, NOT_TAKEN, Entry, Finding, find, wanted
 from container_runner.workspace.objects import contents, listing, merge, without
 from container_runner.workspace.shadow import Shadow
 
 MOST_COMMITS: Final = 1000
 """The most commits that are listed, the newest."""
-
-_AGAIN: Final = ("bare repository", "link leads outside")
-"""Findings of the way out that `find` makes as well, of all that there is and not of what came alone."""
 
 NOTES: Final = "notes"
 """The ref of a run with what is known of it beside its trees."""
@@ -97,7 +94,8 @@ class Changes:
     """What differs between base and result, by path."""
 
     findings: tuple[Finding, ...] = ()
-    """What programs on the host would obey or trust, and what was not taken over. `apply` leaves it out."""
+    """What programs on the host would obey or trust, which `apply` leaves out; and what was left in the box: those
+    whose kind is in `findings.NOT_TAKEN`."""
 
     shadow: Shadow | None = attrs.field(default=None, eq=False, repr=False)
     """Where the files are; None for one that was made of `to_dict`, which can only be looked at."""
@@ -124,10 +122,7 @@ class Changes:
             head=head,
             commits=await _commits(shadow, head, user) if head is not None else (),
             files=await _files(shadow, base, result),
-            findings=(
-                *await _found(shadow, before, after, notes),
-                *(it for it in notes.findings if it.kind not in _AGAIN),
-            ),
+            findings=(*await _found(shadow, before, after, notes), *notes.findings),
             shadow=shadow,
         )
 
@@ -156,7 +151,8 @@ class Changes:
         """
         shadow = self._shadow
         named = [os.fsencode(name) for name in include]
-        left_out = tuple(finding for finding in self.findings if not is_included(finding.path, named))
+        taken = (finding for finding in self.findings if finding.kind not in NOT_TAKEN)
+        left_out = tuple(finding for finding in taken if not is_included(finding.path, named))
         async with apply.locked(shadow):
             now = await shadow.snapshot()
             commit = await without(shadow, self.run, self.base, self.result, {finding.path for finding in left_out})
@@ -231,8 +227,7 @@ async def _found(
     seen: dict[bytes, bytes] = {}
     async for some in contents(shadow, wanted(before, after), longest=LONGEST):
         seen |= some
-    found = find(before, after, seen, protected=notes.protected, unprotected=notes.unprotected)
-    return (*found, *(finding for finding in notes.findings if finding.kind not in _AGAIN))
+    return find(before, after, seen, protected=notes.protected, unprotected=notes.unprotected)
 
 
 async def _files(shadow: Shadow, base: str, result: str) -> tuple[ChangedFile, ...]:

@@ -32,8 +32,29 @@ MEANINGS: Final[Mapping[str, str]] = {
     "repository": "git takes the folder for a repository, and obeys its configuration",
     "installed": "its programs are run, and nobody reads them",
     "scripts": "a package manager runs its scripts when it installs",
+    "setuid": "it was setuid or setgid, and is not any more",
+    "control characters": "its name may act on a terminal",
+    "differs in case only": "some file systems take it for another file",
 }
-"""What each kind of finding that `find` makes means."""
+"""What is to be said of a path whose change has been taken over, by the kind of finding."""
+
+NOT_TAKEN: Final[Mapping[str, str]] = {
+    "device": "it is a device",
+    "door": "it is a door",
+    "FIFO": "it is a FIFO",
+    "socket": "it is a socket",
+    "no file": "it is no file",
+    "hard link": "it is another name of a file that did not change",
+    "ignored file changed": "git ignores it, and it has changed",
+    "ignored file deleted": "git ignores it, and it was deleted",
+    "nested repository": "of the repository in it, the files alone",
+    "not seen": "the folder could not be read to its end",
+    "refused name": "no file may have this name",
+    "too large": "it is too large",
+    "too large with the others": "all together is too large",
+    "unreadable": "it can not be read",
+}
+"""Why a path was left in the box, by the kind of finding."""
 
 _LIFECYCLE: Final = frozenset(
     [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from posixpath import dirname, join, normpath
 from typing import Final
 
 _DOT_GIT: Final = re.compile(rb"(\.git|git~[0-9]+)([ .]*|[ .]*:.*)", re.IGNORECASE | re.DOTALL)
@@ -43,11 +42,6 @@ def is_refused(path: bytes, *, link: bool = False) -> bool:
 def is_odd(path: bytes) -> bool:
     """Whether a terminal, or a program that reads lines, may take the path for something else."""
     return _CONTROL.search(path) is not None
-
-
-def leads_outside(path: bytes, target: bytes) -> bool:
-    """Whether a link at *path* leads out of the workspace, by its words alone."""
-    return target.startswith(b"/") or normpath(join(dirname(path), target)).split(b"/")[0] == b".."
 
 
 def folded(path: bytes) -> bytes:

@@ -30,7 +30,7 @@ from container_runner.workspace.commits import COMMITS, Commits, take_commits
 from container_runner.workspace.findings import Finding
 from container_runner.workspace.ignored import Rules
 from container_runner.workspace.manifest import BYTES_LIMIT, LIST, Facts, Manifest, shows
-from container_runner.workspace.names import folded, is_odd, is_refused, leads_outside
+from container_runner.workspace.names import folded, is_odd, is_refused
 from container_runner.workspace.quarantine import Quarantine
 from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.tar import BLOCK, TOO_MUCH, ZEROS, Member, Source, cut_off, garbled, read_member
@@ -150,7 +150,6 @@ class _Work:
         self._rules: dict[bytes, str] = {}
         self._sizes: dict[bytes, int] = {}
         self._taken: dict[bytes, tuple[bytes, int]] = {}
-        self._links: dict[bytes, bytes] = {}
         self._setuid: set[bytes] = set()
         self._left = TOTAL_LIMIT
         self._marks = 0
@@ -385,24 +384,17 @@ class _Work:
             self._remember(path, member)
 
     def _remember(self, path: bytes, member: Member) -> None:
-        if member.kind == "link":
-            self._links[path] = member.link
-        elif member.mode & 0o6000:
+        if member.kind != "link" and member.mode & 0o6000:
             self._setuid.add(path)
 
     def _tell(self) -> None:
-        """Tell of what differs from the base, and should be looked at."""
+        """Tell of what differs from the base, should be looked at, and is not to be seen in the trees alone."""
         new = [path for path in self._taken if path not in self._in_base]
         for path in self._taken:
-            if path in self._links and leads_outside(path, self._links[path]):
-                self.find("link leads outside", path)
             if path in self._setuid:
                 self.find("setuid", path)
         for path in filter(is_odd, new):
             self.find("control characters", path)
-        heads, configs = ({dirname(path) for path in new if basename(path) == name} for name in (b"HEAD", b"config"))
-        for path in heads & configs:
-            self.find("bare repository", path)
         self._tell_twins(new)
 
     def _tell_twins(self, names: Collection[bytes]) -> None:

@@ -12,6 +12,9 @@ import orjson
 import pytest
 
 from container_runner.cli import main
+from container_runner.workspace.changes import Notes, write_notes
+from container_runner.workspace.findings import Finding
+from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.target import Journal
 from tests.small_engine import Done
 from tests.workspace.scene import FILES, commit, git, make_folder, ran, write
@@ -200,3 +203,23 @@ def test_an_apply_that_was_cut_off_is_undone_by_the_next_command(done: Path, sta
     assert said.err == "The apply of run 111111111111 was cut off. It is undone.\n"
     assert (done / "b").read_text() == FILES["b"]
     assert {path.name for path in done.iterdir()} == {".git", *(name.partition("/")[0] for name in FILES)}
+
+
+def test_what_was_left_in_the_box_is_told_apart(done: Path, state: Path, cli: Cli) -> None:
+    async def note() -> None:
+        told = (Finding("socket", b"agent.sock"), Finding("too large", b"huge"), Finding("setuid", b"a"))
+        await write_notes(await Shadow.open(done, state), ONE, Notes(findings=told))
+
+    anyio.run(note)
+
+    assert cli("changes").out.splitlines()[8:15] == [
+        "Look at these first; apply leaves them out until you name them with --include:",
+        "  ! .envrc: it runs when somebody enters the folder",
+        "  ! a: it was setuid or setgid, and is not any more",
+        "These were left in the box:",
+        "  ! agent.sock: it is a socket",
+        "  ! huge: it is too large",
+        "",
+    ]
+    assert "agent.sock" not in cli("apply").err
+    assert (done / "a").read_text() == FILES["a"]

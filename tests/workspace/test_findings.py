@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from container_runner.config.protected import OBEYED_BY, PLACES, PROTECTED, Place
-from container_runner.workspace.findings import MEANINGS, Entry, Finding, find, leads_out, wanted
+from container_runner.workspace import way_out
+from container_runner.workspace.findings import MEANINGS, NOT_TAKEN, Entry, Finding, find, leads_out, wanted
 
 FILE, PROGRAM, LINK, GITLINK = b"100644", b"100755", b"120000", b"160000"
 
@@ -55,6 +58,14 @@ def test_a_place_counts_in_a_folder_unless_it_is_obeyed_at_the_top_only(place: P
     name = f"a/b/{place.name.replace('*', 'x')}"
 
     assert found({}, {name: "new"}) == ([] if place.only_top else [(place.kind, name)])
+
+
+def test_every_kind_of_the_way_out_is_explained() -> None:
+    source = Path(way_out.__file__).read_text()
+    kinds = {*re.findall(r'\.find\("([^"]+)"', source), *way_out._NO_FILES.values()}
+
+    assert kinds <= {*MEANINGS, *NOT_TAKEN}
+    assert len(kinds) > 10
 
 
 def test_every_kind_says_who_obeys_it() -> None:
