@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +102,36 @@ def test_git_works_in_the_workspace(box: Box) -> None:
 
     assert "first" in tool_output(messages)
     result_of(messages)
+
+
+SUB_AGENT = {
+    "description": "commits",
+    "prompt": "bash: pwd; echo b >b; git add b; git commit -qm second; git log --format=%s -1",
+    "subagent_type": "general-purpose",
+    "isolation": "worktree",
+}
+
+
+@ON_OWN_ROOTFUL
+def test_sub_agents_work_in_worktrees_in_one_run_as_in_the_next(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the project has settings for claude, which are read-only."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    (tmp_path / "config").write_text("[user]\nname = Me\nemail = me@home\n")
+    (box.workspace / ".claude").mkdir()
+    (box.workspace / ".claude/settings.json").write_text("{}")
+    for path in (box.workspace / ".claude", box.workspace / ".claude/settings.json"):
+        os.chown(path, *box.engine.owner)
+    result_of(ask(box, "bash: git init -q . && git commit -q --allow-empty -m first && git log --format=%an"))
+
+    for _ in range(2):
+        messages = ask(box, f"tool: Agent {json.dumps(SUB_AGENT)}")
+
+        result_of(messages)
+        assert "/workspace/.claude/worktrees/" in tool_output(messages)
+        assert "second" in tool_output(messages)
+        assert "Read-only" not in tool_output(messages)
 
 
 def test_a_session_is_resumed_with_its_history_and_forked_under_a_new_id(box: Box) -> None:
