@@ -8,7 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from container_runner.box import gitconfig, repository
+from container_runner.box.mounts import resolve_workspace
+from container_runner.config.container import ContainerConfig
 from container_runner.config.protected import PROTECTED
+from container_runner.errors import ConfigError
+from container_runner.options import Agent
 
 MOST_NAMES = 5
 """How many names a hint tells."""
@@ -45,6 +49,17 @@ def hints(workspace: Path, unprotected: Collection[str] = (), *, read_only: bool
             f"Tracked files are read-only for the agent: {', '.join(names[:MOST_NAMES])}{more}. A checkout, merge or "
             f"reset that changes them ends half-way. {flags} lets it write them."
         )
+
+
+def hints_for(agent: Agent, config: ContainerConfig) -> list[str]:
+    """The hints for an agent's runs. A workspace that can not be used has none: the run says better what is wrong."""
+    if agent.workspace is None:
+        return []
+    try:
+        workspace = resolve_workspace(agent)
+        return [*hints(workspace, config.unprotected, read_only=config.workspace_mode != "rw")]
+    except (ConfigError, OSError):
+        return []
 
 
 def gitlinks(workspace: Path) -> frozenset[str]:

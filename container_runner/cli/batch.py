@@ -14,6 +14,7 @@ import attrs
 import orjson
 from cyclopts import Parameter
 
+from container_runner.box.hints import hints_for
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags, prompt_in
 from container_runner.cli.text import clean, job_line, line
@@ -95,6 +96,9 @@ def batch(
     listed = list(make_jobs(file, flags, more, box))
     if not listed:  # whatever made the file has most likely failed
         raise ConfigError("FILE", str(file), "a file with at least one job: this one has none")
+    for job in {(str(job.options.agent.workspace), id(job.runner)): job for job in listed}.values():
+        for hint in hints_for(job.options.agent, job.runner.config):
+            View().note(f"! {clean(f'{job.options.agent.workspace}: {hint}')}")
     with ExitStack() as stack:
         kept = None if results is None else stack.enter_context(ResultFile(results))
         view: _Json | BatchView

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,6 @@ import anyio
 import attrs
 
 from container_runner.box import hints, protect
-from container_runner.box.mounts import resolve_workspace
 from container_runner.cli.changes import file_rows
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.look import Snapshot, changed, snapshot
@@ -55,7 +54,7 @@ def run(
     """
     flags, more = flags or RunFlags(), more or ExecuteFlags()
     runner, options = prepare(read_prompt(prompt, prompt_file), flags, more, box)
-    for hint in _hints(runner, options):
+    for hint in hints.hints_for(options.agent, runner.config):
         View().note(f"! {clean(hint)}")
     tally = Tally()
     again = ["container-runner", "run", *spelled(flags, more, box, without=("resume", "fork", "session_id"))]
@@ -78,16 +77,6 @@ def _place(options: ExecuteOptions) -> str:
         return "an empty folder"
     path, home = Path(options.agent.workspace).expanduser().absolute(), Path.home()
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
-
-
-def _hints(runner: ContainerRunner, options: ExecuteOptions) -> list[str]:
-    """What a person should know before the run."""
-    if options.agent.workspace is None:
-        return []
-    workspace, config = resolve_workspace(options.agent), runner.config
-    with suppress(OSError):  # the run says better what can not be looked at
-        return [*hints.hints(workspace, config.unprotected, read_only=config.workspace_mode == "ro")]
-    return []
 
 
 class _Json(View):

@@ -50,6 +50,22 @@ def test_a_file_without_jobs_is_an_error(name: str, text: str, place: Place) -> 
     assert not (place.folder / "jobs.results.jsonl").exists()
 
 
+def test_what_a_person_should_know_of_a_workspace_is_told_once(place: Place) -> None:
+    (place.workspace / ".git").mkdir()
+    for name in ("one", "two"):
+        (place.workspace / name).mkdir()
+        if os.geteuid() == 0:
+            os.chown(place.workspace / name, 1000, 1000)
+    jobs = [{"prompt": "hello", "workspace": str(place.workspace / name)} for name in ("one", "one", "two")]
+
+    done = place.run("batch", str(write(place, *jobs)))
+
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith("! ")]
+    assert [line.partition(": ")[0] for line in told] == [f"! {place.workspace}/{name}" for name in ("one", "two")]
+    assert all(f"--workspace={place.workspace} gives all of it." in line for line in told)
+
+
 def test_each_job_is_told_and_kept(place: Place) -> None:
     file = write(place, GOOD, BAD, "only a prompt")
 
