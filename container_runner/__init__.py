@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from container_runner.doctor.checks import Check as Check
     from container_runner.doctor.doctor import examine as examine
     from container_runner.engine.engine import Engine as Engine
-    from container_runner.engine.manager import ContainerManager as ContainerManager
     from container_runner.errors import AgentError as AgentError
     from container_runner.errors import AgentFailedError as AgentFailedError
     from container_runner.errors import AgentKilledError as AgentKilledError
@@ -69,6 +68,8 @@ if TYPE_CHECKING:
     from container_runner.runner import ContainerRunner as ContainerRunner
     from container_runner.runner import RunResult as RunResult
     from container_runner.runner.blocking import run as run
+    from container_runner.runner.kept import ContainerManager as ContainerManager
+    from container_runner.runner.kept import KeptContainer as KeptContainer
     from container_runner.stream.blocks import ContentBlock as ContentBlock
     from container_runner.stream.blocks import ServerToolResultBlock as ServerToolResultBlock
     from container_runner.stream.blocks import ServerToolUseBlock as ServerToolUseBlock
@@ -115,7 +116,6 @@ _NAMES = {
     "doctor.checks": "Check",
     "doctor.doctor": "examine",
     "engine.engine": "Engine",
-    "engine.manager": "ContainerManager",
     "errors": (
         "AgentError AgentFailedError AgentKilledError CleanupError CommandNotExecutableError "
         "CommandNotFoundError ConfigError ContainerGoneError ContainerRunnerError EngineArgumentError "
@@ -131,6 +131,7 @@ _NAMES = {
     "records.summary": "RunSummary",
     "runner": "ContainerRunner RunResult",
     "runner.blocking": "run",
+    "runner.kept": "ContainerManager KeptContainer",
     "stream.blocks": (
         "ContentBlock ServerToolResultBlock ServerToolUseBlock TextBlock ThinkingBlock ToolResultBlock "
         "ToolUseBlock UnknownBlock Usage"

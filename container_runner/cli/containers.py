@@ -18,7 +18,7 @@ from container_runner.errors import CleanupError, EngineError
 if TYPE_CHECKING:
     from container_runner.config.tiers import Effective
     from container_runner.engine.engine import ContainerInfo, Engine
-    from container_runner.engine.manager import ContainerManager
+    from container_runner.engine.manager import Containers
 
 
 @Parameter(name="*")
@@ -114,11 +114,11 @@ async def open_engine(flags: EngineFlags) -> Engine:
     return await Engine.probe(configured(flags).settings["engine"].value, host_environment())
 
 
-async def open_manager(flags: ContainerFlags) -> ContainerManager:
+async def open_manager(flags: ContainerFlags) -> Containers:
     """The containers of the engine and the state folder that are meant. It raises what `open_engine` does."""
-    from container_runner.engine.manager import ContainerManager
+    from container_runner.engine.manager import Containers
 
-    return ContainerManager(await open_engine(flags), state_folder(flags.state_dir))
+    return Containers(await open_engine(flags), state_folder(flags.state_dir))
 
 
 def state_folder(given: Path | None) -> Path:
@@ -128,7 +128,7 @@ def state_folder(given: Path | None) -> Path:
     return (given or platformdirs.user_state_path("container-runner", appauthor=False)).expanduser().absolute()
 
 
-async def rows(manager: ContainerManager, *, everywhere: bool = False) -> list[Row]:
+async def rows(manager: Containers, *, everywhere: bool = False) -> list[Row]:
     """Our containers, oldest first: of the manager's state folder, or *everywhere* on its engine."""
     from container_runner.engine.manager import STATE_LABEL, state_digest
 
@@ -136,7 +136,7 @@ async def rows(manager: ContainerManager, *, everywhere: bool = False) -> list[R
     return [_row(manager, info) for info in await manager.containers(labels)]
 
 
-def _row(manager: ContainerManager, info: ContainerInfo) -> Row:
+def _row(manager: Containers, info: ContainerInfo) -> Row:
     from container_runner.engine.manager import AGENT_LABEL, KIND_LABEL, STATE_LABEL, state_digest
     from container_runner.engine.owner import Owner
 
@@ -166,7 +166,7 @@ def _row(manager: ContainerManager, info: ContainerInfo) -> Row:
     )
 
 
-async def remove(manager: ContainerManager, found: Iterable[Row | ContainerInfo]) -> dict[str, str]:
+async def remove(manager: Containers, found: Iterable[Row | ContainerInfo]) -> dict[str, str]:
     """Remove containers, and return what the engine says of each that it could not remove, by name."""
     left: dict[str, str] = {}
     for one in found:

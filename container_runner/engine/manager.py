@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
@@ -83,13 +84,18 @@ class Container:
     lock: LockFile | None = attrs.field(default=None, repr=False, eq=False)
     """Held while the run uses it."""
 
+    def let_go(self) -> None:
+        """Hold it no longer. It takes no await."""
+        if self.lock is not None:
+            self.lock.release()
+
     @property
     def is_fresh(self) -> bool:
         """Whether a run that begins now has half of the time limit at least."""
         return time.time() < self.ends_at - self.time_limit / 2
 
 
-class ContainerManager:
+class Containers:
     """The containers of one engine and one state folder.
 
     Args:
@@ -97,9 +103,9 @@ class ContainerManager:
         state_dir: the state folder, with the locks.
     """
 
-    def __init__(self, engine: Engine, state_dir: Path) -> None:
+    def __init__(self, engine: Engine, state_dir: str | os.PathLike[str]) -> None:
         self.engine = engine
-        self.state_dir = state_dir.resolve()
+        self.state_dir = Path(state_dir).expanduser().resolve()
         self._known: dict[str, Container] = {}
         """The persistent containers that were good a moment ago, by `Plan.digest`."""
 
@@ -142,6 +148,32 @@ class ContainerManager:
             return Container(
                 name=plan.container, created=True, time_limit=plan.time_limit, ends_at=plan.ends_at, lock=lock
             )
+
+    async def runs(self, container: Container) -> bool:
+        """Whether a container that was handed out runs. If that can not be told, it is let go."""
+        try:
+            infos = await self.engine.inspect([container.name])
+        except BaseException:
+            container.let_go()
+            raise
+        return bool(infos) and infos[0].is_running
+
+    async def use(self, name: str, plan: Plan) -> Container:
+        """The kept container of this name for one more run, which gives it back with `release`.
+
+        Raises:
+            ContainerGoneError: it does not run, or no run should use it any more.
+        """
+        lock = self._use_lock(name)
+        await lock.acquire(shared=True)
+        try:
+            infos = await self.engine.inspect([name])
+            if lock.is_marked or not infos or not infos[0].is_running or not self._is_here(infos[0]):
+                raise ContainerGoneError(f"The container {name} does not run any more.")
+        except BaseException:
+            lock.release()
+            raise
+        return Container(name=name, created=False, time_limit=plan.time_limit, ends_at=_ends_at(infos[0]), lock=lock)
 
     async def release(self, container: Container, plan: Plan, *, is_spoiled: bool = False) -> None:
         """Give a kept container back; it waits for its next run.
@@ -212,13 +244,13 @@ class ContainerManager:
             return removed
 
     async def stop(self, name: str) -> None:
-        """End and remove a container of ours, in use or not.
+        """End and remove a container of ours and of this state folder, in use or not.
 
         Raises:
-            ContainerGoneError: there is none of ours with this name.
+            ContainerGoneError: there is none with this name.
         """
         infos = await self.engine.inspect([name])
-        if not infos or not _is_ours(infos[0]):
+        if not infos or not self._is_here(infos[0]):
             raise ContainerGoneError(f"There is no container of ours named {name!r}.")
         await self.remove(name)
 
@@ -290,6 +322,10 @@ class ContainerManager:
             _remove_locks(locks, {info.name for info in infos})
             await self._end_forgotten()
         return pruned
+
+    def _is_here(self, info: ContainerInfo) -> bool:
+        """Whether it is ours, and of this state folder."""
+        return _is_ours(info) and info.labels.get(STATE_LABEL) == state_digest(self.state_dir)
 
     async def _end_forgotten(self) -> None:
         """End the processes of containers of ours that podman does not know any more."""

@@ -15,7 +15,7 @@ import attrs
 from container_runner.box import guest
 from container_runner.box.plan import Plan
 from container_runner.engine.engine import PULL_TIMEOUT, start_limiter
-from container_runner.engine.manager import ContainerManager
+from container_runner.engine.manager import Containers
 from container_runner.errors import EngineError, EngineTimeoutError
 from container_runner.stream.process import Process, settle
 
@@ -48,7 +48,7 @@ class Pool:
     Nothing of a run is in them: its secrets, its prompt and its command come on stdin.
     """
 
-    _manager: ContainerManager
+    _manager: Containers
     _make_plan: Callable[[], Plan]
     """Makes a plan of a run that such a container would serve."""
     _size: int

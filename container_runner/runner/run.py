@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
@@ -17,7 +17,7 @@ from container_runner.box import guest, script
 from container_runner.box.plan import Plan
 from container_runner.engine.engine import PULL_TIMEOUT, RUN_TIMEOUT, ContainerInfo, start_limiter
 from container_runner.engine.failures import classify, refused
-from container_runner.engine.manager import CLEANUP_TIMEOUT, DAEMON_LOST, Container, ContainerManager
+from container_runner.engine.manager import CLEANUP_TIMEOUT, DAEMON_LOST, Container, Containers
 from container_runner.engine.pool import Pool
 from container_runner.errors import (
     AgentKilledError,
@@ -62,7 +62,7 @@ _log = logging.getLogger(__name__)
 class Run:
     """One run, from its start to its end."""
 
-    _manager: ContainerManager
+    _manager: Containers
     _runtime: CommandLineRuntime
     _options: ExecuteOptions
     _plan: Plan
@@ -75,6 +75,8 @@ class Run:
     """What is written, traced and logged of the run."""
     _began_at: float
     """When its total clock began, on the event loop's clock."""
+    _find: Callable[[Plan], Awaitable[Container]]
+    """Finds or makes a kept container."""
 
     _container: Container | None = attrs.field(default=None, init=False)
     """A kept one."""
@@ -183,7 +185,7 @@ class Run:
         if not self._plan.ephemeral:
             # It may have to wait for other runs of this agent, which must not hold up other agents.
             with span:
-                kept = self._container = await self._manager.get_or_create(self._plan)
+                kept = self._container = await self._find(self._plan)
             self._plan = attrs.evolve(self._plan, container=kept.name, ends_at=kept.ends_at)
             self._record.in_container(self._plan.container)
             span = nullcontext()
@@ -272,8 +274,8 @@ class Run:
 
     async def _abandon(self) -> None:
         """Let go of everything, whatever state it is in."""
-        if self._container is not None and self._container.lock is not None:
-            self._container.lock.release()
+        if self._container is not None:
+            self._container.let_go()
         if self._process is not None:
             await self._process.abandon()
 

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,8 @@ from container_runner.engine.manager import (
     DEADLINE_SLACK,
     NAME_LABEL,
     RUN_LABEL,
-    ContainerManager,
+    Container,
+    Containers,
     agent_labels,
 )
 from container_runner.engine.owner import Owner
@@ -93,7 +94,7 @@ class ContainerRunner:
         self.state_dir = Path(state_dir).expanduser().absolute()
         self.records = RecordLimits() if records is True else records or None
         self._engine: Engine | None = None
-        self._manager: ContainerManager | None = None
+        self._manager: Containers | None = None
         self._has_pruned = False
         self._pools: dict[str, Pool] = {}
 
@@ -254,7 +255,7 @@ class ContainerRunner:
             del self._pools[agent.name]
             await settle(pool.close)
 
-    async def manager(self) -> ContainerManager:
+    async def manager(self) -> Containers:
         """The containers of this runner's engine and state folder.
 
         Raises:
@@ -262,8 +263,12 @@ class ContainerRunner:
         """
         if self._manager is None:
             self._engine = await Engine.probe(self.config.engine, host_environment())
-            self._manager = ContainerManager(self._engine, self.state_dir)
+            self._manager = Containers(self._engine, self.state_dir)
         return self._manager
+
+    def _find(self, manager: Containers) -> Callable[[Plan], Awaitable[Container]]:
+        """How a run finds the kept container that it uses."""
+        return manager.get_or_create
 
     async def _execute(
         self,
@@ -288,7 +293,9 @@ class ContainerRunner:
                 if first.prepare() or (first.run[0], first.dialect) != (manager.engine.binary, manager.engine.dialect):
                     first = self.plan(options, run_id=first.run_id)
                 again = partial(self.plan, options)
-                run = Run(manager, self.runtime, options, first, again, self._pools, record, began_at)
+                run = Run(
+                    manager, self.runtime, options, first, again, self._pools, record, began_at, self._find(manager)
+                )
                 stream = await self._start(run, manager)
                 while messages := await stream.read():
                     for message in messages:
@@ -316,7 +323,7 @@ class ContainerRunner:
         if error is not None:
             yield ErrorMessage.from_error(error, stop=None if run is None else run.stopped_by)
 
-    async def _start(self, run: Run, manager: ContainerManager) -> MessageStream:
+    async def _start(self, run: Run, manager: Containers) -> MessageStream:
         """Start *run*, and the first time remove meanwhile what dead processes have left."""
         if self._has_pruned:
             return await run.start()
@@ -340,7 +347,7 @@ async def _beside(work: Callable[[], Coroutine[Any, Any, object]], *, patience: 
         raise failure
 
 
-async def _prune(manager: ContainerManager) -> None:
+async def _prune(manager: Containers) -> None:
     try:
         with anyio.move_on_after(PRUNE_TIMEOUT):
             for info in await manager.prune():

@@ -23,6 +23,7 @@ import attrs
 from container_runner.box import script
 from container_runner.runner.run import START_ATTEMPTS, TRANSIENT
 from container_runner.stream.messages import AgentMessage
+from container_runner.testing.kept import KeptContainers
 from container_runner.testing.process import Call, Output, PlayedProcess
 from container_runner.testing.replies import (
     FAILURES,
@@ -61,7 +62,11 @@ class FakeEngine:
         """All commands that were run, oldest first."""
         self.strict = False
         """Whether the test fails at its end if a run was prepared, or a command registered, and never happened."""
+        self.kept = KeptContainers()
+        """The kept containers that there are: `kept.names`, and `kept.end(name)` for one that ends."""
         self._replies = Replies()
+        self._remembered: list[Any] = []
+        """What `fp` knows of the commands that `kept` answers."""
         self._runs: list[Any] = []
         """What `fp` knows of the commands that run an agent, one for each run that was prepared."""
         self._processes: list[PlayedProcess] = []
@@ -199,6 +204,8 @@ class FakeEngine:
             raise ProcessNotRegisteredError(told) from None
         is_agent = any(popen in run.calls for run in self._runs)
         reply_to = partial(self._reply_to, command) if is_agent else None
+        if any(popen in each.calls for each in self._remembered):
+            out.write(self.kept.answer(command))
         process = PlayedProcess(call, popen, reply_to, stdin, out, err)
         self._processes.append(process)
         await anyio.lowlevel.checkpoint()
@@ -258,12 +265,10 @@ class FakeEngine:
         for words, stdout in (
             (["--version"], "Docker version 28.2.2, build e6534b4"),
             (["info", any_()], f"false {str(os.geteuid() != 0).lower()} 5.4.2"),
-            (["run", "--detach", any_()], "f" * 64),
-            (["ps", any_()], ""),
-            (["inspect", any_()], "[]"),
-            (["rm", any_()], ""),
         ):
             self.fp.register([_ENGINE, *words], stdout=stdout, occurrences=10_000)
+        for verb in (["run", "--detach"], ["ps"], ["inspect"], ["rm"]):
+            self._remembered.append(self.fp.register([_ENGINE, *verb, any_()], occurrences=10_000))
         self._always |= {id(command) for command in self.fp.definitions} - before
 
 

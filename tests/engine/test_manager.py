@@ -19,7 +19,7 @@ from container_runner.box.plan import Plan
 from container_runner.config.container import ContainerConfig
 from container_runner.engine.engine import Engine
 from container_runner.engine.locks import LockFile
-from container_runner.engine.manager import DEADLINE_LABEL, DEADLINE_SLACK, ContainerManager, state_digest
+from container_runner.engine.manager import DEADLINE_LABEL, DEADLINE_SLACK, STATE_LABEL, Containers, state_digest
 from container_runner.engine.owner import Owner
 from container_runner.errors import ContainerGoneError, EngineArgumentError, EngineError, StateError
 from container_runner.options import Agent, ExecuteOptions
@@ -62,8 +62,8 @@ def state(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def manager(state: Path) -> ContainerManager:
-    return ContainerManager(ENGINE, state)
+def manager(state: Path) -> Containers:
+    return Containers(ENGINE, state)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def container(
 # Getting one
 
 
-async def test_a_kept_container_is_made_if_there_is_none(world: World, manager: ContainerManager, plan: Any) -> None:
+async def test_a_kept_container_is_made_if_there_is_none(world: World, manager: Containers, plan: Any) -> None:
     world.holds()
     wanted = plan()
 
@@ -106,9 +106,7 @@ async def test_a_kept_container_is_made_if_there_is_none(world: World, manager: 
     assert not manager.is_in_use(got.name)
 
 
-async def test_a_persistent_container_is_found_by_its_labels(
-    world: World, manager: ContainerManager, plan: Any
-) -> None:
+async def test_a_persistent_container_is_found_by_its_labels(world: World, manager: Containers, plan: Any) -> None:
     wanted = plan()
     world.holds(container("kept", wanted.reuse_labels))
 
@@ -120,7 +118,7 @@ async def test_a_persistent_container_is_found_by_its_labels(
     assert not world.removed
 
 
-async def test_one_that_has_ended_is_replaced(world: World, manager: ContainerManager, plan: Any) -> None:
+async def test_one_that_has_ended_is_replaced(world: World, manager: Containers, plan: Any) -> None:
     wanted = plan()
     world.holds(container("old", wanted.reuse_labels, status="exited"))
 
@@ -132,7 +130,7 @@ async def test_one_that_has_ended_is_replaced(world: World, manager: ContainerMa
 
 
 async def test_one_that_was_good_a_moment_ago_is_not_looked_for_again(
-    world: World, manager: ContainerManager, state: Path, plan: Any
+    world: World, manager: Containers, state: Path, plan: Any
 ) -> None:
     wanted = plan()
     world.holds(container("kept", wanted.reuse_labels))
@@ -143,14 +141,14 @@ async def test_one_that_was_good_a_moment_ago_is_not_looked_for_again(
     assert (again.name, again.created, len(world.did("ps"))) == ("kept", False, 1)
     await manager.release(again, wanted)
 
-    other = ContainerManager(ENGINE, state)  # as another process has it
+    other = Containers(ENGINE, state)  # as another process has it
     spoiled, _ = await other.get_or_create(wanted), await other.get_or_create(wanted)
     await other.release(spoiled, wanted, is_spoiled=True)
     assert (await manager.get_or_create(wanted)).created
 
 
 async def test_the_locks_of_containers_that_somebody_else_removed_go(
-    world: World, manager: ContainerManager, state: Path
+    world: World, manager: Containers, state: Path
 ) -> None:
     world.holds(*kept(state, "there"))
     folder = state / "locks"
@@ -170,7 +168,7 @@ async def test_the_locks_of_containers_that_somebody_else_removed_go(
 
 
 async def test_one_whose_time_is_half_over_is_replaced(
-    world: World, manager: ContainerManager, plan: Any, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: Containers, plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run would die of its age."""
     wanted = plan()
@@ -187,7 +185,7 @@ async def test_one_whose_time_is_half_over_is_replaced(
 
 
 async def test_one_that_can_not_be_removed_is_let_go_of_and_replaced_by_the_next_run(
-    fp: FakeProcess, world: World, manager: ContainerManager, plan: Any
+    fp: FakeProcess, world: World, manager: Containers, plan: Any
 ) -> None:
     """Its lock is let go of too, or every later run of the agent would wait for it."""
     fp.register(["docker", "rm", fp.any()], returncode=1, stderr="device is stuck")
@@ -203,7 +201,7 @@ async def test_one_that_can_not_be_removed_is_let_go_of_and_replaced_by_the_next
     assert world.removed == ["kept", "kept"]
 
 
-async def test_a_spoiled_container_goes_when_nobody_uses_it(world: World, manager: ContainerManager, plan: Any) -> None:
+async def test_a_spoiled_container_goes_when_nobody_uses_it(world: World, manager: Containers, plan: Any) -> None:
     wanted = plan()
     world.holds(container("kept", wanted.reuse_labels))
     first, second = await manager.get_or_create(wanted), await manager.get_or_create(wanted)
@@ -217,7 +215,7 @@ async def test_a_spoiled_container_goes_when_nobody_uses_it(world: World, manage
 
 
 async def test_a_spoiled_container_is_not_used_while_another_run_is_in_it(
-    world: World, manager: ContainerManager, state: Path, plan: Any
+    world: World, manager: Containers, state: Path, plan: Any
 ) -> None:
     """Nor by another process, which has not seen what spoiled it."""
     wanted = plan()
@@ -225,7 +223,7 @@ async def test_a_spoiled_container_is_not_used_while_another_run_is_in_it(
     first, second = await manager.get_or_create(wanted), await manager.get_or_create(wanted)
     await manager.release(first, wanted, is_spoiled=True)
 
-    got = await ContainerManager(ENGINE, state).get_or_create(wanted)
+    got = await Containers(ENGINE, state).get_or_create(wanted)
 
     assert got.created
     assert not world.removed
@@ -234,7 +232,7 @@ async def test_a_spoiled_container_is_not_used_while_another_run_is_in_it(
 
 
 async def test_a_paused_container_is_left_to_the_run_that_waits_in_it(
-    world: World, manager: ContainerManager, plan: Any, state: Path
+    world: World, manager: Containers, plan: Any, state: Path
 ) -> None:
     wanted = plan()
     world.holds(container("paused", wanted.reuse_labels, status="paused"))
@@ -252,7 +250,7 @@ async def test_a_paused_container_is_left_to_the_run_that_waits_in_it(
 
 @pytest.mark.parametrize("change", ["label", "not ours", "another's name"])
 async def test_one_that_an_engine_shows_by_mistake_is_neither_used_nor_removed(
-    world: World, manager: ContainerManager, plan: Any, change: str
+    world: World, manager: Containers, plan: Any, change: str
 ) -> None:
     wanted = plan()
     other = container("other", {**wanted.reuse_labels, "container-runner.config": "another"}, status="exited")
@@ -271,7 +269,7 @@ async def test_one_that_an_engine_shows_by_mistake_is_neither_used_nor_removed(
 
 
 async def test_one_that_can_not_be_made_is_removed_by_its_name(
-    fp: FakeProcess, fake_engine: FakeEngine, manager: ContainerManager, plan: Any, state: Path
+    fp: FakeProcess, fake_engine: FakeEngine, manager: Containers, plan: Any, state: Path
 ) -> None:
     fp.register(["docker", "ps", fp.any()])
     fp.register(["docker", "run", fp.any()], returncode=125, stderr="docker: invalid reference format")
@@ -305,7 +303,7 @@ class Clients:
         self._program = folder / "docker"
         self._program.write_text(END)
         self._program.chmod(0o755)
-        self.manager = ContainerManager(Engine(binary=str(self._program), dialect=DOCKER, environ={}), folder / "state")
+        self.manager = Containers(Engine(binary=str(self._program), dialect=DOCKER, environ={}), folder / "state")
 
     async def start(self, script: str) -> Process:
         return await Process.start([str(self._program), "run", script], hold_stdin=True)
@@ -386,7 +384,7 @@ def kept(state: Path, *names: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("most", "gone"), [(5, []), (3, []), (2, ["one"]), (1, ["one", "two"])])
 async def test_the_oldest_go_first_and_only_as_many_as_must(
-    world: World, manager: ContainerManager, state: Path, most: int, gone: list[str]
+    world: World, manager: Containers, state: Path, most: int, gone: list[str]
 ) -> None:
     world.holds(*reversed(kept(state, "one", "two", "three")))
 
@@ -395,7 +393,7 @@ async def test_the_oldest_go_first_and_only_as_many_as_must(
 
 
 async def test_one_that_is_in_use_is_not_removed_though_it_is_the_oldest(
-    world: World, manager: ContainerManager, state: Path
+    world: World, manager: Containers, state: Path
 ) -> None:
     world.holds(*kept(state, "one", "two", "three"))
     lock = LockFile(manager.state_dir / "locks/container.one.lock")
@@ -408,7 +406,7 @@ async def test_one_that_is_in_use_is_not_removed_though_it_is_the_oldest(
 
 
 async def test_clean_up_does_not_wait_for_others_for_long(
-    world: World, manager: ContainerManager, monkeypatch: pytest.MonkeyPatch
+    world: World, manager: Containers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("container_runner.engine.manager.LOCK_PATIENCE", 0.1)
     lock = LockFile(manager.state_dir / "locks/agent.bot.lock")
@@ -420,7 +418,7 @@ async def test_clean_up_does_not_wait_for_others_for_long(
 
 
 async def test_those_of_another_agent_or_state_folder_are_none_of_ours(
-    world: World, manager: ContainerManager, state: Path, tmp_path: Path
+    world: World, manager: Containers, state: Path, tmp_path: Path
 ) -> None:
     others = kept(tmp_path / "another", "a", "b", "c")
     for raw in kept(state, "d", "e"):
@@ -435,7 +433,7 @@ async def test_those_of_another_agent_or_state_folder_are_none_of_ours(
 # Stopping one
 
 
-async def test_stopping_what_is_not_ours_is_refused(world: World, manager: ContainerManager) -> None:
+async def test_stopping_what_is_not_ours_is_refused(world: World, manager: Containers) -> None:
     stranger = container("stranger")
     stranger["Config"]["Labels"] = {"some": "label"}
     world.holds(stranger)
@@ -445,15 +443,23 @@ async def test_stopping_what_is_not_ours_is_refused(world: World, manager: Conta
     assert not world.removed
 
 
-async def test_stopping_one_of_ours(world: World, manager: ContainerManager) -> None:
-    world.holds(container("mine"))
+async def test_stopping_one_of_another_state_folder_is_refused(world: World, manager: Containers, state: Path) -> None:
+    world.holds(container("theirs", {STATE_LABEL: state_digest(state.parent / "other")}))
+
+    with pytest.raises(ContainerGoneError):
+        await manager.stop("theirs")
+    assert not world.removed
+
+
+async def test_stopping_one_of_ours(world: World, manager: Containers, state: Path) -> None:
+    world.holds(container("mine", {STATE_LABEL: state_digest(state)}))
 
     await manager.stop("mine")
 
     assert world.removed == ["mine"]
 
 
-async def test_stopping_one_that_is_not_there(world: World, manager: ContainerManager) -> None:
+async def test_stopping_one_that_is_not_there(world: World, manager: Containers) -> None:
     world.holds()
 
     with pytest.raises(ContainerGoneError):
@@ -516,7 +522,7 @@ LIVES: list[tuple[str, dict[str, str], str, bool]] = [
 @pytest.mark.parametrize(("labels", "status", "needed"), [case[1:] for case in LIVES], ids=[case[0] for case in LIVES])
 @pytest.mark.parametrize("dry_run", [True, False])
 async def test_what_nobody_needs_is_pruned(
-    world: World, manager: ContainerManager, labels: dict[str, str], status: str, needed: bool, dry_run: bool
+    world: World, manager: Containers, labels: dict[str, str], status: str, needed: bool, dry_run: bool
 ) -> None:
     world.holds(container("it", labels, status))
 
@@ -527,7 +533,7 @@ async def test_what_nobody_needs_is_pruned(
 
 
 async def test_one_that_can_not_be_removed_does_not_stop_the_others(
-    fp: FakeProcess, world: World, manager: ContainerManager
+    fp: FakeProcess, world: World, manager: Containers
 ) -> None:
     fp.register(["docker", "rm", fp.any(min=3), "stuck"], returncode=1, stderr="device is stuck", occurrences=3)
     world.holds(container("stuck", dead().to_labels()), container("easy", dead().to_labels()))
@@ -542,7 +548,7 @@ async def test_podmans_monitor_of_one_that_does_not_run_is_ended_before_its_id_i
     monkeypatch.setattr(
         "container_runner.engine.manager.end_forgotten", lambda id_: ended.append((id_, len(fake_engine.calls)))
     )
-    manager = ContainerManager(Engine(binary="podman", dialect=PODMAN, environ={}), state)
+    manager = Containers(Engine(binary="podman", dialect=PODMAN, environ={}), state)
     for status in ("initialized", "running", "paused", "created"):
         fp.register(["podman", "inspect", fp.any()], stdout=orjson.dumps([container(status, status=status)]))
         fp.register(["podman", "rm", fp.any()])

@@ -13,10 +13,11 @@ import anyio
 import attrs
 import pytest
 
-from container_runner import CommandRuntime, ContainerManager, Engine
+from container_runner import CommandRuntime, Engine
 from container_runner.box import guest, script
 from container_runner.box.argv import LABEL
 from container_runner.box.environment import host_environment
+from container_runner.engine.manager import Containers
 from container_runner.engine.owner import Owner
 from container_runner.stream.messages import Message
 from tests.faults.scene import Scene, all_processes, last
@@ -293,7 +294,7 @@ def test_prune_removes_what_has_no_living_owner_and_nothing_else(scene: Scene) -
     start(scene, "overdue", {**ours, **owners["elsewhere"].to_labels(), **overdue})
 
     async def main() -> set[str]:
-        manager = ContainerManager(await Engine.probe(scene.engine.binary, host_environment()), Path(scene.state))
+        manager = Containers(await Engine.probe(scene.engine.binary, host_environment()), Path(scene.state))
         return {info.name.removeprefix(f"{scene.token}-") for info in await manager.prune() if scene.token in info.name}
 
     began = time.monotonic()

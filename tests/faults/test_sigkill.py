@@ -10,8 +10,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from container_runner import ContainerManager, Engine
+from container_runner import Engine
 from container_runner.box.environment import host_environment
+from container_runner.engine.manager import Containers
 from tests.faults.scene import Scene
 from tests.integration.engines import BY_ROOT, write_program
 from tests.integration.runs import on
@@ -161,7 +162,7 @@ def prune(scene: Scene) -> list[str]:
 
     async def main() -> list[str]:
         environ = host_environment()
-        manager = ContainerManager(await Engine.probe(scene.engine.binary, environ), Path(scene.state))
+        manager = Containers(await Engine.probe(scene.engine.binary, environ), Path(scene.state))
         return [info.name for info in await manager.prune() if scene.token in info.name]
 
     return anyio.run(main)

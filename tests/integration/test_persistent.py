@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from container_runner import ContainerManager
+from container_runner.engine.manager import Containers
 from container_runner.errors import ContainerGoneError
 from tests.integration.engines import RealEngine
 from tests.integration.runs import ON_OWN_ROOTFUL, ON_ROOTFUL, Box, error_of, messages_of, result_of, said, tool_output
@@ -24,7 +24,7 @@ def box(engine: RealEngine, workspace: Path) -> Iterator[Box]:
         engine.remove(container)
 
 
-async def manager_of(box: Box) -> ContainerManager:
+async def manager_of(box: Box) -> Containers:
     return await box.runner().manager()
 
 

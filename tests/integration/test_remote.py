@@ -11,9 +11,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from container_runner import ContainerManager, ContainerRunner, Engine, ErrorMessage, ResultMessage
+from container_runner import ContainerRunner, Engine, ErrorMessage, ResultMessage
 from container_runner.box.environment import host_environment
 from container_runner.engine.conmon import YOUNGEST
+from container_runner.engine.manager import Containers
 from tests.integration.engines import wait_until, write_program
 from tests.integration.runs import Box, on
 
@@ -48,7 +49,7 @@ def test_healthy_agents_of_this_machine_outlive_a_look_at_another_ones(box: Box)
             seen.append(await anext(messages))
             await anyio.sleep(YOUNGEST + 0.5)
             engine = await Engine.probe(remote, host_environment())
-            await ContainerManager(engine, box.state / "other").prune()
+            await Containers(engine, box.state / "other").prune()
             # A first run looks there as well, even one that fails.
             there = ContainerRunner(runner.runtime, box.config(engine=remote, pull="never"), box.state / "other")
             failed = [message async for message in there.execute(options)]
