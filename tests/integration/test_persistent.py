@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
+from container_runner import Agent, ContainerManager, ErrorMessage, Message, OutputLine
 from container_runner.engine.manager import Containers
 from container_runner.errors import ContainerGoneError
 from tests.integration.engines import RealEngine
@@ -230,3 +232,43 @@ async def test_prune_keeps_what_runs_and_removes_what_has_ended(box: Box) -> Non
 
     assert ended in {info.id for info in await manager.prune()}
     assert box.containers() == [kept]
+
+
+@ON_ROOTFUL
+def test_a_manager_without_a_runner(box: Box) -> None:
+    """Finds and makes containers, and runs commands in them that end with their reader."""
+
+    async def texts(messages: AsyncIterator[Message]) -> list[str]:
+        return [message.text if isinstance(message, OutputLine) else repr(message) async for message in messages]
+
+    async def main() -> None:
+        manager = ContainerManager(str(box.state), engine=box.engine.binary)
+        agent = Agent(name="tester", workspace=box.workspace)
+        container = await manager.get_or_create(agent, box.config())
+        assert container.created
+
+        assert await texts(manager.exec(container, ["sh", "-c", "cat; pwd; echo new >made"], stdin="in\n")) == [
+            "in",
+            "/workspace",
+        ]
+        assert (box.workspace / "made").read_text() == "new\n"
+        (error,) = [message async for message in manager.exec(container, ["sh", "-c", "exit 7"])]
+        assert isinstance(error, ErrorMessage)
+        assert error.exit_code == 7
+        async with contextlib.aclosing(manager.exec(container, ["sh", "-c", "echo on; sleep 1000"])) as messages:
+            async for _ in messages:
+                break
+        running = await texts(manager.exec(container, ["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]))
+        assert "sleep 1000" not in "".join(running)
+
+        again = await manager.get_or_create(agent, box.config())
+        assert (again.name, again.created) == (container.name, False)
+        await manager.release(again)
+        await manager.release(container)
+        box.engine.remove(container.name)  # behind the manager's back
+        other = await manager.get_or_create(agent, box.config())
+        assert other.created
+        await manager.stop(other.name)
+        assert box.containers() == []
+
+    anyio.run(main)
