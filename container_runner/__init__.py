@@ -10,12 +10,16 @@ if TYPE_CHECKING:
     from container_runner.agents import Credentials as Credentials
     from container_runner.agents import Describes as Describes
     from container_runner.agents import Runtime as Runtime
+    from container_runner.box.environment import ContainerEnv as ContainerEnv
     from container_runner.box.environment import build_container_env as build_container_env
+    from container_runner.box.mounts import ContainerMounts as ContainerMounts
     from container_runner.box.mounts import build_container_mounts as build_container_mounts
     from container_runner.box.plan import Plan as Plan
+    from container_runner.box.user import User as User
     from container_runner.config.container import ContainerConfig as ContainerConfig
     from container_runner.config.limits import RecordLimits as RecordLimits
     from container_runner.config.values import Mount as Mount
+    from container_runner.config.values import PathMapping as PathMapping
     from container_runner.config.values import PortBinding as PortBinding
     from container_runner.config.values import Tmpfs as Tmpfs
     from container_runner.doctor.checks import Check as Check
@@ -107,12 +111,13 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "agents": "ClaudeRuntime Command CommandLineRuntime CommandRuntime Credentials Describes Runtime",
-    "box.environment": "build_container_env",
-    "box.mounts": "build_container_mounts",
+    "box.environment": "ContainerEnv build_container_env",
+    "box.mounts": "ContainerMounts build_container_mounts",
     "box.plan": "Plan",
+    "box.user": "User",
     "config.container": "ContainerConfig",
     "config.limits": "RecordLimits",
-    "config.values": "Mount PortBinding Tmpfs",
+    "config.values": "Mount PathMapping PortBinding Tmpfs",
     "doctor.checks": "Check",
     "doctor.doctor": "examine",
     "engine.engine": "Engine",

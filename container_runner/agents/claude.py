@@ -12,6 +12,12 @@ from container_runner.errors import AgentFailedError, ContainerRunnerError, Inco
 from container_runner.options import ExecuteOptions, check_argument
 from container_runner.stream.messages import ResultMessage
 
+CREDENTIALS = Credentials(
+    names=("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"),
+    file="~/.claude/.credentials.json",
+    target=f"{paths.SESSIONS}/.credentials.json",
+)
+
 
 class ClaudeRuntime(CommandLineRuntime):
     """Runs `claude -p` with the prompt on stdin and stream-json on stdout.
@@ -52,11 +58,7 @@ class ClaudeRuntime(CommandLineRuntime):
             argv=tuple(argv),
             stdin=options.prompt.encode(),
             env=_CONTAINED_ENV if contained else {},
-            credentials=Credentials(
-                names=("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"),
-                file="~/.claude/.credentials.json",
-                target=f"{paths.SESSIONS}/.credentials.json",
-            ),
+            credentials=CREDENTIALS,
         )
 
     def outcome(self, result: ResultMessage | None, exit_code: int, stderr: str) -> ContainerRunnerError | None:

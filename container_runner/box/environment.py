@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import attrs
 
+from container_runner.agents.claude import ClaudeRuntime
 from container_runner.agents.runtime import Command
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
+from container_runner.options import Agent, ExecuteOptions
 
 ENGINE_VARIABLE: Final = "CONTAINER_RUNNER_ENGINE"
 """Names the engine when the configuration says "auto"."""
@@ -43,29 +45,46 @@ class ContainerEnv:
     values: Mapping[str, str] = attrs.field(repr=False)
     """The values of `named`."""
 
+    def __iter__(self) -> Iterator[str]:
+        """What follows `--env` for each of them: NAME=VALUE, or the name alone. No secret's value is among it."""
+        yield from (*self.spelled, *self.named)
+
 
 def build_container_env(
-    config: ContainerConfig, command: Command, environ: Mapping[str, str], *, credentials: bool
+    agent: Agent,
+    config: ContainerConfig | None = None,
+    *,
+    command: Command | None = None,
+    environ: Mapping[str, str] | None = None,
+    credentials: bool | None = None,
 ) -> ContainerEnv:
     """The agent's variables: TERM and HOME, the runtime's, the configured ones, the secrets, the credentials.
 
-    Args:
-        command: what the runtime runs; its credentials' names are passed if *credentials* is set.
-        environ: where the values of secrets come from. A name that is not set there is left out: an engine would
-            pass it bare, and podman would take a pattern for a list of names.
-
     Later ones win: a configured variable replaces the runtime's, and a secret replaces both.
+
+    Args:
+        config: None: nothing is configured.
+        command: what the runtime runs. None: what claude runs for *agent*.
+        environ: where the values of secrets come from. A name that is not set there is left out: an engine would
+            pass it bare, and podman would take a pattern for a list of names. None: this process's environment.
+        credentials: whether those of the command that are variables are passed. None: if `config.credentials` says so.
     """
+    environ = host_environment() if environ is None else environ
+    if command is None:
+        command = ClaudeRuntime().command(ExecuteOptions(prompt="", agent=agent), contained=True)
+    if credentials is None:
+        credentials = config is None or config.credentials in ("auto", "env")
+    configured, secrets = ({}, ()) if config is None else (config.env, config.secrets)
     spelled = {"HOME": paths.HOME, "TERM": "xterm-256color", **command.env}
     values: dict[str, str] = {}
-    for name, value in config.env.items():
+    for name, value in configured.items():
         spelled.pop(name, None)
         if _CLIENT_VARIABLE.fullmatch(name):
             spelled[name] = value
         else:
             values[name] = value
     logins = [name for name in command.credentials.names if environ.get(name)] if credentials else []
-    for name in (*logins, *config.secrets):
+    for name in (*logins, *secrets):
         if name in environ:
             spelled.pop(name, None)
             values[name] = environ[name]

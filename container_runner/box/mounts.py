@@ -13,14 +13,16 @@ import pwd
 import re
 import stat
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import attrs
 
+from container_runner.agents.claude import CREDENTIALS
 from container_runner.agents.runtime import Credentials
 from container_runner.box import gitconfig, protect, repository, script
+from container_runner.box.environment import host_environment
 from container_runner.box.user import User, check_workspace_access
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
@@ -84,6 +86,10 @@ class ContainerMounts:
     copies: Mapping[str, bytes] = attrs.field(factory=dict, repr=False)
     """What is mounted in the place of the workspace's own files, by the paths that it is written to before a run."""
 
+    def __iter__(self) -> Iterator[Mount]:
+        """The binds."""
+        return iter(self.mounts)
+
     def in_kernel(self, table: str) -> list[str]:
         """What the kernel is to say of these mounts in the container: "TARGET ro|rw DEVICE ROOT" for each.
 
@@ -111,11 +117,11 @@ class ContainerMounts:
 def build_container_mounts(
     agent: Agent,
     config: ContainerConfig,
-    state_dir: Path,
+    state_dir: str | os.PathLike[str],
     *,
-    user: User,
-    credentials: Credentials,
-    environ: Iterable[str] = (),
+    user: User | None = None,
+    credentials: Credentials = CREDENTIALS,
+    environ: Iterable[str] | None = None,
 ) -> ContainerMounts:
     """The mounts for *agent*: its workspace, its sessions folder, its credentials file, the configured volumes.
 
@@ -126,9 +132,9 @@ def build_container_mounts(
 
     Args:
         state_dir: where the sessions folders are, one for each agent and never shared.
-        user: who the agent is in the container.
-        credentials: what the runtime can use; `config.credentials` says which of it is given.
-        environ: the names of the variables that are set on the host, and not to nothing.
+        user: who the agent is in the container. None: whom the configuration and the workspace make it.
+        credentials: what the runtime can use; `config.credentials` says which of it is given. Default: claude's.
+        environ: the names of the variables that are set on the host, and not to nothing. None: this process's.
 
     Raises:
         ConfigError: a source is missing, or is one of the places that are never mounted.
@@ -136,9 +142,13 @@ def build_container_mounts(
     mounts: list[Mount] = []
     masks: list[str] = []
     copies: dict[str, bytes] = {}
-    state = state_dir.resolve()
+    state = Path(state_dir).expanduser().resolve()
+    if user is None:
+        user = User.of(config, None if agent.workspace is None else resolve_workspace(agent))
+    if environ is None:
+        environ = [name for name, value in host_environment().items() if value]
     if not is_line(str(state)):
-        raise ConfigError("state_dir", str(state_dir), "a path without control characters")
+        raise ConfigError("state_dir", str(state), "a path without control characters")
     if agent.workspace is not None:
         workspace = resolve_workspace(agent)
         check_workspace_access(user, workspace, config)

@@ -60,9 +60,8 @@ def shell(
 async def _prepare(
     agent: str, command: tuple[str, ...], who: ShellFlags, flags: ContainerFlags
 ) -> tuple[list[str], dict[str, str]]:
-    from container_runner.agents import ClaudeRuntime
     from container_runner.box import argv
-    from container_runner.box.environment import build_container_env, host_environment
+    from container_runner.box.environment import build_container_env
     from container_runner.box.mounts import sessions_folder
     from container_runner.box.user import User
     from container_runner.cli.flags import _pair
@@ -70,9 +69,8 @@ async def _prepare(
     from container_runner.engine.locks import LockFile
     from container_runner.engine.manager import AGENT_LABEL, KIND_LABEL, STATE_LABEL, state_digest
     from container_runner.errors import ContainerGoneError
-    from container_runner.options import Agent, ExecuteOptions
+    from container_runner.options import Agent
 
-    options = ExecuteOptions(prompt="shell", agent=Agent(name=agent))  # it checks the name
     known = configured(flags, agent=agent).settings
     config = ContainerConfig(
         image="unused",
@@ -80,8 +78,7 @@ async def _prepare(
         env={**known["env"].value, **dict(_pair("env", word) for word in who.env)},
         secrets=(*who.secret, *(known["secrets"].value if who.secrets else ())),
     )
-    runtime = ClaudeRuntime().command(options, contained=True)
-    env = build_container_env(config, runtime, host_environment(), credentials=who.secrets)
+    env = build_container_env(Agent(name=agent), config, credentials=who.secrets)
     manager = await open_manager(flags)
     labels = {AGENT_LABEL: agent, STATE_LABEL: state_digest(manager.state_dir), KIND_LABEL: "persistent"}
     locks = manager.state_dir / "locks"

@@ -136,6 +136,10 @@ class Mount:
         return cls(source, target, mode == "ro")
 
 
+PathMapping = Mount
+"""What a mount is called elsewhere."""
+
+
 @attrs.frozen
 class PortBinding:
     """A port of the container that the host listens on: `PortBinding(80, 8080)`.

@@ -175,7 +175,9 @@ class ContainerRunner:
             credentials=command.credentials,
             environ=[name for name in environ if environ[name]],
         )
-        env = build_container_env(config, command, environ, credentials=mounts.credentials_by_name)
+        env = build_container_env(
+            agent, config, command=command, environ=environ, credentials=mounts.credentials_by_name
+        )
         run_id = run_id or secrets.token_hex(16)
         name = f"container-runner-{agent.name}-{run_id[:12]}"
         found_by = agent_labels(agent.name, self.state_dir, ephemeral=config.ephemeral)

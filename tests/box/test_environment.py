@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from container_runner.agents.runtime import Command, Credentials
 from container_runner.box.environment import build_container_env, client_environment
 from container_runner.config.container import ContainerConfig
+from container_runner.options import Agent
 
 COMMAND = Command(
     argv=("agent",), env={"RUNTIME": "r"}, credentials=Credentials(names=("API_KEY", "OAUTH_TOKEN"), file="~/x")
 )
+
+AGENT = Agent(name="bot")
 
 
 def config(**fields: object) -> ContainerConfig:
@@ -22,14 +25,14 @@ def config(**fields: object) -> ContainerConfig:
 
 
 def test_ours_and_the_runtimes_variables_are_spelled() -> None:
-    env = build_container_env(config(), COMMAND, {}, credentials=False)
+    env = build_container_env(AGENT, config(), command=COMMAND, environ={}, credentials=False)
 
     assert env.spelled == ("HOME=/container-runner/home", "TERM=xterm-256color", "RUNTIME=r")
     assert env.named == ()
 
 
 def test_a_configured_variable_travels_by_name() -> None:
-    env = build_container_env(config(env={"TOKEN": "s3cr3t"}), COMMAND, {}, credentials=False)
+    env = build_container_env(AGENT, config(env={"TOKEN": "s3cr3t"}), command=COMMAND, environ={}, credentials=False)
 
     assert env.named == ("TOKEN",)
     assert dict(env.values) == {"TOKEN": "s3cr3t"}
@@ -58,7 +61,7 @@ CLIENT_VARIABLES = [
 
 @pytest.mark.parametrize("name", CLIENT_VARIABLES)
 def test_a_variable_that_would_change_the_client_is_spelled(name: str) -> None:
-    env = build_container_env(config(env={name: "value"}), COMMAND, {}, credentials=False)
+    env = build_container_env(AGENT, config(env={name: "value"}), command=COMMAND, environ={}, credentials=False)
 
     assert f"{name}=value" in env.spelled
     assert name not in env.named
@@ -67,7 +70,7 @@ def test_a_variable_that_would_change_the_client_is_spelled(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["MY_PATH", "PATHS", "MYHOME", "TOKEN", "LC_", "PROXY", "OPENAI_API_KEY"])
 def test_a_variable_that_only_looks_like_the_clients_travels_by_name(name: str) -> None:
-    env = build_container_env(config(env={name: "value"}), COMMAND, {}, credentials=False)
+    env = build_container_env(AGENT, config(env={name: "value"}), command=COMMAND, environ={}, credentials=False)
 
     assert env.named == (name,)
 
@@ -75,7 +78,9 @@ def test_a_variable_that_only_looks_like_the_clients_travels_by_name(name: str) 
 def test_secrets_take_their_values_from_this_process_and_unset_ones_are_dropped() -> None:
     given_ = config(secrets=("THERE", "EMPTY", "NOT_THERE"))
 
-    env = build_container_env(given_, COMMAND, {"THERE": "t", "EMPTY": "", "OTHER": "o"}, credentials=False)
+    env = build_container_env(
+        AGENT, given_, command=COMMAND, environ={"THERE": "t", "EMPTY": "", "OTHER": "o"}, credentials=False
+    )
 
     assert env.named == ("THERE", "EMPTY")
     assert dict(env.values) == {"THERE": "t", "EMPTY": ""}
@@ -93,7 +98,7 @@ def test_secrets_take_their_values_from_this_process_and_unset_ones_are_dropped(
 def test_credentials_are_passed_by_name_if_they_are_wanted_and_set(
     credentials: bool, environ: dict[str, str], named: tuple[str, ...]
 ) -> None:
-    env = build_container_env(config(), COMMAND, environ, credentials=credentials)
+    env = build_container_env(AGENT, config(), command=COMMAND, environ=environ, credentials=credentials)
 
     assert env.named == named
 
@@ -101,7 +106,7 @@ def test_credentials_are_passed_by_name_if_they_are_wanted_and_set(
 def test_a_configured_variable_replaces_ours_and_a_secret_replaces_the_runtimes() -> None:
     given_ = config(env={"TERM": "dumb", "HOME": "/elsewhere"}, secrets=("RUNTIME",))
 
-    env = build_container_env(given_, COMMAND, {"RUNTIME": "from here"}, credentials=False)
+    env = build_container_env(AGENT, given_, command=COMMAND, environ={"RUNTIME": "from here"}, credentials=False)
 
     assert env.spelled == ("HOME=/elsewhere",)
     assert dict(env.values) == {"TERM": "dumb", "RUNTIME": "from here"}
@@ -114,7 +119,7 @@ def test_the_client_gets_what_it_needs_and_no_secret() -> None:
 
 
 def test_values_are_in_no_repr() -> None:
-    env = build_container_env(config(env={"TOKEN": "s3cr3t"}), COMMAND, {}, credentials=False)
+    env = build_container_env(AGENT, config(env={"TOKEN": "s3cr3t"}), command=COMMAND, environ={}, credentials=False)
 
     assert "s3cr3t" not in repr(env)
 
@@ -132,7 +137,9 @@ def test_every_variable_travels_exactly_once_with_its_value(
     secrets = [name for name in secrets if name not in configured]
     environ = dict.fromkeys(secrets[1:], there)
 
-    env = build_container_env(config(env=configured, secrets=tuple(secrets)), COMMAND, environ, credentials=False)
+    env = build_container_env(
+        AGENT, config(env=configured, secrets=tuple(secrets)), command=COMMAND, environ=environ, credentials=False
+    )
 
     spelled = dict(word.split("=", 1) for word in env.spelled)
     assert not set(spelled) & set(env.named)
@@ -142,3 +149,24 @@ def test_every_variable_travels_exactly_once_with_its_value(
     assert {name: arrives[name] for name in configured} == configured
     assert {name: arrives[name] for name in environ} == environ
     assert not any("=" in name for name in env.named)
+
+
+def test_an_agent_alone_gives_claudes_variables_and_its_key_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "s3cr3t")
+    monkeypatch.delenv("CLAUDE_CODE_OAUTH_TOKEN", raising=False)
+
+    env = build_container_env(AGENT)
+
+    assert list(env) == [*env.spelled, "ANTHROPIC_API_KEY"]
+    assert {"TERM=xterm-256color", "HOME=/container-runner/home"} <= {*env}
+    assert env.values == {"ANTHROPIC_API_KEY": "s3cr3t"}
+    assert "s3cr3t" not in " ".join([repr(env), *env])
+
+
+@pytest.mark.parametrize(("said", "named"), [("auto", True), ("env", True), ("file", False), ("none", False)])
+def test_the_configuration_says_whether_a_key_is_passed(
+    said: str, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "s3cr3t")
+
+    assert ("ANTHROPIC_API_KEY" in build_container_env(AGENT, config(credentials=said))) is named

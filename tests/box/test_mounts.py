@@ -457,3 +457,27 @@ def test_a_login_file_that_is_wanted_and_not_there_is_refused(tmp_path: Path) ->
 
     assert caught.value.field == "credentials"
     assert "API_KEY" in caught.value.allowed
+
+
+def test_agent_configuration_and_a_state_folder_are_enough(
+    tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    workspace.chmod(0o777)
+    (tmp_path / ".claude").mkdir()
+    (tmp_path / ".claude" / ".credentials.json").write_text("{}")
+    (tmp_path / ".claude" / ".credentials.json").chmod(0o644)
+    for name in ("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    agent, config = Agent(name="bot", workspace=str(workspace)), ContainerConfig(image="i")
+
+    mounts = build_container_mounts(agent, config, str(tmp_path / "state"))
+
+    targets = {mount.target: (mount.source, mount.read_only) for mount in mounts}
+    assert targets["/workspace"] == (str(workspace), False)
+    assert targets["/container-runner/sessions"] == (f"{tmp_path}/state/sessions/bot", False)
+    assert targets["/container-runner/sessions/.credentials.json"][1]
+    assert list(mounts) == list(mounts.mounts)
+
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
+    assert build_container_mounts(agent, config, tmp_path / "state").credentials_by_name
