@@ -128,6 +128,25 @@ async def check(pipe: Pipe, word: str | bytes, ok: Collection[int] = (0,)) -> No
         raise WorkspaceError(f"`git {os.fsdecode(word)}` failed.", exit_code=code, stderr=pipe.stderr)
 
 
+def setting(key: str, value: str) -> dict[str, str]:
+    """The variables that give git one more setting."""
+    return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": key, "GIT_CONFIG_VALUE_0": value}
+
+
+async def user_config(keys: str, folder: Path | None = None) -> dict[str, str]:
+    """The user's own settings whose names match a pattern, as they count in the repository *folder*, if there is one.
+
+    Nothing is run by this. Names are in lower case, but for what stands between the first and the last dot.
+    """
+    where = (f"--git-dir={folder}",) if folder else ()
+    argv = [find_git(), *where, "config", *(() if folder else ("--global",)), "-z", "--type=path", "--get-regexp"]
+    async with open_pipe([*argv, f"^({keys})$"]) as pipe:
+        said = b"".join([chunk async for chunk in pipe])
+        await check(pipe, "config", (0, 1))
+    pairs = (entry.partition("\n") for entry in said.decode("utf-8", "surrogateescape").split("\0")[:-1])
+    return {key: value for key, _, value in pairs}
+
+
 def find_git() -> str:
     """The path of git. Raises GitNotFoundError if there is none."""
     program = shutil.which("git")

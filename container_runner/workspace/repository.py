@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+from contextlib import suppress
 from pathlib import Path
 from posixpath import normpath
 from typing import Final
@@ -17,6 +19,8 @@ import attrs
 
 from container_runner.errors import WorkspaceError
 from container_runner.folders import read_regular
+
+LONGEST: Final = 16 * 1024**2
 
 _WORKTREE: Final = re.compile(r'^\s*worktree\s*=\s*"?([^"\n]+?)"?\s*$', re.IGNORECASE | re.MULTILINE)
 
@@ -39,10 +43,17 @@ class Repository:
 
     def read(self, name: str, *, shared: bool = True) -> bytes:
         """What a small file in it says; b"" if there is none."""
-        try:
-            return read_regular((self.common if shared else self.folder) / name)
-        except OSError:
-            return b""
+        return read_some(os.fsencode((self.common if shared else self.folder) / name))
+
+
+def read_some(path: bytes) -> bytes:
+    """The first `LONGEST` bytes of a regular file; b"" if there is none, or a link."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                return file.read(LONGEST)
+    return b""
 
 
 def find_repository(tree: Path, *, at: bytes = b"", around: Repository | None = None) -> Repository | None:

@@ -28,28 +28,27 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import AsyncIterable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Final
 
 import anyio.to_thread
+import attrs
+from platformdirs.unix import Unix
 
 from container_runner.errors import StateError, WorkspaceError
 from container_runner.folders import open_folder
-from container_runner.workspace.git import check_version, git
-from container_runner.workspace.repository import Repository, find_repository
+from container_runner.workspace.git import check_version, git, setting, user_config
+from container_runner.workspace.names import OURS
+from container_runner.workspace.repository import Repository, find_repository, read_some
 
 REFS: Final = "refs/container-runner"
 
 _ATTRIBUTES: Final = b"* -text -ident -filter -working-tree-encoding !diff !merge\n"
 """Raw bytes, and no file that an agent wrote decides how a difference looks."""
 
-_IN_ONE_PACK: Final = {
-    "GIT_CONFIG_COUNT": "1",
-    "GIT_CONFIG_KEY_0": "core.bigFileThreshold",
-    "GIT_CONFIG_VALUE_0": "1",
-}
+_IN_ONE_PACK: Final = setting("core.bigFileThreshold", "1")
 """Git writes what it calls big files into one pack as it reads them, and not into a file each."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
@@ -57,7 +56,18 @@ _KEPT: Final = f"{REFS}-kept/base"
 """The last base whose objects all lie in the shadow itself."""
 
 _DEEPEST: Final = 32
-"""How many repositories deep inside each other are looked into."""
+"""How many folders deep repositories inside each other are looked into."""
+
+
+@attrs.frozen
+class Contents:
+    """What is carried of a folder."""
+
+    names: list[bytes]
+    """The files and links, relative to it."""
+
+    repositories: list[Repository]
+    """The repositories in it, the folder's own first."""
 
 
 class Shadow:
@@ -131,16 +141,47 @@ class Shadow:
         In submodules and other repositories inside the same; in a folder without git all. Never what is in a `.git`,
         the state folder, or a file of ours.
         """
+        return (await self.contents()).names
+
+    async def contents(self) -> Contents:
+        """What is carried: `names`, and the repositories to which they belong."""
+        repositories: list[Repository] = []
         if self.repository is None:
             found = await anyio.to_thread.run_sync(lambda: list(_walk(os.fsencode(self.workspace))))
         else:
-            found = await self._tracked(self.repository, 0)
-        ours = [b".container-runner-"]
+            found = await self._tracked(self.repository, repositories)
+        return Contents(await anyio.to_thread.run_sync(self.carried, found), repositories)
+
+    def carried(self, names: Iterable[bytes]) -> list[bytes]:
+        """Those of *names* that are files that can be read, or links, on a way without links, and not ours."""
+        ours = [OURS]
         if self.workspace in self._state_dir.parents:
             ours.append(os.fsencode(self._state_dir.relative_to(self.workspace)) + b"/")
         starts = tuple(ours)
-        found = [name for name in dict.fromkeys(found) if not name.startswith(starts)]
-        return await anyio.to_thread.run_sync(lambda: [name for name in found if self._is_carried(name)])
+        top = os.fsencode(self.workspace)
+        folders = {b"": True}
+
+        def is_folder(at: bytes) -> bool:
+            if at not in folders:
+                info = _lstat(os.path.join(top, at))
+                folders[at] = is_folder(os.path.dirname(at)) and info is not None and stat.S_ISDIR(info.st_mode)
+            return folders[at]
+
+        def is_carried(name: bytes) -> bool:
+            if name.startswith(starts) or not is_folder(os.path.dirname(name)):
+                return False
+            path = os.path.join(top, name)
+            info = _lstat(path)
+            if info is None:
+                return False
+            return stat.S_ISLNK(info.st_mode) or (stat.S_ISREG(info.st_mode) and os.access(path, os.R_OK))
+
+        return [name for name in dict.fromkeys(names) if is_carried(name)]
+
+    async def excludes(self, repository: Repository) -> bytes:
+        """What is ignored in a repository beside its .gitignore files: by the user everywhere, then by its own file."""
+        everywhere = read_some(os.fsencode(await _excludes_file(repository)))
+        return b"%s\n%s" % (everywhere, repository.read("info/exclude"))
 
     async def snapshot(self) -> str:
         """The id of the tree that the folder is now, byte for byte; its blobs are in the shadow, or borrowed.
@@ -213,6 +254,7 @@ class Shadow:
         if self.repository is not None:
             files["objects/info/alternates"] = os.fsencode(self.repository.common / "objects") + b"\n"
             files["shallow"] = self.repository.read("shallow")
+            files["info/exclude"] = await self.excludes(self.repository)
         for name, content in files.items():
             file = self.git_dir / name
             if not content:
@@ -224,11 +266,13 @@ class Shadow:
     async def _in_tree(self, *words: str | bytes, env: dict[str, str], stdin: bytes = b"") -> bytes:
         return await git(*words, folder=self.git_dir, tree=self.workspace, env=env, stdin=stdin)
 
-    async def _tracked(self, repository: Repository, depth: int) -> list[bytes]:
-        """See `names`; of one repository and those inside it."""
+    async def _tracked(self, repository: Repository, repositories: list[Repository]) -> list[bytes]:
+        """See `names`; of one repository and those inside it, which are added to *repositories*."""
+        repositories.append(repository)
+        env = setting("core.excludesFile", str(await _excludes_file(repository)))
 
         async def listed(*words: str) -> list[bytes]:
-            said = await git("ls-files", "-z", *words, folder=repository.folder, tree=repository.tree)
+            said = await git("ls-files", "-z", *words, folder=repository.folder, tree=repository.tree, env=env)
             return said.split(b"\0")[:-1]
 
         found: list[bytes] = []
@@ -240,24 +284,15 @@ class Shadow:
                 inside.append(name[:-1])
             else:
                 found.append(name)
-        for name in inside if depth < _DEEPEST else ():
+        for name in inside if repository.at.count(b"/") < _DEEPEST else ():
             at = os.path.join(repository.at, name)
             tree = self.workspace / os.fsdecode(at)
             if not tree.is_dir() or tree.is_symlink():
                 continue
             nested = find_repository(tree, at=at, around=self.repository)
-            below = await self._tracked(nested, depth + 1) if nested else _walk(os.fsencode(tree))
+            below = await self._tracked(nested, repositories) if nested else _walk(os.fsencode(tree))
             found += (b"%s/%s" % (name, path) for path in below)
         return found
-
-    def _is_carried(self, name: bytes) -> bool:
-        """Whether a file or a link is there that can be read."""
-        path = os.path.join(os.fsencode(self.workspace), name)
-        try:
-            mode = os.lstat(path).st_mode
-        except OSError:
-            return False
-        return stat.S_ISLNK(mode) or (stat.S_ISREG(mode) and os.access(path, os.R_OK))
 
     async def _keep(self, tree: str) -> None:
         """Copy what *tree* borrows into the shadow."""
@@ -266,6 +301,19 @@ class Shadow:
         words = ("pack-objects", "--quiet", "--revs", "--delta-base-offset", str(self.objects / "pack/pack"))
         await self.git(*words, stdin=wanted.encode())
         await self.git("update-ref", _KEPT, tree)
+
+
+async def _excludes_file(repository: Repository) -> Path:
+    """The file with what the user ignores everywhere."""
+    named = (await user_config("core.excludesfile", repository.folder)).get("core.excludesfile")
+    return Path(named) if named else Path(Unix().user_config_dir) / "git/ignore"
+
+
+def _lstat(path: bytes) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except OSError:
+        return None
 
 
 def _walk(top: bytes) -> Iterator[bytes]:

@@ -1,0 +1,302 @@
+"""The way into a box, with real programs on its side: what git says there is what it says outside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from container_runner.stream.pipe import open_pipe
+from container_runner.workspace.manifest import Facts, Manifest
+from container_runner.workspace.shadow import Shadow
+from container_runner.workspace.tar import Source
+from container_runner.workspace.way_in import IN, send
+from tests.workspace.conftest import Git
+
+pytestmark = pytest.mark.anyio
+
+
+class Inside:
+    """What has come into a box."""
+
+    def __init__(self, folder: Path, manifest: dict[bytes, Facts], path: str) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._path = path
+
+    def git(self, *words: str, at: str = ".") -> str:
+        env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1"}
+        argv = ["git", "-c", "user.name=a", "-c", "user.email=a@x", *words]
+        return subprocess.run(argv, cwd=self.folder / at, env=env, capture_output=True, check=True, text=True).stdout
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+async def carried(
+    folder: Path, state: Path, path: str, history: int | Literal["all"] = "all", ignored: tuple[str, ...] = ()
+) -> Inside:
+    """Carry *folder* into a box."""
+    shadow = await Shadow.open(folder, state)
+    box = state.parent / "inside"
+    box.mkdir()
+    stream = send(shadow, history=history, ignored=ignored)
+    found: dict[bytes, Facts] = {}
+    async with open_pipe(
+        ["sh", "-c", IN, "sh", str(box)], env={"PATH": path, "HOME": "/nonexistent"}, stdin=stream
+    ) as pipe:
+        manifest = Manifest(Source(pipe, 2**30))
+        async for records in manifest.records():
+            found |= records
+        assert await anext(pipe, b"") == b""
+        assert await pipe.wait() == 0, pipe.stderr
+    assert list(shadow.folder.glob("in-*")) == []
+    return Inside(box, found, path)
+
+
+def dirty(work: Path, user: Git) -> None:
+    (work / "a").write_text("changed\n")
+    (work / "staged").write_text("staged\n")
+    user("add", "staged")
+    (work / "staged").write_text("and changed\n")
+    (work / "untracked").write_text("x")
+    (work / "sub/b").unlink()
+    user("rm", "-q", "--cached", "link")
+
+
+def modes(work: Path, user: Git) -> None:
+    (work / "a").chmod(0o755)
+    (work / "x" / ("y" * 120)).mkdir(parents=True)
+    (work / "x" / ("y" * 120) / "z").write_text("z")
+
+
+def ignored(work: Path, user: Git) -> None:
+    (work / ".gitignore").write_text("out\n")
+    (work / ".git/info/exclude").write_text("mine\n")
+    (work.parent / "home/.config/git").mkdir(parents=True)
+    (work.parent / "home/.config/git/ignore").write_text("everywhere\n")
+    for name in ("out", "mine", "everywhere", "seen"):
+        (work / name).write_text("x")
+
+
+def detached(work: Path, user: Git) -> None:
+    user("checkout", "-q", "--detach")
+    (work / "a").write_text("changed\n")
+
+
+def odd(work: Path, user: Git) -> None:
+    for name in (b"-rf", b"a b", b"new\nline", b"\xff\xfe", b"x" * 200, b"\x1b[31m", b"q\"'\\"):
+        (work / os.fsdecode(name)).write_bytes(name)
+    user("add", "-A")
+    user("commit", "-qm", "odd")
+
+
+def merging(work: Path, user: Git) -> None:
+    user("checkout", "-qb", "other")
+    (work / "a").write_text("theirs\n")
+    user("commit", "-qam", "theirs")
+    user("checkout", "-q", "main")
+    (work / "a").write_text("ours\n")
+    user("commit", "-qam", "ours")
+    with pytest.raises(subprocess.CalledProcessError):
+        user("merge", "other")
+
+
+def crlf(work: Path, user: Git) -> None:
+    (work / ".gitattributes").write_text("*.txt text eol=crlf\n")
+    (work / "a.txt").write_bytes(b"a\r\nb\r\n")
+    user("add", "-A")
+    user("commit", "-qm", "crlf")
+
+
+def crlf_by_the_user(work: Path, user: Git) -> None:
+    user("config", "--global", "core.autocrlf", "true")
+    (work / "a.txt").write_bytes(b"a\r\nb\r\n")
+    user("add", "-A")
+    user("commit", "-qm", "crlf")
+
+
+def filtered(work: Path, user: Git) -> None:
+    user("config", "--global", "filter.lfs.clean", "echo pointer; cat >/dev/null")
+    user("config", "--global", "filter.lfs.smudge", "echo content")
+    (work / ".gitattributes").write_text("*.bin filter=lfs\n")
+    (work / "large.bin").write_text("content\n")
+    (work / "changed.bin").write_text("content\n")
+    user("add", "-A")
+    user("commit", "-qm", "lfs")
+
+
+def empty(work: Path, user: Git) -> None:
+    user("update-ref", "-d", "HEAD")
+    user("rm", "-q", "--cached", "a")
+
+
+def sparse(work: Path, user: Git) -> None:
+    user("sparse-checkout", "set", "--no-cone", "/a")
+
+
+STATES = [dirty, modes, ignored, detached, odd, merging, crlf, crlf_by_the_user, filtered, empty, sparse]
+
+
+@pytest.mark.parametrize("make", STATES)
+async def test_git_says_in_the_box_what_it_says_outside(
+    work: Path, state: Path, user: Git, programs: str, make: Callable[[Path, Git], None]
+) -> None:
+    make(work, user)
+    words = ("status", "--branch", "--porcelain=v2", "-z")
+
+    inside = await carried(work, state, programs)
+
+    assert inside.git(*words) == user(*words)
+    commits = "" if make is empty else user("log", "main", "--format=%H")
+    assert inside.git("log", "--all", "--format=%H") == commits
+    inside.git("fsck", "--strict")
+    files = [path for path in work.rglob("*") if ".git" not in path.parts and not path.is_dir()]
+    missing = {path.name for path in files if not os.path.lexists(inside.folder / path.relative_to(work))}
+    assert missing == ({"out", "mine", "everywhere"} if make is ignored else set())
+
+
+async def test_a_filtered_file_is_as_it_lies_there_and_its_pointer_stays(
+    work: Path, state: Path, user: Git, programs: str
+) -> None:
+    filtered(work, user)
+    (work / "changed.bin").write_text("edited\n")
+
+    inside = await carried(work, state, programs)
+
+    assert (inside.folder / "large.bin").read_text() == "content\n"
+    assert inside.git("status", "--porcelain") == " M changed.bin\n"
+    (inside.folder / "a").write_text("A\n")
+    inside.git("commit", "-qam", "x")
+    assert inside.git("show", "HEAD:large.bin") == "pointer\n"
+
+
+async def test_a_worktree_is_a_source(work: Path, state: Path, user: Git, programs: str) -> None:
+    user("worktree", "add", "-q", "../tree", "-b", "other")
+    tree = work.parent / "tree"
+    (tree / "a").write_text("changed\n")
+    user("commit", "-qam", "second", at=tree)
+    (tree / "new").write_text("new\n")
+
+    inside = await carried(tree, state, programs)
+
+    assert inside.git("status", "--branch", "--porcelain") == user("status", "--branch", "--porcelain", at=tree)
+    assert inside.git("log", "--format=%s").split() == ["second", "first"]
+    assert inside.git("branch", "--format=%(refname)") == "refs/heads/other\n"
+
+
+@pytest.mark.parametrize("words", [("--depth=1", "--no-local"), ("--shared",), ("--no-local",)])
+async def test_clones(work: Path, state: Path, user: Git, programs: str, words: tuple[str, ...]) -> None:
+    (work / "a").write_text("changed\n")
+    user("commit", "-qam", "second")
+    user("clone", "-q", *words, f"file://{work}" if "--depth=1" in words else str(work), "../clone")
+    clone = work.parent / "clone"
+    (clone / "a").write_text("again\n")
+
+    inside = await carried(clone, state, programs)
+
+    assert inside.git("status", "--porcelain") == " M a\n"
+    assert inside.git("log", "--format=%s") == user("log", "--format=%s", at=clone)
+    assert inside.git("remote") == ""
+    inside.git("commit", "-qam", "third")
+    inside.git("fsck")
+
+
+async def test_a_history_may_be_cut(work: Path, state: Path, user: Git, programs: str) -> None:
+    for number in range(4):
+        (work / "a").write_text(f"{number}\n")
+        user("commit", "-qam", f"{number}")
+
+    inside = await carried(work, state, programs, history=1)
+
+    assert inside.git("log", "--format=%s").split() == ["3", "2"]
+    assert inside.git("status", "--porcelain") == ""
+    inside.git("fsck")
+    assert inside.git("cat-file", "--batch-check", "--batch-all-objects").count("commit") == 2
+
+
+async def test_a_repository_of_sha256(tmp_path: Path, state: Path, user: Git, programs: str) -> None:
+    user("init", "-q", "--object-format=sha256", at="long")
+    (tmp_path / "long/a").write_text("a\n")
+    user("add", "-A", at="long")
+    user("commit", "-qm", "first", at="long")
+    (tmp_path / "long/b").write_text("b\n")
+
+    inside = await carried(tmp_path / "long", state, programs)
+
+    assert inside.git("status", "--porcelain") == "?? b\n"
+    assert inside.git("rev-parse", "HEAD") == user("rev-parse", "HEAD", at="long")
+
+
+async def test_submodules_and_other_repositories_inside(work: Path, state: Path, user: Git, programs: str) -> None:
+    user("init", "-q", at="lib")
+    (work.parent / "lib/l").write_text("l\n")
+    user("add", "-A", at="lib")
+    user("commit", "-qm", "lib", at="lib")
+    user("submodule", "add", "-q", str(work.parent / "lib"), "mod")
+    user("commit", "-qm", "with mod")
+    (work / "mod/l").write_text("changed\n")
+    user("init", "-q", at=work / "other")
+    (work / "other/o").write_text("o\n")
+
+    inside = await carried(work, state, programs)
+
+    assert inside.git("status", "--porcelain") == user("status", "--porcelain") == " M mod\n?? other/\n"
+    assert inside.git("status", "--porcelain", at="mod") == " M l\n"
+    assert inside.git("status", "--porcelain", at="other") == "?? o\n"
+    inside.git("commit", "-qam", "in mod", at="mod")
+    inside.git("commit", "-qam", "and outside")
+    inside.git("submodule", "update")
+    assert (inside.folder / "mod/l").read_text() == "changed\n"
+
+
+async def test_a_folder_without_git(tmp_path: Path, state: Path, programs: str) -> None:
+    folder = tmp_path / "plain"
+    (folder / "x").mkdir(parents=True)
+    (folder / "x/y").write_text("y")
+    (folder / "dangling").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe")
+
+    inside = await carried(folder, state, programs)
+
+    assert set(inside.manifest) == {b"x/y", b"dangling"}
+    assert not (inside.folder / ".git").exists()
+
+
+async def test_ignored_files_go_along_if_they_are_named(work: Path, state: Path, user: Git, programs: str) -> None:
+    (work / ".gitignore").write_text(".env*\nbig/\n")
+    (work / ".worktreeinclude").write_text("# what a worktree needs\n.env.local\na\n")
+    user("add", "-A")
+    user("commit", "-qm", "include")
+    for name in (".env", ".env.local", ".env.test"):
+        (work / name).write_text("secret")
+    (work / ".worktreeinclude").write_text(".env*\n")  # not committed: it may be an agent's
+
+    inside = await carried(work, state, programs, ignored=(".env.test",))
+
+    assert {name for name in inside.manifest if name.startswith(b".env")} == {b".env.local", b".env.test"}
+
+
+async def test_nothing_that_git_obeys_goes_along(work: Path, state: Path, user: Git, programs: str) -> None:
+    (work / ".git/hooks").mkdir(exist_ok=True)
+    (work / ".git/hooks/post-checkout").write_text("#!/bin/sh\n")
+    user("config", "core.fsmonitor", "/bin/false")
+    user("config", "alias.x", "!false")
+    user("remote", "add", "origin", "https://user:password@host/x")
+    user("branch", "secret")
+
+    inside = await carried(work, state, programs)
+
+    made = {path.relative_to(inside.folder / ".git").parts[0] for path in (inside.folder / ".git").iterdir()}
+    assert made == {"HEAD", "config", "index", "info", "objects", "refs"}
+    assert set(inside.git("config", "--local", "--list", "--name-only").split()) == {
+        *("core.bare", "core.repositoryformatversion", "core.filemode"),
+    }
+    assert inside.git("branch", "--format=%(refname)") == "refs/heads/main\n"
