@@ -14,8 +14,6 @@ import os
 from collections.abc import AsyncIterator
 from typing import Final
 
-import attrs
-
 from container_runner.errors import WorkspaceError
 from container_runner.workspace.tar import TOO_MUCH, Source, cut_off, garbled
 
@@ -52,17 +50,13 @@ Facts = bytes
 """What a record says of a path: "TYPE INODE SIZE MODE MTIME CTIME"; b"" if the names stand alone."""
 
 
-@attrs.define(eq=False)
 class Manifest:
-    """A manifest that is being read: iterate `records`, then look at the rest."""
+    """A manifest that is being read: iterate `records`."""
 
-    source: Source
-
-    has_facts: bool = False
-    """Whether the records have facts."""
-
-    code: int = -1
-    """find's exit code, at the end."""
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.code = -1
+        """find's exit code, once all has been read."""
 
     async def records(self) -> AsyncIterator[list[tuple[bytes, Facts]]]:
         """The paths, relative to the folder, with their facts, some at a time.
@@ -83,7 +77,6 @@ class Manifest:
                 style = words.pop(0)
                 if style not in (b"facts", b"names"):
                     raise garbled()
-                self.has_facts = style == b"facts"
             step = 2 if style == b"facts" else 1
             paths = words[::step]
             end = step * paths.index(b"/") if b"/" in paths else None

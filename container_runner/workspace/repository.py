@@ -17,8 +17,8 @@ from typing import Final
 
 import attrs
 
+from container_runner.box.repository import common_folder, is_repository, read_line, resolved
 from container_runner.errors import WorkspaceError
-from container_runner.folders import read_regular
 
 LONGEST: Final = 16 * 1024**2
 
@@ -65,55 +65,42 @@ def find_repository(tree: Path, *, at: bytes = b"", around: Repository | None = 
         around: the repository of the workspace, if *tree* lies in that: its modules are trusted as it is.
 
     Raises:
-        WorkspaceError: `.git` leads to a repository that does not know of it.
+        WorkspaceError: it is the workspace's, and its `.git` is a link, or leads to a repository that does not know of
+            it. Below the workspace such a folder is one without git.
     """
     dot = tree / ".git"
     if dot.is_symlink():
-        raise _refused(dot, "is a link", f"Replace it by a file with the line `gitdir: {os.path.realpath(dot)}`.", at)
+        if around is not None:
+            return None
+        step = f"Replace it by a file with the line `gitdir: {os.path.realpath(dot)}`."
+        raise WorkspaceError(f"{dot} is a link.", next_step=step, path=b".git")
     if dot.is_dir():
         folder = dot
     else:
-        try:
-            said = os.fsdecode(read_regular(dot)).rstrip("\r\n")
-        except OSError:
-            return None
-        if not said.startswith("gitdir: ") or "\0" in said or "\n" in said:
+        said = read_line(dot) or ""
+        if not said.startswith("gitdir: "):
             return None
         folder = Path(normpath(tree / said.removeprefix("gitdir: ")))
-    if not is_repository(folder):
+    common = common_folder(folder)
+    if common is None or not is_repository(common) or not (folder / "HEAD").is_file():
         return None
-    found = Repository(at=at, tree=tree, folder=folder, common=_common(folder))
-    if folder != dot and not _knows(found, dot, around):
-        step = f"If it is right, say so with `git --git-dir={folder} config core.worktree {tree}`."
-        raise _refused(dot, "leads to a repository that does not know of it", step, at)
-    return found
-
-
-def is_repository(folder: Path) -> bool:
-    """Whether git would take *folder* for the git folder of a repository."""
-    return (folder / "HEAD").is_file() and (_common(folder) / "objects").is_dir()
-
-
-def _common(folder: Path) -> Path:
-    try:
-        said = os.fsdecode(read_regular(folder / "commondir")).rstrip("\r\n")
-    except OSError:
-        return folder
-    return Path(normpath(folder / said))
+    found = Repository(at=at, tree=tree, folder=folder, common=common)
+    if folder == dot or _knows(found, dot, around):
+        return found
+    if around is not None:
+        return None
+    step = f"If it is right, say so with `git --git-dir={folder} config core.worktree {tree}`."
+    raise WorkspaceError(f"{dot} leads to a repository that does not know of it.", next_step=step, path=b".git")
 
 
 def _knows(found: Repository, dot: Path, around: Repository | None) -> bool:
     """Whether the repository that a file `.git` names has this working tree."""
     folder = found.folder.resolve()
-    if around is not None and around.common.resolve() in folder.parents:
+    if around is not None and around.common in folder.parents:
         return True
     if found.tree in folder.parents:  # "gitdir: ./.bare"
         return True
-    if back := found.read("gitdir", shared=False):  # a worktree
-        return Path(normpath(found.folder / os.fsdecode(back).rstrip("\r\n"))).resolve() == dot
+    if back := read_line(found.folder / "gitdir"):  # a worktree
+        return resolved(found.folder / back) == dot
     named = _WORKTREE.search(found.read("config").decode("utf-8", "surrogateescape"))  # a submodule
     return named is not None and Path(normpath(found.folder / named[1])).resolve() == found.tree
-
-
-def _refused(dot: Path, what: str, step: str, at: bytes) -> WorkspaceError:
-    return WorkspaceError(f"{dot} {what}.", next_step=step, path=os.path.join(at, b".git"))

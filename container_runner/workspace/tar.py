@@ -168,7 +168,7 @@ class Source:
             size -= len(part)
 
     def put_back(self, data: bytes) -> None:
-        """Have *data* read again, before all that comes."""
+        """Have *data* read next."""
         self._held = data + self._held
 
 
@@ -176,7 +176,7 @@ TOO_MUCH: Final = "Let the agent remove what is not to be kept, or let .gitignor
 
 
 def cut_off() -> WorkspaceError:
-    """The error for a stream that ends too early."""
+    """The stream has ended too early, or its process has failed."""
     return WorkspaceError("What the box says is cut off: nothing of it is taken over.", next_step=CUT_OFF)
 
 
@@ -238,6 +238,6 @@ def _number(field: bytes) -> int:
 
 
 def garbled() -> WorkspaceError:
-    """The error for a stream that is none of ours."""
+    """The stream is not what was asked for."""
     step = "See that the image's tar is GNU's or busybox's. The work is still in the box."
     return WorkspaceError("What the box's tar says is not understood: nothing of it is taken over.", next_step=step)
