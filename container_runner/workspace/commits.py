@@ -20,6 +20,9 @@ from container_runner.workspace.tar import BLOCK, Source, cut_off, garbled
 LIMIT: Final = 1024**3
 """Bytes of a pack."""
 
+_REASON: Final = 1000
+"""The most letters of what git said that are told."""
+
 COMMITS: Final = r"""
 say() { printf '%-511.511s\n' "container-runner: $*"; }
 commits() {
@@ -60,7 +63,7 @@ class Commits:
 
 
 async def take_commits(source: Source, quarantine: Quarantine, user: str | None) -> Commits:
-    """Read what `commits` has sent, to the end of *source*.
+    """Read what `commits` has sent, to the end of *source*. What is taken is in *quarantine*, alone.
 
     Args:
         user: the commit that HEAD was before.
@@ -97,7 +100,7 @@ async def _take_pack(pack: _Pack, quarantine: Quarantine, head: str, user: str |
     except WorkspaceError as error:
         if error.exit_code is None:  # it was not git that refused it
             raise
-        return error.stderr.strip().rpartition("\n")[2] or error.message
+        return error.stderr.strip()[-_REASON:] or error.message
     return None
 
 

@@ -100,7 +100,7 @@ async def receive(
     base = await shadow.ref(run, "base")
     if base is None:
         raise WorkspaceError(f"Nothing is known of run {run}.", next_step="`container-runner ps` has the runs.")
-    async with Quarantine.open(shadow) as quarantine:
+    async with Quarantine.open(shadow) as quarantine, Quarantine.open(shadow) as packs:
         source = Source(pipe, BYTES_LIMIT + 2 * TOTAL_LIMIT)
         work = _Work(shadow, base, pipe, source, dict(before or {}), overlay=overlay)
         await work.look(may_be_empty=may_be_empty)
@@ -111,7 +111,7 @@ async def receive(
         commits = None
         if shadow.is_repository:
             pipe.send(b"0 %s\n" % (user or "none").encode(), last=True)
-            commits = await take_commits(source, quarantine, user)
+            commits = await take_commits(source, packs, user)
         else:
             pipe.send(b"0\n", last=True)
         if await source.some():
@@ -119,6 +119,8 @@ async def receive(
         if await pipe.wait() != 0:
             raise cut_off()
         quarantine.release()
+        if commits and commits.head:
+            packs.release()
     await shadow.set_ref(run, "head", commits.head if commits else None)
     await shadow.set_ref(run, "result", result)
     return Outcome(
