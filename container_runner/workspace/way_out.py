@@ -121,7 +121,8 @@ async def receive(
         quarantine.release()
         if commits and commits.head:
             packs.release()
-    await shadow.set_ref(run, "head", commits.head if commits else None)
+    head = commits.head if commits else None
+    await shadow.set_ref(run, "head", head if head != user else None)
     await shadow.set_ref(run, "result", result)
     return Outcome(
         result=result,
@@ -392,9 +393,8 @@ class _Work:
     def _tell(self) -> None:
         """Tell of what differs from the base, should be looked at, and is not to be seen in the trees alone."""
         new = [path for path in self._taken if path not in self._in_base]
-        for path in self._taken:
-            if path in self._setuid:
-                self.find("setuid", path)
+        for path in self._setuid & self._taken.keys():
+            self.find("setuid", path)
         for path in filter(is_odd, new):
             self.find("control characters", path)
         self._tell_twins(new)

@@ -1,15 +1,28 @@
-"""The way out of a box, with real programs on its side."""
+"""The way out of a box: with real programs on its side, and with streams that no honest box sends.
+
+What these hold is refused and told, or nothing of them is taken over.
+"""
 
 from __future__ import annotations
 
 import os
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from container_runner.errors import WorkspaceError
+from container_runner.stream.pipe import Pipe
+from container_runner.workspace import manifest as manifest_module
+from container_runner.workspace import way_out
 from container_runner.workspace.findings import Finding
+from container_runner.workspace.shadow import Shadow
+from container_runner.workspace.tar import END, file, member, padding
+from container_runner.workspace.way_out import receive
 from tests.workspace.conftest import Box, Git, files
+from tests.workspace.streams import Stream, block, manifest, record, take
 
 pytestmark = pytest.mark.anyio
 
@@ -160,7 +173,7 @@ async def test_an_ignored_file_that_was_there_is_told_if_it_changed(box: Box) ->
 
 
 async def test_what_is_no_file_is_told(box: Box) -> None:
-    box.sh("mkfifo pipe; ln -s sub/../a in; echo x >Sub; ln -s a .gitmodules; git init -q nested; echo 1 >nested/f")
+    box.sh("mkfifo pipe; echo x >Sub; ln -s a .gitmodules; git init -q nested; echo 1 >nested/f")
     (box.folder / "suid").write_text("x")
     (box.folder / "suid").chmod(0o4755)
 
@@ -203,3 +216,198 @@ async def test_a_box_without_files_is_not_believed(box: Box) -> None:
 
     outcome = await box.out(may_be_empty=True)
     assert await changed(box, outcome.result) == ["D a", "D link", "D sub/b"]
+
+
+@pytest.fixture
+async def shadow(tmp_path: Path, state: Path) -> Shadow:
+    """Of a folder without git, with the files `a` and `keep`, and a run "r"."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    (folder / "a").write_text("a")
+    (folder / "keep").write_text("k")
+    made = await Shadow.open(folder, state)
+    await made.start("r")
+    return made
+
+
+A = record(b"a")
+KEEP = record(b"keep")
+SAME = file(b"./a", b"a") + file(b"./keep", b"k")
+
+REFUSED = [
+    *(b".GIT/config", b".gIt", b"git~1/config", b"x/.git /hooks", b".git.", b".git. .", b".git::$INDEX_ALLOCATION/x"),
+    *(b"../out", b"a/../../out", b"/etc/cron.d/x", b"x//y", b"x/./y", b"", b".", b".gi\xe2\x80\x8ct/config"),
+    *(b"a\\..\\..\\b", b".git\\config", b"y" * 300, b"z/" * 3000 + b"z", b".container-runner-r/1"),
+]
+
+
+async def test_names_that_are_git_s_or_lead_elsewhere_are_refused_and_told(shadow: Shadow) -> None:
+    records = manifest(A, KEEP, *(record(name) for name in REFUSED))
+
+    outcome = await take(shadow, records + SAME + END + block("end 0"), asks=b"11\n./a\0./keep\0" + b"0\n")
+
+    assert set(await files(shadow, outcome.result)) == {"a", "keep"}
+    assert {finding.path for finding in outcome.findings} == set(REFUSED)
+    assert {finding.kind for finding in outcome.findings} == {"refused name"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"), [(b"p", "FIFO"), (b"s", "socket"), (b"c", "device"), (b"b", "device"), (b"l", "refused name")]
+)
+async def test_what_is_no_file_is_not_asked_for(shadow: Shadow, kind: bytes, found: str) -> None:
+    name = b"x/.gitmodules" if kind == b"l" else b"x"
+
+    outcome = await take(shadow, manifest(A, KEEP, record(name, kind)) + SAME + END + block("end 0"))
+
+    assert outcome.findings == (Finding(found, name),)
+    assert set(await files(shadow, outcome.result)) == {"a", "keep"}
+
+
+async def test_a_hard_link_to_what_did_not_come_is_not_taken(shadow: Shadow) -> None:
+    link = member(b"./h", kind=b"1", link=b"/etc/shadow")
+
+    outcome = await take(shadow, manifest(A, KEEP, record(b"h")) + SAME + link + END + block("end 0"))
+
+    assert outcome.findings == (Finding("hard link", b"h"),)
+    assert not outcome.is_whole
+
+
+async def test_a_device_in_place_of_a_file_is_not_taken(shadow: Shadow) -> None:
+    device = member(b"./a", kind=b"3")
+
+    outcome = await take(shadow, manifest(A, KEEP) + device + file(b"./keep", b"k") + END + block("end 0"))
+
+    assert outcome.findings == (Finding("no file", b"a"),)
+    assert (await files(shadow, outcome.result))["a"] == ("100644", b"a")
+
+
+async def test_a_file_through_a_link_is_a_file_in_a_folder(shadow: Shadow) -> None:
+    """No working tree is written, so a link can lead nothing anywhere."""
+    records = manifest(A, KEEP, record(b"l", b"l"), record(b"l/x"))
+    sent = SAME + member(b"./l", kind=b"2", link=b"/tmp") + file(b"./l/x", b"x") + END + block("end 0")
+
+    outcome = await take(shadow, records + sent)
+
+    assert set(await files(shadow, outcome.result)) == {"a", "keep", "l/x"}
+
+
+async def test_what_has_become_too_large_is_told(shadow: Shadow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(way_out, "FILE_LIMIT", 100)
+    monkeypatch.setattr(way_out, "TOTAL_LIMIT", 150)
+    records = manifest(
+        A, KEEP, record(b"big", size=101), record(b"one", size=90), record(b"two", size=90), record(b"grown")
+    )
+    sent = SAME + file(b"./one", b"1" * 90) + file(b"./grown", b"g" * 101) + END + block("end 0")
+
+    outcome = await take(shadow, records + sent)
+
+    assert set(await files(shadow, outcome.result)) == {"a", "keep", "one"}
+    assert set(outcome.findings) == {
+        Finding("too large", b"big"),
+        Finding("too large with the others", b"two"),
+        Finding("too large", b"grown"),
+    }
+    assert not outcome.is_whole
+
+
+async def test_a_file_that_can_not_be_read_stays_as_it_was(shadow: Shadow) -> None:
+    outcome = await take(shadow, manifest(A, KEEP) + file(b"./keep", b"K") + END + block("end 123"))
+
+    assert await files(shadow, outcome.result) == {"a": ("100644", b"a"), "keep": ("100644", b"K")}
+    assert outcome.findings == (Finding("unreadable", b"a"),)
+
+
+async def test_a_folder_that_can_not_be_read_is_not_deleted(state: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain/sub").mkdir(parents=True)
+    for name in ("a", "sub/x", "gone"):
+        (tmp_path / "plain" / name).write_text("a")
+    shadow = await Shadow.open(tmp_path / "plain", state)
+    await shadow.start("r")
+
+    outcome = await take(shadow, manifest(A, record(b"sub", b"d"), code=1) + file(b"./a", b"a") + END + block("end 0"))
+
+    assert set(await files(shadow, outcome.result)) == {"a", "sub/x"}
+    assert outcome.findings == (Finding("unreadable", b"sub"),)
+
+
+async def test_a_find_that_failed_deletes_nothing(shadow: Shadow) -> None:
+    outcome = await take(shadow, manifest(A, code=1) + file(b"./a", b"a") + END + block("end 0"))
+
+    assert set(await files(shadow, outcome.result)) == {"a", "keep"}
+    assert outcome.findings == (Finding("not seen", b"keep"),)
+
+
+HONEST = manifest(A, KEEP) + SAME + END + block("end 0")
+
+
+@pytest.mark.parametrize("cut", [1, 512, 513, 1024, 1536, 2048, 3000, len(HONEST) - 20, len(HONEST) - 1])
+async def test_a_stream_that_is_cut_off_is_not_taken_over(shadow: Shadow, cut: int) -> None:
+    with pytest.raises(WorkspaceError):
+        await take(shadow, HONEST[:-cut])
+
+    assert await shadow.ref("r", "result") is None
+    assert list(shadow.folder.glob("quarantine-*")) == []
+
+
+async def test_a_stream_whose_process_failed_is_not_taken_over(shadow: Shadow) -> None:
+    with pytest.raises(WorkspaceError, match="cut off"):
+        await take(shadow, HONEST, code=137)
+
+    assert await shadow.ref("r", "result") is None
+
+
+async def test_the_honest_stream_is_taken_however_it_is_cut_into_chunks(shadow: Shadow) -> None:
+    for size in (1, 7, 511, 100_000):
+        outcome = await take(shadow, *(HONEST[at : at + size] for at in range(0, len(HONEST), size)))
+        assert set(await files(shadow, outcome.result)) == {"a", "keep"}
+
+
+GARBAGE = {
+    "no manifest": b"hello\0",
+    "a path outside of the folder": b"facts\0/etc/passwd\0f 1 1 644 1.0 1.0\0/\0000\0",
+    "garbage for tar": manifest(A, KEEP) + os.urandom(512 * 8),
+    "a member that was not asked for": manifest(A, KEEP) + file(b"./ghost", b"1") + SAME + END + block("end 0"),
+    "members in another order": manifest(A, KEEP) + file(b"./keep", b"k") + file(b"./a", b"a") + END + block("end 0"),
+    "the same member twice": manifest(A, KEEP) + file(b"./a", b"1") + SAME + END + block("end 0"),
+    "a member that is missing without a failure": manifest(A, KEEP) + file(b"./a", b"a") + END + block("end 0"),
+    "a pax header": manifest(A, KEEP) + member(b"x", kind=b"x", size=10) + b"0" * 10 + padding(10) + SAME,
+    "a size that is no number": manifest(A, KEEP) + b"./a".ljust(124, b"\0") + b"zzzzzzzzzzz\0" + bytes(376),
+    "an endless long name": manifest(A, KEEP) + member(b"././@LongLink", kind=b"L", size=1 << 40) + bytes(4096),
+    "more behind the end": HONEST + b"x",
+}
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+async def test_garbage_is_not_taken_over(shadow: Shadow, what: str) -> None:
+    with pytest.raises(WorkspaceError):
+        await take(shadow, GARBAGE[what])
+
+    assert await shadow.ref("r", "result") is None
+
+
+def endless(start: bytes, chunk: bytes) -> Iterator[bytes]:
+    yield start
+    while True:
+        yield chunk
+
+
+ENDLESS = {
+    "names": (b"facts\0", b"".join(record(b"x%d" % number) for number in range(5000))),
+    "a name": (b"facts\0./", b"y" * 100_000),
+    "zeros": (manifest(A, KEEP), bytes(512 * 200)),
+    "a member of a terabyte": (manifest(A, KEEP) + member(b"./a", size=1 << 40), b"z" * 100_000),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+async def test_what_has_no_end_is_given_up(shadow: Shadow, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.setattr(way_out, "TOTAL_LIMIT", 10_000_000)
+    monkeypatch.setattr(way_out, "BYTES_LIMIT", 10_000_000)
+    monkeypatch.setattr(manifest_module, "NAMES_LIMIT", 50_000)
+    tracemalloc.start()
+
+    with pytest.raises(WorkspaceError):
+        await receive(shadow, "r", cast("Pipe", Stream(endless(*ENDLESS[what]))))
+
+    assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    tracemalloc.stop()
