@@ -34,7 +34,7 @@
         ├── PromptRefusedError        it did not take the prompt
         ├── TotalTimeoutError         it ran too long
         ├── IdleTimeoutError          it was silent too long
-        └── ResultTimeoutError        it gave its result and did not leave
+        └── ResultTimeoutError        it gave its result, had nothing left to do, and did not leave
 
 `ContainerRunner.execute` raises the first two, and `EngineNotFoundError` for a program that the configuration names and
 that is not there; the others are one last `ErrorMessage`. Everything else in the package raises them.
@@ -363,7 +363,7 @@ class IdleTimeoutError(AgentError):
 class ResultTimeoutError(AgentError):
     kind = "result_timeout"
     cli_exit_code = 124
-    advice = "The result is complete: the agent was stopped because it did not leave by itself."
+    advice = "Its result has come. If it was still at work, a hook of its end say, allow more with --result-timeout."
 
 
 def error_class(kind: str) -> type[ContainerRunnerError]:

@@ -21,7 +21,7 @@ PermissionMode = Literal["acceptEdits", "auto", "bypassPermissions", "default", 
 ARGUMENT_LIMIT: Final = 128 * 1024 - 1
 """The most bytes that Linux takes in one argument (MAX_ARG_STRLEN, less its closing NUL)."""
 
-LINE_LIMIT: Final = 256 * 1024**2
+LINE_LIMIT: Final = 16 * 1024**2
 """The longest line in bytes, if nothing else is said. Agents' longest ones, with files in them, have some 10 MB."""
 
 
@@ -193,9 +193,11 @@ class ExecuteOptions:
         include_partial_messages: Yield a StreamEvent for each piece of text as it comes.
         timeout: Seconds that the run may take in all, its start included. None: the container's time limit alone.
         idle_timeout: Seconds that it may be silent. A tool that runs is silent too.
-        result_timeout: Seconds that it may take to leave after its result.
+        result_timeout: Seconds that it may take to leave once it has given its last result and has nothing left to do.
+            A turn, a background task or a hook that it tells of is work. The default lets hooks of its end run, to
+            which claude gives 60 seconds and of which it tells nothing.
         grace: Whole seconds between asking it to stop (TERM) and making it stop (KILL).
-        line_limit: The longest line in bytes that is kept whole; a longer one becomes an OversizedLine. Default: 256
+        line_limit: The longest line in bytes that is kept whole; a longer one becomes an OversizedLine. Default: 16
             MiB. None: any length, so an agent that never ends its line can fill the memory.
 
     Raises:
@@ -211,7 +213,7 @@ class ExecuteOptions:
     include_partial_messages: bool = False
     timeout: float | None = attrs.field(default=None, validator=_seconds)
     idle_timeout: float | None = attrs.field(default=1800.0, validator=_seconds)
-    result_timeout: float | None = attrs.field(default=10.0, validator=_seconds)
+    result_timeout: float | None = attrs.field(default=90.0, validator=_seconds)
     grace: int = attrs.field(default=3)
     line_limit: int | None = attrs.field(default=LINE_LIMIT)
 

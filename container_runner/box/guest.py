@@ -10,6 +10,7 @@ from typing import Final
 
 import attrs
 
+from container_runner.box import script
 from container_runner.config import paths
 
 
@@ -31,16 +32,27 @@ class Report:
     """The agent's exit code, if our script lived to see it."""
 
     @classmethod
-    def parse(cls, stderr: bytes, run: str, token: str) -> tuple[Report, bytes]:
-        """Split *stderr* into the report on a run and what the agent wrote."""
+    def parse(
+        cls, stderr: bytes, run: str, token: str, *, end_line: bytes = b"", exit_code: int | None = None
+    ) -> tuple[Report, bytes]:
+        """Split *stderr* into the report on a run and what the agent wrote.
+
+        A line on stderr can be lost, where an engine has not read it when the exec ends, so what is worth knowing
+        is said twice.
+
+        Args:
+            end_line: the last line of stdout, if it has come.
+            exit_code: that of our script, if it started no agent.
+        """
+        stderr += end_line
         said: dict[str, list[str]] = {}
         line = re.compile(rb"container-runner: ([a-z0-9-]+) (?:%s|%s)\b([^\n]*)\n?" % (run.encode(), token.encode()))
         for word, rest in line.findall(stderr):
             said[word.decode()] = rest.decode("utf-8", "replace").split()
-        refusal = next((word for word in REFUSALS if word in said), None)
+        refusal = next((word for word in REFUSALS if word in said), _BY_CODE.get(exit_code))
         report = cls(
             refusal=refusal,
-            detail=tuple(said[refusal]) if refusal else (),
+            detail=tuple(said.get(refusal or "", ())),
             oom_kills=_number(said.get("oom", ())) or 0,
             ended=_number(said.get("ended", ())),
         )
@@ -48,6 +60,10 @@ class Report:
 
 
 REFUSALS: Final = ("missing", "other-sh", "unsealed", "mounts", "no-command", "not-executable", "prompt-lost")
+
+_BY_CODE: Final[Mapping[int | None, str]] = {
+    script.EXIT_NO_COMMAND: "no-command", script.EXIT_NOT_EXECUTABLE: "not-executable"
+}  # fmt: skip
 
 
 def _number(words: Sequence[str]) -> int | None:

@@ -30,8 +30,13 @@ PROMPT_LIMIT: Final = 48 * 1024 * 1024
 EXIT_LOST: Final = 3
 """The agent's own parent in here was killed, so that nobody could say how the agent ended."""
 
-EXIT_NO_HEADER: Final = 70
 EXIT_REFUSED: Final = 69
+EXIT_NO_HEADER: Final = 70
+EXIT_NO_COMMAND: Final = 71
+EXIT_NOT_EXECUTABLE: Final = 72
+REFUSED: Final = (EXIT_REFUSED, EXIT_NO_COMMAND, EXIT_NOT_EXECUTABLE)
+"""The codes with which no agent was started, and nothing else is wrong. podman's client may lose all that an exec which
+ends at once has written, but not its code."""
 
 _SEAL: Final = f"""\
 refusal=
@@ -197,6 +202,8 @@ say() {{ word=$1; shift; printf 'container-runner: %s %s%s\\n' "$word" "$token" 
 refuse() {{
   say "$@"
   [ "$kept" = no ] || sleep 0.1 2>/dev/null || sleep 1
+  [ "$1" != no-command ] || exit {EXIT_NO_COMMAND}
+  [ "$1" != not-executable ] || exit {EXIT_NOT_EXECUTABLE}
   exit {EXIT_REFUSED}
 }}
 now() {{

@@ -37,9 +37,9 @@ class ExecuteFlags:
         args: One more argument for the agent's command, as --arg=--verbose. Can be given again.
         session_id: The id that a new session gets. Default: the agent chooses.
         include_partial_messages: Pass on each piece of text as it comes. Default: only in the live view.
-        result_timeout: The time that it may take to leave after its result: "1m", or seconds; 0: any. Default: 10.
+        result_timeout: The time that it may take to leave after its last result: "5m", or seconds; 0: any. Default: 90.
         grace: Whole seconds between asking the agent to stop and making it stop. Default: 3.
-        line_limit: The longest line of output that is kept whole, as "1m". 0: any length. Default: 256m.
+        line_limit: The longest line of output that is kept whole, as "1m". 0: any length. Default: 16m.
     """
 
     tools: Annotated[tuple[str, ...], several("--tool")] = ()

@@ -33,13 +33,13 @@ def _max_run(value: float | str) -> float:
 
 @attrs.frozen(kw_only=True)
 class RecordLimits:
-    """How much is kept of what runs leave to read. It is looked after when a process starts its first run.
+    """How much is kept of what runs leave to read. It is looked after as runs start and end.
 
     Attributes:
         max_age: The time after which a run's records are removed: "30d", or seconds; `inf` keeps them.
         max_total: How much the records of a state folder may take in all: "1g", or bytes. The oldest runs go first.
-        max_run: The size at which a transcript ends: "256m", or bytes. The run goes on, and its summary says that the
-            transcript is incomplete.
+        max_run: The size at which a transcript ends: "256m", or bytes; `max_total` ends one too. The run goes on, and
+            its summary says that the transcript is incomplete.
 
     Raises:
         ConfigError: a value that is no number over 0, or no text that stands for one.

@@ -22,7 +22,7 @@ import attrs
 
 from container_runner.box.argv import LABEL
 from container_runner.box.plan import Plan
-from container_runner.box.script import EXIT_REFUSED
+from container_runner.box.script import REFUSED
 from container_runner.engine.conmon import end_forgotten, monitored
 from container_runner.engine.engine import PULL_TIMEOUT, ContainerInfo, Engine, start_limiter
 from container_runner.engine.locks import LOCK_TIMEOUT, LockFile
@@ -294,7 +294,7 @@ class Containers:
         is_in_order = exit_code is not None and 0 <= exit_code != DAEMON_LOST and (kept or not lost)
         if not is_in_order and not kept:
             await self.remove(name)
-        return is_in_order and (exit_code in (0, EXIT_REFUSED) or not kept)
+        return is_in_order and (exit_code in (0, *REFUSED) or not kept)
 
     async def prune(self, *, dry_run: bool = False) -> list[ContainerInfo]:
         """Remove what nobody needs: containers of runs whose owner is dead, and persistent ones that have ended.

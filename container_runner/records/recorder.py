@@ -24,7 +24,7 @@ from container_runner.config.limits import RecordLimits
 from container_runner.errors import ContainerRunnerError
 from container_runner.folders import open_folder
 from container_runner.options import ExecuteOptions
-from container_runner.records.records import FOLDER, RESERVE, RunRecord, clean_once, lock, stamp
+from container_runner.records.records import FOLDER, RESERVE, RunRecord, clean_after, clean_once, lock, stamp
 from container_runner.records.scrubber import Scrubber
 from container_runner.records.summary import Outcome, RunSummary, shortened
 from container_runner.records.tracing import RunTrace
@@ -176,6 +176,8 @@ class Recorder:
             finally:
                 os.close(self._fd)  # and with it the lock
                 self._fd = None
+            if self._limits is not None:
+                clean_after(self._plan.state_dir, self._limits, self._size)
         _log.info(
             "run %s of agent %s ended: %s", summary.run_id, summary.agent, summary.kind or summary.outcome,
             extra={name: getattr(summary, name) for name in (
@@ -251,8 +253,9 @@ class Recorder:
     def _write(self, data: bytes) -> None:
         if self._fd is None or self._lost is not None or self._limits is None:
             return
-        if self._size + len(data) > self._limits.max_run:
-            self._give_up(f"it has reached its limit of {self._limits.max_run} bytes")
+        limit = min(self._limits.max_run, max(0, self._limits.max_total - RESERVE))  # its summary counts too
+        if self._size + len(data) > limit:
+            self._give_up(f"it has reached its limit of {limit:.0f} bytes")
             return
         rest = memoryview(data)
         try:

@@ -167,18 +167,31 @@ def clean(state_dir: Path, limits: RecordLimits, *, seconds: float = CLEANING_TI
                     total -= size
         except OSError as error:
             _log.debug("removing the record %s: %s", stem, error.strerror)
+    _totals[state_dir] = total
     return removed
 
 
-_cleaned: set[Path] = set()
+_totals: dict[Path, int] = {}
+"""How many bytes the records of a state folder take, once this process has looked. What others add meanwhile they count
+themselves, and each looks again when its own count is too much."""
 
 
 def clean_once(state_dir: Path, limits: RecordLimits) -> None:
     """`clean`, if this process has not yet."""
-    if state_dir not in _cleaned:
-        _cleaned.add(state_dir)
-        if removed := clean(state_dir, limits):
-            _log.info("removed the records of %d runs", removed, extra={"removed": removed})
+    if state_dir not in _totals:
+        _log_removed(clean(state_dir, limits))
+
+
+def clean_after(state_dir: Path, limits: RecordLimits, size: int) -> None:
+    """`clean`, if with *size* bytes more the records are too much."""
+    _totals[state_dir] = _totals.get(state_dir, 0) + size
+    if _totals[state_dir] > limits.max_total:
+        _log_removed(clean(state_dir, limits))
+
+
+def _log_removed(removed: int) -> None:
+    if removed:
+        _log.info("removed the records of %d runs", removed, extra={"removed": removed})
 
 
 def _remove(folder: int, stem: str) -> bool:

@@ -321,7 +321,14 @@ class Run:
             raise self._gone(stderr=self._report()[1])
 
     def _report(self) -> tuple[guest.Report, str]:
-        report, stderr = guest.Report.parse(bytes(self._running.stderr), self._plan.run_id, self._plan.token)
+        process, plan = self._running, self._plan
+        report, stderr = guest.Report.parse(
+            bytes(process.stderr),
+            plan.run_id,
+            plan.token,
+            end_line=process.end_line or b"",
+            exit_code=None if self._has_started else process.returncode,
+        )
         return report, scrub(stderr.decode("utf-8", "replace"), self._plan.values)
 
     async def _refusal(self) -> ContainerRunnerError:

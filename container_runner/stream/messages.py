@@ -390,7 +390,7 @@ _AnyLine: TypeAlias = (
     | ConversationResetMessage
 )  # fmt: skip
 _decode = msgspec.json.Decoder(_AnyLine).decode
-_CLASSES: dict[object, type[AgentMessage]] = {
+CLASSES: dict[object, type[AgentMessage]] = {
     **dict.fromkeys(NOTICES, NoticeMessage),
     **{kind.__struct_config__.tag: kind for kind in get_args(_AnyLine)},
 }
@@ -429,7 +429,7 @@ def parse_line(line: bytes) -> AgentMessage | OutputLine | None:
 def parse_message(raw: dict[str, Any]) -> AgentMessage:
     """The message that a decoded line holds: of each field what can be read, and else its default. Never raises."""
     kind, subtype = as_text(raw.get("type")), as_text(raw.get("subtype"))
-    found = NEWS.get(subtype, SystemMessage) if kind == "system" else _CLASSES.get(kind, UnknownMessage)
+    found = NEWS.get(subtype, SystemMessage) if kind == "system" else CLASSES.get(kind, UnknownMessage)
     message: AgentMessage = read(found, raw)
     force_setattr(message, "_line", raw)
     return message

@@ -67,8 +67,8 @@ class Process:
     """The end of its stderr, `STDERR_TAIL` bytes at the least if there were as many."""
     gate_line: bytes | None = attrs.field(default=None, init=False)
     """The line of stderr that opened the gate."""
-    has_said_all: bool = attrs.field(default=False, init=False)
-    """Whether the line that ends stdout has come."""
+    end_line: bytes | None = attrs.field(default=None, init=False)
+    """The line that ends stdout, once it has come."""
 
     @classmethod
     async def start(
@@ -141,6 +141,11 @@ class Process:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def has_said_all(self) -> bool:
+        """Whether the line that ends stdout has come."""
+        return self.end_line is not None
 
     @property
     def returncode(self) -> int | None:
@@ -393,8 +398,8 @@ class Process:
         lines = self._splitter.push(chunk)
         # Nothing comes behind the line that ends it all.
         if lines and self._end is not None and isinstance(lines[-1], bytes) and lines[-1].startswith(self._end):
+            self.end_line = lines[-1]
             del lines[-1]
-            self.has_said_all = True
         return lines
 
     def _hold_early(self, chunk: bytes) -> None:

@@ -20,10 +20,11 @@ from container_runner.errors import (
     TotalTimeoutError,
 )
 from container_runner.options import ExecuteOptions
-from container_runner.stream.decode import cost
+from container_runner.stream.decode import cost, unmix
 from container_runner.stream.lines import OversizedLine
-from container_runner.stream.messages import Message, ResultMessage, parse_line
+from container_runner.stream.messages import CLASSES, Message, OutputLine, ResultMessage, parse_line
 from container_runner.stream.process import Process
+from container_runner.stream.work import Work
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ class MessageStream:
 
     _heard_at: float = attrs.field(factory=anyio.current_time, init=False)
     _left_at: float = attrs.field(factory=anyio.current_time, init=False)
-    _result_at: float | None = attrs.field(default=None, init=False)
+    _work: Work = attrs.field(factory=Work, init=False)
     _late: ContainerRunnerError | None = attrs.field(default=None, init=False)
     """The clock that had run out when the last lines came."""
     _ended_at: float | None = attrs.field(default=None, init=False)
@@ -96,8 +97,8 @@ class MessageStream:
         """
         away = anyio.current_time() - self._left_at  # what the reader needed is no silence of the agent's
         self._heard_at += away
-        if self._result_at is not None:
-            self._result_at += away
+        if self._work.done_at is not None:
+            self._work.done_at += away
         if self._ended_at is not None:
             self._ended_at += away
         try:
@@ -147,15 +148,21 @@ class MessageStream:
     def _parse(self, lines: list[bytes | OversizedLine]) -> list[Message]:
         messages: list[Message] = []
         said: list[bytes | OversizedLine] = []
+        now = anyio.current_time()
         for line in lines:
             message = self._parse_line(line) if isinstance(line, bytes) else line
             if message is None:
                 continue
-            if isinstance(message, ResultMessage):
-                self.result = message
-                self._result_at = anyio.current_time()
-            said.append(line)
-            messages.append(message)
+            found = [(line, message)]
+            if type(message) is OutputLine and (parts := unmix(message.data, CLASSES)):
+                read = ((part, self._parse_line(part)) for part in parts)
+                found = [(part, message) for part, message in read if message is not None]
+            for part, message in found:
+                if isinstance(message, ResultMessage):
+                    self.result = message
+                self._work.take(message, now)
+                said.append(part)
+                messages.append(message)
         if messages and self._record is not None:
             self._record(said, messages)
         return messages
@@ -164,6 +171,7 @@ class MessageStream:
         """Wait for *step*, which takes a timeout in seconds, until the first clock runs out."""
         gone: ContainerRunnerError | None = None
         while True:
+            had_said_all = self._process.has_said_all
             ends_at, error = self._next_end()
             left = ends_at - anyio.current_time()
             try:
@@ -172,6 +180,8 @@ class MessageStream:
             except TimeoutError:
                 if gone:
                     raise gone from None
+                if self._process.has_said_all and not had_said_all:
+                    continue  # it was not silent, it had ended
                 if left <= CHECK_INTERVAL:
                     raise error from None
             if self._check is not None:
@@ -197,9 +207,9 @@ class MessageStream:
         if options.idle_timeout is not None:
             message = f"The agent was silent for {options.idle_timeout:g} seconds."
             ends.append((self._heard_at + options.idle_timeout, IdleTimeoutError(message)))
-        if options.result_timeout is not None and self._result_at is not None:
-            message = f"The agent was still there {options.result_timeout:g} seconds after its result."
-            ends.append((self._result_at + options.result_timeout, ResultTimeoutError(message)))
+        if options.result_timeout is not None and self._work.done_at is not None:
+            message = f"The agent was still there {options.result_timeout:g} seconds after its last result."
+            ends.append((self._work.done_at + options.result_timeout, ResultTimeoutError(message)))
         return min(ends, key=lambda end: end[0])
 
 

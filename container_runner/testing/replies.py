@@ -140,8 +140,8 @@ _DAEMON: Final = "docker: Error response from daemon: "
 FAILURES: Final[Mapping[str, tuple[int, str, bool]]] = {
     "agent_failed": (1, "", True),
     "agent_killed": (137, "", True),
-    "command_not_executable": (69, "container-runner: not-executable {run}", False),
-    "command_not_found": (69, "container-runner: no-command {run}", False),
+    "command_not_executable": (72, "container-runner: not-executable {run}", False),
+    "command_not_found": (71, "container-runner: no-command {run}", False),
     "engine": (125, f"{_DAEMON}something that nobody has heard before", False),
     "engine_argument": (125, "unknown flag: --no-such-flag", False),
     "engine_busy": (125, f"{_DAEMON}context deadline exceeded", False),

@@ -323,6 +323,14 @@ def test_a_line_that_lacks_the_token_is_the_agents_own(said: str) -> None:
     assert parse(stderr) == (Report(), stderr)
 
 
+def test_what_was_lost_on_stderr_is_told_by_stdout_and_the_exit_code() -> None:
+    ended, _ = Report.parse(b"said", RUN, TOKEN, end_line=guest.ended_line(TOKEN) + b"3")
+    refused, stderr = Report.parse(b"said", RUN, TOKEN, exit_code=texts.EXIT_NO_COMMAND)
+
+    assert (ended.ended, ended.refusal) == (3, None)
+    assert (refused.ended, refused.refusal, stderr) == (None, "no-command", b"said")
+
+
 def test_our_lines_are_taken_out_of_what_the_agent_wrote() -> None:
     stderr = f"before\ncontainer-runner: ended {TOKEN} 3\nafter \xff\n".encode("latin-1")
 

@@ -16,7 +16,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(records_module, "_cleaned", set())
+    monkeypatch.setattr(records_module, "_totals", {})
 
 
 @pytest.fixture

@@ -134,6 +134,20 @@ def test_the_oldest_go_first_when_there_is_too_much(state: Path) -> None:
     assert left(state) == {middle, newest}
 
 
+def test_the_records_are_never_too_much_for_long(state: Path) -> None:
+    limits = RecordLimits(max_total=100_000)
+    old = make_run(state, days=1, size=90_000)
+    for _ in range(5):
+        with recorder(state, limits=limits) as at_work:
+            for _ in range(20):
+                take(at_work, b'{"type":"user","text":"%s"}' % (b"x" * 9_000))
+        runs = Records(state).runs()
+        sizes = [path.stat().st_size for path in (state / "runs" / "bot").iterdir()]
+        assert sum(sizes) <= limits.max_total
+        assert runs[-1].summary.complete is False  # one alone is as long as all of them may be
+        assert old not in left(state)
+
+
 def test_the_record_of_a_run_that_goes_on_stays(state: Path) -> None:
     with recorder(state):
         assert clean(state, RecordLimits(max_age=1e-9, max_total=1)) == 0

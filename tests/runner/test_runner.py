@@ -513,8 +513,10 @@ NOT_STARTED = [
     (69, "container-runner: unsealed ID unsealed", "image_unsuitable", "my/claude"),
     (69, "container-runner: mounts ID /workspace", "mount", "/workspace"),
     (69, "container-runner: mounts ID", "mount", "a planned place"),
-    (69, "container-runner: no-command ID", "command_not_found", "claude"),
-    (69, "container-runner: not-executable ID", "command_not_executable", "claude"),
+    (71, "container-runner: no-command ID", "command_not_found", "claude"),
+    (71, "", "command_not_found", "claude"),
+    (72, "container-runner: not-executable ID", "command_not_executable", "claude"),
+    (72, "", "command_not_executable", "claude"),
     (69, "container-runner: prompt-lost ID", "engine_busy", "no room"),
     (69, "container-runner: no-command not-the-ID", "container_gone", "ended while"),
     (125, "?", "engine", "failed with code 125"),
@@ -560,7 +562,8 @@ async def test_a_start_that_fails_is_one_error_and_leaves_nothing(
         ("exited", 126, "?", "container_gone"),
         ("", 126, "?", "container_gone"),
         ("running", 69, f"container-runner: mounts {ID} /workspace", "mount"),
-        ("running", 69, f"container-runner: no-command {ID}", "command_not_found"),
+        ("running", 71, f"container-runner: no-command {ID}", "command_not_found"),
+        ("running", 71, "", "command_not_found"),
         ("exited", 255, "Error: cannot exec in a stopped state: unknown", "container_gone"),
     ],
 )
@@ -632,6 +635,21 @@ async def test_an_agent_of_whose_end_nobody_tells(
     assert (error.kind, error.exit_code, error.stderr.strip()) == (kind, code, "its own words")
     # Whatever its client made of it: nobody has seen the end.
     assert [call.argv[1] for call in fake_engine.calls].count("rm") == 1
+
+
+@pytest.mark.parametrize("ephemeral", [True, False])
+async def test_an_end_that_was_told_on_stdout_alone_was_told(
+    fake_engine: FakeEngine, fp: FakeProcess, tmp_path: Path, known_id: str, ephemeral: bool
+) -> None:
+    start: list[Any] = ["docker", *(["run", "--rm"] if ephemeral else ["exec"]), fp.any()]
+    result = '{"type": "result", "subtype": "success", "is_error": false}'
+    stdout = f"{result}\n\ncontainer-runner: ended {known_id} 0\n"
+    fp.register(start, stdout=stdout, stderr=f"container-runner: started {known_id}\n")
+    fake_engine.reply("never said")
+
+    (said,) = await all_of(runner(tmp_path, ephemeral=ephemeral), options())
+
+    assert isinstance(said, ResultMessage)
 
 
 async def test_podman_can_not_tell_of_memory_what_is_gone(

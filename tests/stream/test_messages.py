@@ -352,8 +352,8 @@ def test_a_count_that_is_none_is_zero(value: object) -> None:
     assert (message.num_turns, message.usage.total, message.total_cost_usd) == (0, 0, None)
 
 
-TYPES = [*messages._CLASSES, *blocks._BLOCKS, "nobody"]
-KINDS: list[Any] = [*{*messages._CLASSES.values(), *messages.NEWS.values()}]
+TYPES = [*messages.CLASSES, *blocks._BLOCKS, "nobody"]
+KINDS: list[Any] = [*{*messages.CLASSES.values(), *messages.NEWS.values()}]
 NAMES = {
     info.encode_name for kind in (*KINDS, ApiMessage, Usage, ToolUseBlock) for info in msgspec.structs.fields(kind)
 }

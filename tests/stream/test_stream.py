@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,26 @@ from container_runner.errors import (
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.stream import process as process_module
 from container_runner.stream import stream as stream_module
+from container_runner.stream.decode import unmix
 from container_runner.stream.lines import OversizedLine
 from container_runner.stream.messages import (
+    CLASSES,
     ErrorMessage,
     Message,
     OutputLine,
     ResultMessage,
     SystemMessage,
+    TaskNotificationMessage,
+    TaskStartedMessage,
     UserMessage,
+    parse_line,
 )
 from container_runner.stream.process import Process
 from container_runner.stream.stream import MessageStream, killed
+from container_runner.stream.work import MOST, Work
 
 RESULT = '{"type": "result", "subtype": "success", "is_error": false, "result": "%s"}'
+OK = RESULT % "ok"
 
 
 def options(**clocks: float | None) -> ExecuteOptions:
@@ -147,6 +155,66 @@ async def test_what_was_not_asked_for_comes_before_what_is_read_later() -> None:
     assert not await stream.read()
 
 
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        *((f"{noise}{OK}", ["result"]) for noise in (
+            "\x1b]0;title\x07", "\x1b]0;title\x1b\\", "\x1b[?2004h", "\x1b[1;31m\x1b[K", "\x1b7\x1b(B",
+            "\x1bPq\x1b\\", "\ufeff", "\0\0", "\r", "\b \x7f",
+        )),
+        (f"{OK}\x1b]0;x\x07", ["result"]),
+        (f"\x1b[2K{OK}\x1b[0m", ["result"]),
+        (f"10%\r100%\r{OK}", ["10%\r100%\r", "result"]),
+        (f"npm WARN old {OK}", ["npm WARN old ", "result"]),
+        (f"{OK}bye", ["result", "bye"]),
+        (f'{{"type": "system"}}{OK}', ["system", "result"]),
+        (f'a {{"type": "system"}} b {OK} c', ["a ", "system", " b ", "result", " c"]),
+        (f'{{"type": "sys{OK}', ['{"type": "sys', "result"]),
+        (f'{{"half {OK}', ['{"half ', "result"]),
+        # Noise makes any object a message, words only one that an agent says.
+        ('\x1b[K{"type": "thread.started"}', ["thread.started"]),
+        ('\x1b[K{"no": "type"}', [""]),
+        ('the schema is {"type": "object"}', ['the schema is {"type": "object"}']),
+        ('it is {"a": 1}', ['it is {"a": 1}']),
+        (f'it is {{"a": 1}}, {OK}', ['it is {"a": 1}, ', "result"]),
+        ('she said "{\\"type\\": \\"result\\"}"', ['she said "{\\"type\\": \\"result\\"}"']),
+        ('{"type": "result"', ['{"type": "result"']),
+    ],
+)  # fmt: skip
+async def test_what_stands_beside_a_message_on_its_line_does_not_hide_it(line: str, shown: list[str]) -> None:
+    process: Any = Chunks(line.encode())
+    recorded: list[tuple[list[Any], list[Message]]] = []
+    stream = MessageStream(process, options(), record=lambda lines, messages: recorded.append((lines, messages)))
+
+    messages = await stream.read()
+
+    assert [m.text if isinstance(m, OutputLine) else m.to_dict().get("type", "") for m in messages] == shown
+    assert (stream.result is not None) == ("result" in shown)
+    ((lines, known),) = recorded
+    assert known == messages == [parse_line(part) for part in lines]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"' * 8_000_000,
+        b'x {"a":' * 2_000_000,
+        b'{"a": "' + b"x" * 16_000_000,
+        b'x [' + b"[]," * 5_000_000 + OK.encode(),
+        b'x {"a":' + b"[" * 5_000_000,
+        b"\x1b]" * 5_000_000 + b'{"',
+        b"\x1b[0m" * 3_000_000 + b'"' + OK.encode(),
+        (b'x' + OK.encode()) * 20_000,
+    ],
+    ids=["openings", "deep", "text", "values", "brackets", "sequences", "noise", "results"],
+)  # fmt: skip
+def test_a_line_that_is_made_to_be_searched_for_long_is_not(line: bytes) -> None:
+    began = time.process_time()
+    parts = unmix(line, CLASSES)
+    assert time.process_time() - began < 10
+    assert b"".join(parts) in (line, b"", line[line.index(b'"') :])
+
+
 async def test_the_last_result_counts() -> None:
     async with Reader(f"echo '{RESULT % 'one'}'; echo '{RESULT % 'two'}'", options()) as stream:
         await all_of(stream)
@@ -194,6 +262,88 @@ async def test_a_clock_that_runs_out(script: str, clocks: dict[str, float], erro
     async with Reader(script, options(**clocks)) as stream:
         with pytest.raises(error):
             await all_of(stream)
+
+
+INIT = '{"type": "system", "subtype": "init"}'
+ANSWER = '{"type": "assistant", "message": {"content": []}}'
+TASK = '{"type": "system", "subtype": "task_%s", "task_id": "t", "task_type": "%s", "status": "%s"}'
+UPDATED = '{"type": "system", "subtype": "task_updated", "task_id": "t", "patch": {"status": "%s"}}'
+HOOK = '{"type": "system", "subtype": "hook_%s", "hook_id": "h"}'
+STARTED = TASK % ("started", "local_agent", "")
+
+
+def work_of(*said: str) -> Work:
+    """What is left to do after these lines, which came a second apart."""
+    work = Work()
+    for second, line in enumerate(said):
+        work.take(parse_line(line.encode()) or OutputLine(b""), float(second))
+    return work
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [],
+        [INIT, ANSWER],
+        # A turn that begins after a result, whatever its first line is.
+        *([OK, line] for line in (INIT, ANSWER, '{"type": "user"}', '{"type": "tool_progress"}')),
+        [OK, '{"type": "stream_event"}'],
+        # What was begun before the result, or after it.
+        [STARTED, OK],
+        [OK, STARTED],
+        [STARTED, UPDATED % "running", OK],
+        [STARTED, OK, '{"type": "system", "subtype": "task_updated", "task_id": "t"}'],
+        [STARTED, OK, '{"type": "system", "subtype": "task_notification", "task_id": "other"}'],
+        [HOOK % "started", OK],
+        [OK, HOOK % "started"],
+        [STARTED, HOOK % "started", OK, HOOK % "response"],
+        [TASK % ("started", "local_bash", ""), OK, INIT],
+    ],
+)
+def test_work_goes_on_after_a_result(said: list[str]) -> None:
+    assert work_of(*said).done_at is None
+
+
+@pytest.mark.parametrize(
+    ("said", "done_at"),
+    [
+        ([OK], 0),
+        ([OK, INIT, ANSWER, OK], 3),
+        ([OK, OK], 1),
+        ([STARTED, OK, UPDATED % "completed"], 2),
+        ([STARTED, OK, TASK % ("notification", "local_agent", "failed")], 2),
+        ([HOOK % "started", OK, HOOK % "response"], 2),
+        ([TASK % ("started", "local_bash", ""), OK, UPDATED % "running"], 1),
+        ([OK, "text", '{"type": "keep_alive"}', '{"type": "system", "subtype": "status"}', "{}"], 0),
+    ],
+)
+def test_nothing_is_left_to_do(said: list[str], done_at: float) -> None:
+    assert work_of(*said).done_at == done_at
+
+
+async def test_an_agent_that_is_at_work_after_its_result_has_time() -> None:
+    heard: list[Message] = []
+
+    async def listen() -> None:
+        while True:
+            heard.extend(await stream.read())
+
+    script = f"printf '%s\\n' '{OK}' '{INIT}'; sleep 0.6; echo '{OK}'; sleep 1000"
+    async with Reader(script, options(timeout=60, result_timeout=0.2)) as stream:
+        with anyio.fail_after(20), pytest.raises(ResultTimeoutError):
+            await listen()
+    assert len(heard) == 3
+
+
+def test_what_an_agent_says_it_began_is_kept_in_mind_within_a_bound() -> None:
+    work = Work()
+    for number in range(2 * MOST):
+        work.take(TaskStartedMessage(task_id=str(number)), 0.0)
+    work.take(ResultMessage(subtype="success"), 1.0)
+    assert work.done_at is None
+    for number in range(MOST):
+        work.take(TaskNotificationMessage(task_id=str(number)), 2.0)
+    assert work.done_at == 2.0
 
 
 async def test_no_clock_runs_out_when_all_are_off_or_far_away() -> None:
