@@ -26,6 +26,9 @@ T = TypeVar("T")
 MOST_FILES: Final = 20
 """Changed files that are listed where not all are asked for."""
 
+LEAVES_OUT: Final = "Look at these first; apply leaves them out until you name them with --include:"
+"""Over findings that are not applied."""
+
 _MARKS: Final = {"added": "+", "modified": "~", "deleted": "-"}
 
 
@@ -122,15 +125,15 @@ def file_rows(files: Sequence[ChangedFile], *, most: int = MOST_FILES) -> list[s
     return [*rows, f"  and {len(files) - most} more"] if len(files) > most else rows
 
 
-def finding_rows(findings: Sequence[Finding]) -> list[str]:
-    """Findings for a person."""
-    rows = []
-    for head, meanings in (
-        ("Look at these first; apply leaves them out until you name them with --include:", MEANINGS),
+def finding_rows(findings: Sequence[Finding], head: str = LEAVES_OUT) -> list[str]:
+    """Findings for a person; those that are not in the box any more under this *head*."""
+    rows: list[str] = []
+    for title, meanings in (
+        (head, MEANINGS),
         ("These were left in the box:", NOT_TAKEN),
     ):
         told = [f"  ! {shown(found.path)}: {meanings[found.kind]}" for found in findings if found.kind in meanings]
-        rows += [head, *told[:MOST_FILES]] if told else []
+        rows += [title, *told[:MOST_FILES]] if told else []
         rows += [f"  and {len(told) - MOST_FILES} more"] if len(told) > MOST_FILES else []
     return rows
 

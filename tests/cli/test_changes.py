@@ -142,7 +142,8 @@ def test_a_branch_is_made_of_the_last_run_or_of_one_that_is_named(done: Path, st
     anyio.run(ran, done, state, lambda box: write(box, {"two": "2\n"}), TWO)
 
     assert cli("branch", "last").out.startswith("The branch last is at ")
-    assert cli("branch", "111", "first").code == 0
+    first = cli("branch", "111", "first")
+    assert (first.code, first.err.splitlines()[0]) == (0, "Look at these before you check it out:")
     assert git(done, "diff", "--name-only", "main", "last") == "two\n"
     assert git(done, "diff", "--name-only", "main", "first").splitlines()[:3] == [".envrc", "a", "b"]
     assert cli("branch").code == 2
