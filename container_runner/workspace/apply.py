@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from typing import Final
 
 import anyio
@@ -14,7 +14,7 @@ from container_runner.errors import ConflictError, StateError, WorkspaceError
 from container_runner.workspace.names import folded
 from container_runner.workspace.objects import contents, difference
 from container_runner.workspace.shadow import Shadow
-from container_runner.workspace.target import CHANGED, JOURNAL, Journal, Target
+from container_runner.workspace.target import JOURNAL, Journal, Target, was_changed
 
 LOCK: Final = "apply.lock"
 LOCK_TIMEOUT: Final = 120.0
@@ -44,9 +44,12 @@ async def write(shadow: Shadow, run: str, now: str, tree: str) -> tuple[bytes, .
             steps = target.plan(todo)
             # What was changed before the plan shows here. What is changed after it, shows when it is taken.
             if await shadow.snapshot() != now:
-                raise ConflictError(CHANGED, paths=())
+                raise was_changed()
             target.carry_out(steps)  # it waits for nothing, so nobody can cancel it in the middle
     except OSError as error:
+        journal = Journal.read(shadow.folder)
+        if journal is not None and journal.steps:
+            raise _half_way(shadow, journal, error) from error
         message = f"The work can not be written: {error.strerror}. The folder is as it was."
         raise WorkspaceError(message, next_step="Make it possible to write there, and try again.") from error
     return tuple(todo)
@@ -120,32 +123,31 @@ def _recover(shadow: Shadow) -> str | None:
     journal = Journal.read(shadow.folder)
     if journal is None:
         return None
-    target = Target(shadow, journal)
     try:
-        with suppress(FileNotFoundError):
-            target.resume()
-        target.undo(journal.steps)
-        target.end()
+        with closing(Target(shadow, journal)) as target:
+            with suppress(FileNotFoundError):
+                target.resume()
+            target.undo(journal.steps)
+            target.end()
     except OSError as error:
-        message = f"An apply to {shadow.workspace} was cut off, and can not be undone: {error.strerror}."
-        step = f"Make it possible to write there, and type the command again. The old files are in {journal.stage}."
-        raise WorkspaceError(message, next_step=step) from error
-    finally:
-        target.close()
+        raise _half_way(shadow, journal, error) from error
     return journal.run if journal.steps else None
+
+
+def _half_way(shadow: Shadow, journal: Journal, error: OSError) -> WorkspaceError:
+    message = f"An apply to {shadow.workspace} was cut off, and can not be undone: {error.strerror}."
+    step = f"Make it possible to write there, and type the command again. The old files are in {journal.stage}."
+    return WorkspaceError(message, next_step=step)
 
 
 @contextmanager
 def writing(shadow: Shadow, run: str) -> Iterator[Target]:
     """The folder with ours in it, which is gone at the end, however that comes."""
     journal = Journal(run=run)
-    target = Target(shadow, journal)
-    try:
+    with closing(Target(shadow, journal)) as target:
         journal.write(shadow.folder)
         try:
             target.begin()
             yield target
         finally:
             target.end()
-    finally:
-        target.close()

@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from container_runner.errors import ConflictError
+from container_runner.errors import ConflictError, StateError
 from container_runner.workspace.findings import LINK
 from container_runner.workspace.objects import Difference
 from container_runner.workspace.shadow import Shadow
@@ -31,10 +31,7 @@ from container_runner.workspace.shadow import Shadow
 JOURNAL: Final = "apply.json"
 
 _NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-"""What a file system says that has no hard links."""
-
-CHANGED: Final = "The folder was changed while the work was applied. All is as you have it; try again."
-IN_THE_WAY: Final = "Something that git does not track is in the way. Nothing was applied; move it away, and try again."
+"""What a file system says that has no hard links, or none of links."""
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -87,18 +84,37 @@ class Journal:
 
     @classmethod
     def read(cls, folder: Path) -> Journal | None:
-        """The one in *folder*, if there is one."""
+        """The one in *folder*, if there is one.
+
+        Raises:
+            StateError: it can not be read.
+        """
+        file = folder / JOURNAL
         try:
-            said: dict[str, Any] = json.loads((folder / JOURNAL).read_bytes())
-        except FileNotFoundError:
-            return None
-        return cls(
-            run=said["run"],
-            steps=tuple(
+            said: dict[str, Any] = json.loads(file.read_bytes())
+            steps = tuple(
                 Step(deed=deed, path=os.fsencode(path), number=number, is_needed=is_needed, facts=tuple(facts))
                 for deed, path, number, is_needed, facts in said["steps"]
-            ),
-        )
+            )
+            return cls(run=said["run"], steps=steps)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            step = (
+                "An apply was cut off. Look for its old files in .container-runner-* in the workspace, then remove it."
+            )
+            raise StateError(f"{file} can not be read.", next_step=step) from error
+
+
+def was_changed(*paths: bytes) -> ConflictError:
+    """The error for what somebody else changes just now."""
+    message = "The folder was changed while the work was applied. All is as you have it."
+    return ConflictError(message, paths=paths, next_step="Try again.")
+
+
+def _in_the_way(path: bytes) -> ConflictError:
+    message = "Something that is not looked at, because git ignores it, is in the way. Nothing was applied."
+    return ConflictError(message, paths=(path,), next_step="Move it away, and try again.")
 
 
 class Target:
@@ -116,7 +132,11 @@ class Target:
     def begin(self) -> None:
         """Make our folder."""
         os.mkdir(self._journal.stage, 0o700, dir_fd=self._top)
-        self.resume()
+        try:
+            self.resume()
+        except BaseException:
+            os.rmdir(self._journal.stage, dir_fd=self._top)
+            raise
 
     def resume(self) -> None:
         """Open our folder. Raises FileNotFoundError if it is not there."""
@@ -178,7 +198,7 @@ class Target:
             if before is not None:
                 there = self._lstat(path)
                 if there is None or stat.S_ISDIR(there.st_mode):
-                    raise ConflictError(CHANGED, paths=(path,))
+                    raise was_changed(path)
                 takes[path] = Step(deed="take", path=path, number=number, facts=_facts(there))
         for number, (path, (_, after)) in enumerate(todo.items()):
             if after is not None:
@@ -189,14 +209,14 @@ class Target:
             if there is None or folder in takes:
                 folders.add(folder)
             elif not stat.S_ISDIR(there.st_mode):
-                raise ConflictError(IN_THE_WAY, paths=(folder,))
+                raise _in_the_way(folder)
         empty = {folder: False for path in takes for folder in _folders(path) if folder not in way}
         for step in puts:
             there = self._lstat(step.path)
             if there is not None and stat.S_ISDIR(there.st_mode):
                 empty[step.path] = True
             elif there is not None and step.path not in takes:
-                raise ConflictError(IN_THE_WAY, paths=(step.path,))
+                raise _in_the_way(step.path)
         removed = []
         for folder in sorted(empty, key=lambda folder: -folder.count(b"/")):
             there = self._lstat(folder)
@@ -248,7 +268,7 @@ class Target:
                 old = f"o{step.number}"
                 os.rename(name, old, src_dir_fd=folder, dst_dir_fd=self._stage)
                 if _facts(os.stat(old, dir_fd=self._stage, follow_symlinks=False)) != step.facts:
-                    raise ConflictError(CHANGED, paths=(step.path,))
+                    raise was_changed(step.path)
             case "put":
                 self._put(step, folder, name)
             case "mkdir":
@@ -266,7 +286,7 @@ class Target:
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
                     if step.is_needed:
-                        raise ConflictError(IN_THE_WAY, paths=(step.path,)) from None
+                        raise _in_the_way(step.path) from None
 
     def _put(self, step: Step, folder: int, name: bytes) -> None:
         """Give a new file its name. A link, and not a rename, which would replace what somebody has just made there."""
@@ -275,12 +295,12 @@ class Target:
             os.link(new, name, src_dir_fd=self._stage, dst_dir_fd=folder, follow_symlinks=False)
             os.unlink(new, dir_fd=self._stage)
         except FileExistsError:
-            raise ConflictError(CHANGED, paths=(step.path,)) from None
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
+            raise was_changed(step.path) from None
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LINKS:
                 raise
             if _lstat(name, folder) is not None:
-                raise ConflictError(CHANGED, paths=(step.path,)) from None
+                raise was_changed(step.path) from None
             os.rename(new, name, src_dir_fd=self._stage, dst_dir_fd=folder)
 
     def _undo(self, step: Step, folder: int, name: bytes) -> None:

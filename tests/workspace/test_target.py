@@ -36,9 +36,9 @@ def work(tmp_path: Path) -> Path:
 class Meddled:
     """`os` for the module that writes, in which something happens before the nth call that changes anything."""
 
-    def __init__(self, at: int, happening: object) -> None:
+    def __init__(self, at: int, happening: object, *, again: bool = False) -> None:
         self.calls = 0
-        self._at, self._happening = at, happening
+        self._at, self._happening, self._again = at, happening, again
 
     def __getattr__(self, name: str) -> object:
         real = getattr(os, name)
@@ -61,7 +61,7 @@ class Meddled:
         def call(*args: object, **named: object) -> object:
             if name != "open" or (len(args) > 1 and int(args[1]) & os.O_CREAT):  # type: ignore[call-overload]
                 self.calls += 1
-                if self.calls == self._at:
+                if self.calls == self._at or (self._again and self.calls > self._at):
                     self._happening()  # type: ignore[operator]
             return real(*args, **named)
 
@@ -96,14 +96,15 @@ async def prepared(shadow: Shadow) -> Callable[[Callable[[], object]], None]:
     return write
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["once", "for good"])
 async def test_a_failure_at_any_step_leaves_all_as_it_was(
-    work: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, state: Path, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     shadow = await ran(work, state, everything)
     carry_out = await prepared(shadow)
     before, failures = look(work), 0
     for step in range(1, 1000):
-        meddled = Meddled(step, full)
+        meddled = Meddled(step, full, again=again)
         with monkeypatch.context() as patched, contextlib.suppress(OSError):
             patched.setattr("container_runner.workspace.target.os", meddled)
             carry_out(str)
@@ -206,6 +207,32 @@ async def test_an_apply_that_goes_on_is_waited_for_and_not_undone(
         with pytest.raises(StateError, match="too long"):
             await changes.apply()
     assert len((await changes.apply()).paths) == 13
+
+
+async def test_a_failure_that_can_not_be_undone_is_told_and_undone_by_the_next_command(
+    work: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = await changes_of(work, state, everything)
+    before = look(work)
+    with monkeypatch.context() as patched:
+        patched.setattr("container_runner.workspace.target.os", Meddled(40, full, again=True))
+        with pytest.raises(WorkspaceError, match="can not be undone: No space left") as caught:
+            await changes.apply()
+    assert f".container-runner-{RUN}" in caught.value.next_step
+    assert look(work) != before
+
+    assert changes.shadow is not None
+    assert apply.recover(changes.shadow) == RUN
+    assert look(work) == before
+
+
+async def test_a_journal_that_is_none_is_told(work: Path, state: Path) -> None:
+    changes = await changes_of(work, state, everything)
+    assert changes.shadow is not None
+    (changes.shadow.folder / "apply.json").write_text("{}")
+
+    with pytest.raises(StateError, match="can not be read"):
+        await changes.apply()
 
 
 async def test_a_folder_of_our_name_that_is_not_ours_stays(work: Path, state: Path) -> None:
