@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from container_runner.errors import CommandNotExecutableError as CommandNotExecutableError
     from container_runner.errors import CommandNotFoundError as CommandNotFoundError
     from container_runner.errors import ConfigError as ConfigError
+    from container_runner.errors import ConflictError as ConflictError
     from container_runner.errors import ContainerGoneError as ContainerGoneError
     from container_runner.errors import ContainerRunnerError as ContainerRunnerError
     from container_runner.errors import EngineArgumentError as EngineArgumentError
@@ -106,6 +107,12 @@ if TYPE_CHECKING:
     from container_runner.stream.messages import UnknownMessage as UnknownMessage
     from container_runner.stream.messages import UserMessage as UserMessage
     from container_runner.stream.messages import parse_line as parse_line
+    from container_runner.workspace.branch import Branched as Branched
+    from container_runner.workspace.changes import Applied as Applied
+    from container_runner.workspace.changes import ChangedFile as ChangedFile
+    from container_runner.workspace.changes import Changes as Changes
+    from container_runner.workspace.changes import Commit as Commit
+    from container_runner.workspace.findings import Finding as Finding
 
 __version__ = "0.1.0"
 
@@ -123,7 +130,7 @@ _NAMES = {
     "engine.engine": "Engine",
     "errors": (
         "AgentError AgentFailedError AgentKilledError CleanupError CommandNotExecutableError "
-        "CommandNotFoundError ConfigError ContainerGoneError ContainerRunnerError EngineArgumentError "
+        "CommandNotFoundError ConfigError ConflictError ContainerGoneError ContainerRunnerError EngineArgumentError "
         "EngineBusyError EngineError EngineNotFoundError EnginePermissionError EngineTimeoutError "
         "EngineUnreachableError ExecLostError GitNotFoundError IdleTimeoutError ImageNotFoundError "
         "ImageUnsuitableError IncompleteOutputError MountError NameTakenError NetworkNotFoundError "
@@ -148,6 +155,9 @@ _NAMES = {
         "TaskNotificationMessage TaskProgressMessage TaskStartedMessage TaskUpdatedMessage ToolProgressMessage "
         "UnknownMessage UserMessage parse_line"
     ),
+    "workspace.branch": "Branched",
+    "workspace.changes": "Applied ChangedFile Changes Commit",
+    "workspace.findings": "Finding",
 }
 """The public names, by the module that defines them. It is imported when one of them is first used, so that a program
 that only asks for the version, or pytest looking for plugins, does not wait for the rest."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 import attrs
@@ -75,7 +76,7 @@ class Notes:
 
 @attrs.frozen(kw_only=True)
 class Changes:
-    """What a run has done to its workspace, which has nothing of it yet. Get one with `Changes.load`."""
+    """What a run has done to its workspace, which has nothing of it yet. Get one with `Changes.open`."""
 
     run: str
     base: str
@@ -99,6 +100,19 @@ class Changes:
 
     shadow: Shadow | None = attrs.field(default=None, eq=False, repr=False)
     """Where the files are; None for one that was made of `to_dict`, which can only be looked at."""
+
+    @classmethod
+    async def open(cls, workspace: Path, run: str, state_dir: Path) -> Self:
+        """The changes of *run*, which worked on *workspace* and whose runner had this state folder.
+
+        Raises:
+            WorkspaceError: nothing came out of this run, or the workspace can not be read.
+            GitNotFoundError: there is no git, or one that is too old.
+            StateError: the state folder can not be written.
+        """
+        shadow = await Shadow.open(workspace, state_dir)
+        apply.recover(shadow)
+        return await cls.load(shadow, run)
 
     @classmethod
     async def load(cls, shadow: Shadow, run: str) -> Self:
@@ -192,7 +206,7 @@ class Changes:
     @property
     def _shadow(self) -> Shadow:
         if self.shadow is None:
-            raise WorkspaceError(f"Only what is to be told of run {self.run} is here.", next_step="Use Changes.load.")
+            raise WorkspaceError(f"Only what is to be told of run {self.run} is here.", next_step="Use Changes.open.")
         return self.shadow
 
     async def _write(self, now: str, tree: str) -> tuple[bytes, ...]:

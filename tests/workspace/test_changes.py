@@ -10,7 +10,6 @@ import pytest
 from container_runner.errors import ConfigError, WorkspaceError
 from container_runner.workspace.changes import ChangedFile, Changes, Notes, write_notes
 from container_runner.workspace.findings import Finding
-from container_runner.workspace.shadow import Shadow
 from tests.workspace.scene import FILES, RUN, changes_of, commit, everything, git, look, make_folder, ran, write
 
 pytestmark = pytest.mark.anyio
@@ -134,4 +133,4 @@ async def test_what_is_discarded_is_gone_and_the_folder_stays(work: Path, state:
 
     assert look(work) == before
     with pytest.raises(WorkspaceError, match="Nothing is kept of run"):
-        await Changes.load(await Shadow.open(work, state), RUN)
+        await Changes.open(work, RUN, state)
