@@ -15,7 +15,7 @@ HEAD = """
 `ContainerRunner.execute` raises `ConfigError` and `UnsupportedRuntimeError` before anything is started,
 and `EngineNotFoundError` if the configuration names a program that is not there.
 Everything else that fails is one last `ErrorMessage`, whose `kind` is in this table.
-`ContainerManager` and `Engine` raise the errors themselves.
+`container_runner.run`, `ContainerRunner.run`, `ContainerManager` and `Engine` raise the errors themselves.
 `container-runner` prints the error with its next step, and exits with the code.
 
 More exit codes: 0 is success, 2 also a command line that can not be understood, 130 and 143 an end by Ctrl-C or TERM,
