@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from container_runner.errors import AgentError as AgentError
     from container_runner.errors import AgentFailedError as AgentFailedError
     from container_runner.errors import AgentKilledError as AgentKilledError
+    from container_runner.errors import AuthenticationError as AuthenticationError
     from container_runner.errors import CleanupError as CleanupError
     from container_runner.errors import CommandNotExecutableError as CommandNotExecutableError
     from container_runner.errors import CommandNotFoundError as CommandNotFoundError
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from container_runner.errors import PromptRefusedError as PromptRefusedError
     from container_runner.errors import PullFailedError as PullFailedError
     from container_runner.errors import ResultTimeoutError as ResultTimeoutError
+    from container_runner.errors import SessionNotFoundError as SessionNotFoundError
     from container_runner.errors import StateError as StateError
     from container_runner.errors import TotalTimeoutError as TotalTimeoutError
     from container_runner.errors import UnsupportedRuntimeError as UnsupportedRuntimeError
@@ -76,6 +78,8 @@ if TYPE_CHECKING:
     from container_runner.runner.kept import ContainerManager as ContainerManager
     from container_runner.runner.kept import KeptContainer as KeptContainer
     from container_runner.stream.blocks import ContentBlock as ContentBlock
+    from container_runner.stream.blocks import DeferredToolUse as DeferredToolUse
+    from container_runner.stream.blocks import RateLimitInfo as RateLimitInfo
     from container_runner.stream.blocks import ServerToolResultBlock as ServerToolResultBlock
     from container_runner.stream.blocks import ServerToolUseBlock as ServerToolUseBlock
     from container_runner.stream.blocks import TextBlock as TextBlock
@@ -86,16 +90,15 @@ if TYPE_CHECKING:
     from container_runner.stream.blocks import Usage as Usage
     from container_runner.stream.lines import OversizedLine as OversizedLine
     from container_runner.stream.messages import AgentMessage as AgentMessage
+    from container_runner.stream.messages import ApiRetryMessage as ApiRetryMessage
     from container_runner.stream.messages import AssistantMessage as AssistantMessage
     from container_runner.stream.messages import ConversationResetMessage as ConversationResetMessage
-    from container_runner.stream.messages import DeferredToolUse as DeferredToolUse
     from container_runner.stream.messages import ErrorMessage as ErrorMessage
     from container_runner.stream.messages import HookEventMessage as HookEventMessage
     from container_runner.stream.messages import Message as Message
     from container_runner.stream.messages import NoticeMessage as NoticeMessage
     from container_runner.stream.messages import OutputLine as OutputLine
     from container_runner.stream.messages import RateLimitEvent as RateLimitEvent
-    from container_runner.stream.messages import RateLimitInfo as RateLimitInfo
     from container_runner.stream.messages import ResultMessage as ResultMessage
     from container_runner.stream.messages import StreamEvent as StreamEvent
     from container_runner.stream.messages import SystemMessage as SystemMessage
@@ -129,13 +132,13 @@ _NAMES = {
     "doctor.doctor": "examine",
     "engine.engine": "Engine",
     "errors": (
-        "AgentError AgentFailedError AgentKilledError CleanupError CommandNotExecutableError "
+        "AgentError AgentFailedError AgentKilledError AuthenticationError CleanupError CommandNotExecutableError "
         "CommandNotFoundError ConfigError ConflictError ContainerGoneError ContainerRunnerError EngineArgumentError "
         "EngineBusyError EngineError EngineNotFoundError EnginePermissionError EngineTimeoutError "
         "EngineUnreachableError ExecLostError GitNotFoundError IdleTimeoutError ImageNotFoundError "
         "ImageUnsuitableError IncompleteOutputError MountError NameTakenError NetworkNotFoundError "
-        "OutOfMemoryError PortError PromptRefusedError PullFailedError ResultTimeoutError StateError "
-        "TotalTimeoutError UnsupportedRuntimeError WorkspaceError"
+        "OutOfMemoryError PortError PromptRefusedError PullFailedError ResultTimeoutError SessionNotFoundError "
+        "StateError TotalTimeoutError UnsupportedRuntimeError WorkspaceError"
     ),
     "fleet.batch": "Job JobResult ResultFile Watch run_batch",
     "options": "Agent ExecuteOptions",
@@ -145,13 +148,13 @@ _NAMES = {
     "runner.blocking": "run",
     "runner.kept": "ContainerManager KeptContainer",
     "stream.blocks": (
-        "ContentBlock ServerToolResultBlock ServerToolUseBlock TextBlock ThinkingBlock ToolResultBlock "
-        "ToolUseBlock UnknownBlock Usage"
+        "ContentBlock DeferredToolUse RateLimitInfo ServerToolResultBlock ServerToolUseBlock TextBlock "
+        "ThinkingBlock ToolResultBlock ToolUseBlock UnknownBlock Usage"
     ),
     "stream.lines": "OversizedLine",
     "stream.messages": (
-        "AgentMessage AssistantMessage ConversationResetMessage DeferredToolUse ErrorMessage HookEventMessage "
-        "Message NoticeMessage OutputLine RateLimitEvent RateLimitInfo ResultMessage StreamEvent SystemMessage "
+        "AgentMessage ApiRetryMessage AssistantMessage ConversationResetMessage ErrorMessage HookEventMessage "
+        "Message NoticeMessage OutputLine RateLimitEvent ResultMessage StreamEvent SystemMessage "
         "TaskNotificationMessage TaskProgressMessage TaskStartedMessage TaskUpdatedMessage ToolProgressMessage "
         "UnknownMessage UserMessage parse_line"
     ),

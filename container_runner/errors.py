@@ -32,6 +32,8 @@
         ├── OutOfMemoryError          the kernel ended it for its memory
         ├── IncompleteOutputError     its output ended without a result
         ├── PromptRefusedError        it did not take the prompt
+        ├── AuthenticationError       the API does not take the agent's key or login
+        ├── SessionNotFoundError      there is no such session to go on with
         ├── TotalTimeoutError         it ran too long
         ├── IdleTimeoutError          it was silent too long
         └── ResultTimeoutError        it gave its result, had nothing left to do, and did not leave
@@ -346,6 +348,20 @@ class IncompleteOutputError(AgentError):
 class PromptRefusedError(AgentError):
     kind = "prompt_refused"
     advice = "Shorten the prompt, or put the long part into a file in the workspace."
+
+
+class AuthenticationError(AgentError):
+    kind = "auth"
+    advice = (
+        "Set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN to one that is valid; `container-runner doctor` tells which "
+        "of them the agent gets. With --wait-for-login the agent goes on asking."
+    )
+
+
+class SessionNotFoundError(AgentError):
+    kind = "session_not_found"
+    cli_exit_code = 2
+    advice = "See `container-runner sessions list`, with the --agent or --workspace of the run that began the session."
 
 
 class TotalTimeoutError(AgentError):

@@ -191,6 +191,8 @@ class ExecuteOptions:
         session_id: The id that a new session gets. None: the agent chooses.
         append_system_prompt: Added to the system prompt.
         include_partial_messages: Yield a StreamEvent for each piece of text as it comes.
+        wait_for_login: Let the agent go on asking an API that refuses its key or login. Otherwise the run ends after
+            the third refusal.
         timeout: Seconds that the run may take in all, its start included. None: the container's time limit alone.
         idle_timeout: Seconds that it may be silent. A tool that runs is silent too.
         result_timeout: Seconds that it may take to leave once it has given its last result and has nothing left to do.
@@ -211,6 +213,7 @@ class ExecuteOptions:
     session_id: str | None = attrs.field(default=None, validator=optional(_session))
     append_system_prompt: str | None = attrs.field(default=None, validator=optional(_argument))
     include_partial_messages: bool = False
+    wait_for_login: bool = False
     timeout: float | None = attrs.field(default=None, validator=_seconds)
     idle_timeout: float | None = attrs.field(default=1800.0, validator=_seconds)
     result_timeout: float | None = attrs.field(default=90.0, validator=_seconds)

@@ -22,6 +22,7 @@ from container_runner.stream.blocks import (
 )
 from container_runner.stream.messages import (
     AgentMessage,
+    ApiRetryMessage,
     AssistantMessage,
     ConversationResetMessage,
     DeferredToolUse,
@@ -65,6 +66,7 @@ SECTIONS: dict[str, tuple[str, tuple[type, ...]]] = {
             TaskUpdatedMessage,
             TaskNotificationMessage,
             HookEventMessage,
+            ApiRetryMessage,
             AssistantMessage,
             UserMessage,
             ResultMessage,

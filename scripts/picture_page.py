@@ -54,7 +54,7 @@ def main() -> None:
         sys.exit("There is no chromium on this machine.")
     usage = Usage(input_tokens=9_120, output_tokens=1_480, cache_read_input_tokens=41_300)
     summary = RunSummary(
-        run_id="ab" * 16, agent="shop", outcome="success", started=START, duration=39.2, workspace="/home/me/shop",
+        run_id="ab" * 16, agent="shop", outcome="succeeded", started=START, duration=39.2, workspace="/home/me/shop",
         image="my/claude", tokens=usage,
     )  # fmt: skip
     part = Part(conversation=converse(map(parse_record, lines(usage))), summary=summary)
@@ -84,7 +84,7 @@ def lines(usage: Usage) -> list[bytes]:
         written.append(line(at, {"type": "start", "prompt": what} if kind == "prompt" else said, kind == "prompt"))
     used = {"inputTokens": 9_120, "outputTokens": 1_480, "cacheReadInputTokens": 41_300, "costUSD": 0.2143}
     result = {
-        "type": "result", "subtype": "success", "is_error": False, "num_turns": 6, "total_cost_usd": 0.2143,
+        "type": "result", "subtype": "succeeded", "is_error": False, "num_turns": 6, "total_cost_usd": 0.2143,
         "modelUsage": {"claude-opus-5-5": used},
         "usage": {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens,
                   "cache_read_input_tokens": usage.cache_read_input_tokens},

@@ -8,7 +8,15 @@ from typing import Any
 
 from container_runner.agents.runtime import Command, CommandLineRuntime, Credentials
 from container_runner.config import paths
-from container_runner.errors import AgentFailedError, ContainerRunnerError, IncompleteOutputError, PromptRefusedError
+from container_runner.errors import (
+    AgentError,
+    AgentFailedError,
+    AuthenticationError,
+    ContainerRunnerError,
+    IncompleteOutputError,
+    PromptRefusedError,
+    SessionNotFoundError,
+)
 from container_runner.options import ExecuteOptions, check_argument
 from container_runner.stream.messages import ResultMessage
 
@@ -71,15 +79,18 @@ class ClaudeRuntime(CommandLineRuntime):
             return None
         said = "; ".join(result.errors) or result.result or result.subtype or "it gave no reason"
         said = said if len(said) <= 500 else f"{said[:500]}…"
-        kind = PromptRefusedError if result.terminal_reason == "prompt_too_long" else AgentFailedError
-        step = _LOG_IN if "/login" in said or "Invalid API key" in said else None
-        return kind(f"claude failed: {said}", next_step=step, exit_code=exit_code, stderr=stderr)
+        kind: type[AgentError] = AgentFailedError
+        if result.terminal_reason == "prompt_too_long":
+            kind = PromptRefusedError
+        elif result.api_error_status in (401, 403) or "/login" in said or "Invalid API key" in said:
+            kind = AuthenticationError
+        elif said.startswith(_NO_SESSION):
+            # It prints the same to stderr.
+            return SessionNotFoundError(f"{said.rstrip('.')}.", exit_code=exit_code)
+        return kind(f"claude failed: {said}", exit_code=exit_code, stderr=stderr)
 
 
-_LOG_IN = (
-    "Set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN to one that is valid; `container-runner doctor` tells "
-    "which of them the agent gets."
-)
+_NO_SESSION = "No conversation found with session ID"
 
 _CONTAINED_ENV = {
     "CLAUDE_CONFIG_DIR": paths.SESSIONS,  # with it, all of claude's state lies in that one folder

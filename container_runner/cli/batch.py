@@ -18,7 +18,7 @@ from container_runner.box.hints import hints_for
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags, prompt_in
 from container_runner.cli.text import clean, job_line, line
-from container_runner.cli.view import View, left_by, take_any_script, wants_live, watched
+from container_runner.cli.view import View, take_any_script, wants_live, watched
 from container_runner.config.converter import parse_toml, structured
 from container_runner.config.fields import AGENT, BOX, FIELDS, REQUEST, flag, parse
 from container_runner.config.keys import refuse_key
@@ -249,15 +249,14 @@ async def _run(
         watch = Watch(started=view.started, said=view.said, ended=note_end)
         await run_batch(jobs, at_once=at_once, results=results, retry_failed=retry_failed, watch=watch)
 
-    received = await watched(work, view, stopping="stopping the agents")
-    stopped = await left_by(jobs[0].runner) if received else None
+    stopped = await watched(work, view, jobs[0].runner, stopping="stopping the agents")
     if type(view) is not _Json:
         rows = ending(jobs, before, ended, time.monotonic() - began, results)
-        view.end([*rows, f"  {stopped}", "  Run it again to go on."] if stopped else rows)
+        view.end([*rows, f"  {stopped.left}", "  Run it again to go on."] if stopped else rows)
     elif stopped:
-        view.note(stopped)
-    if received:
-        return 128 + received
+        view.note(stopped.left)
+    if stopped:
+        return stopped.code
     return 0 if all(result.succeeded for result in [*before.values(), *ended]) else 1
 
 

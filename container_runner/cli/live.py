@@ -5,6 +5,7 @@ Everything that an agent wrote goes through `clean`, and reaches rich as `Text`,
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,16 +17,21 @@ import attrs
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.markdown import Markdown
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.spinner import Spinner
+from rich.table import Column
 from rich.text import Text
 
-from container_runner.cli.text import clean, job_facts, render, tool_call, tool_result
+from container_runner.cli.text import MOST_CHANGED, change_lines, clean, job_facts, render, tool_call, tool_result
 from container_runner.cli.text import line as one_line
 from container_runner.cli.view import View
 from container_runner.fleet.batch import Job, JobResult
+from container_runner.records.edits import edits
 from container_runner.records.figures import clock, duration, taken
 from container_runner.records.tally import Tally
+from container_runner.records.transcript import retry_told
 from container_runner.stream import messages
 
 FRAME: Final = 0.1
@@ -40,10 +46,11 @@ MOST_STREAMED: Final = 256 * 1024
 LEAST_FOR_BARS: Final = 50
 """Columns of a terminal below which a batch has no bars: the jobs' names need the room."""
 
+MOST_MARKDOWN: Final = 64 * 1024
+"""Characters of a text that are rendered as Markdown."""
+
 MOST_TOOLS: Final = 4
 """Tools at work that are shown."""
-
-_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
 class Screen(View):
@@ -56,7 +63,7 @@ class Screen(View):
         # `force_terminal`, because it was decided already whether this is one.
         self.console = console or Console(file=sys.stdout, force_terminal=True, highlight=False, emoji=False)
         self._live = Live(self, console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
-        self._pending: list[Text] = []
+        self._pending: list[RenderableType] = []
         self._gone = False
         self._began = time.monotonic()
         self.noted = ""
@@ -71,7 +78,7 @@ class Screen(View):
         self._began = time.monotonic()
         self._attempt(self._live.start)
 
-    def show(self, *lines: Text) -> None:
+    def show(self, *lines: RenderableType) -> None:
         """Add lines that stay."""
         self._pending += lines
         if len(self._pending) > MOST_PENDING:
@@ -111,9 +118,6 @@ class Screen(View):
         """The region that moves."""
         raise NotImplementedError
 
-    def spinner(self) -> str:
-        return _SPINNER[int(self.elapsed / FRAME) % len(_SPINNER)]
-
     def fitted(self, text: Text) -> Text:
         """*text* cut to one row, with room for the ^C that a terminal may echo behind it."""
         text.truncate(max(1, self.console.width - 3), overflow="ellipsis")
@@ -132,13 +136,13 @@ class Screen(View):
 class _Tool:
     """A tool at work."""
 
-    name: str
-    told: str
-    began: float
+    block: messages.ToolUseBlock
     indent: str
+    began: float = attrs.Factory(time.monotonic)
 
     def line(self, mark: str, style: str) -> Text:
-        return Text.assemble((f"{self.indent}{mark} ", style), (self.name, "bold"), f" {self.told}")
+        name, told = tool_call(self.block.name, self.block.input)
+        return Text.assemble((f"{self.indent}{mark} ", style), (name, "bold"), f" {told}")
 
 
 class RunView(Screen):
@@ -152,6 +156,7 @@ class RunView(Screen):
         self._streamed = ""
         self._printed = 0
         self._spaced = False
+        self._spinner = Spinner("dots", style="cyan")
         title = self.fitted(Text.assemble(("▸ ", "cyan"), (one_line(prompt), "bold")))
         self.show(title, Text(f"  {clean(place)}", "dim"))
 
@@ -172,13 +177,16 @@ class RunView(Screen):
             case messages.UserMessage():
                 for block in message.content:
                     if isinstance(block, messages.ToolResultBlock):
-                        self._finish_tool(block)
+                        self._finish_tool(block, message.tool_use_result)
                 self._activity = "waiting for the model"
             case messages.ResultMessage():
                 self._activity = "finishing"
             case messages.SystemMessage() if message.is_init:
                 self._activity = "waiting for the model"
                 self.show(Text(f"  session {one_line(message.session_id)}, {one_line(message.model)}", "dim"))
+            case messages.ApiRetryMessage():
+                self._activity = retry_told(message)
+                self.show(self.fitted(Text(render(message) or "", "yellow")))
             case messages.ErrorMessage():
                 pass  # the end tells of it
             case _:
@@ -214,8 +222,8 @@ class RunView(Screen):
             rows.append(self.fitted(row.append(f"  {duration(took)}", "dim")))
         if len(tools) > MOST_TOOLS:
             rows.append(Text(f"  and {len(tools) - MOST_TOOLS} more", "dim"))
-        rows.append(self.fitted(self._status()))
-        return Group(*([] if self._printed else [Text()]), *rows)  # what goes on has no empty line before it
+        self._spinner.update(text=self.fitted(self._status()))
+        return Group(Text(), *rows, self._spinner)
 
     def _status(self) -> Text:
         tally = self._tally
@@ -225,7 +233,7 @@ class RunView(Screen):
         if tally.cost_usd:
             facts.append(f"${tally.cost_usd:.2f}")
         facts.append("Ctrl-C again leaves at once" if self.noted else "Ctrl-C stops")
-        return Text.assemble((f"{self.spinner()} ", "cyan"), self.noted or activity, (f"  {' · '.join(facts)}", "dim"))
+        return Text.assemble(one_line(self.noted or activity), (f"  {' · '.join(facts)}", "dim"))
 
     def _stream(self, event: messages.StreamEvent) -> None:
         if event.parent_tool_use_id:
@@ -242,11 +250,11 @@ class RunView(Screen):
             self._flush(whole=True)
 
     def _flush(self, *, whole: bool = False) -> None:
-        """Let the finished lines of a text that still comes stay, or *whole*: all of it, and begin anew."""
-        end = len(self._streamed) if whole else self._streamed.rfind("\n") + 1
+        """Let the finished paragraphs of a text that still comes stay, or *whole*: all of it, and begin anew."""
+        end = len(self._streamed) if whole else self._printed + _paragraphs(self._streamed[self._printed :])
         if end > self._printed:
             begin, self._printed = self._printed, end  # before it is shown, which may draw, and so come here again
-            self._write(self._streamed[begin:end], goes_on=begin > 0)
+            self._write(self._streamed[begin:end])
         if whole:
             self._streamed, self._printed = "", 0
 
@@ -259,38 +267,41 @@ class RunView(Screen):
                         shown = self._printed
                     self._streamed, self._printed = "", 0
                 if text[shown:].strip():
-                    self._write(text[shown:], indent, goes_on=shown > 0)
-            case messages.ToolUseBlock(name=name, input=arguments, id=key):
+                    self._write(text[shown:], indent)
+            case messages.ToolUseBlock(id=key):
                 if len(self._tools) >= 64:  # nobody runs that many; they are not answered
                     self._show_tool(self._tools.pop(next(iter(self._tools))), Text())
-                self._tools[key] = _Tool(*tool_call(name, arguments), time.monotonic(), indent)
+                self._tools[key] = _Tool(block, indent)
             case messages.ThinkingBlock():
                 self._activity = "thinking"
             case _:
                 pass
 
-    def _write(self, text: str, indent: str = "", *, goes_on: bool = False) -> None:
-        """The agent's own words, set apart by an empty line unless they go on."""
-        if not goes_on:
-            self.show(Text())
-        lines = clean(text).rstrip("\n").split("\n")
-        self.show(*(Text(f"{indent}{row}") for row in lines))
+    def _write(self, text: str, indent: str = "") -> None:
+        """The agent's own words, which are Markdown, set apart by an empty line."""
+        text = clean(text).strip("\n")
+        # More than that would take the renderer more than a moment.
+        shown = Markdown(text, hyperlinks=False) if len(text) <= MOST_MARKDOWN else Text(text)
+        self.show(Text(), Padding(shown, (0, 0, 0, len(indent))))
         self._spaced = False
 
-    def _finish_tool(self, block: messages.ToolResultBlock) -> None:
-        tool = self._tools.pop(block.tool_use_id, None) or _Tool("?", "", time.monotonic(), "")
-        told = Text(f"{tool.indent}  {'✗' if block.is_error else '└'} ", "dim")
-        told.append(tool_result(block), "red" if block.is_error else "dim")
-        took = time.monotonic() - tool.began
-        if took >= 1:
-            told.append(f" · {duration(took)}", "dim")
-        self._show_tool(tool, told, failed=block.is_error)
+    def _finish_tool(self, block: messages.ToolResultBlock, details: object) -> None:
+        tool = self._tools.pop(block.tool_use_id, None) or _Tool(messages.ToolUseBlock(name="?"), "")
+        changes = [] if block.is_error else edits(tool.block.name, tool.block.input, details)
+        mark, style = ("✗", "red") if block.is_error else ("└", "dim")
+        rows = [
+            Text(f"{tool.indent}  {mark} {text}", {"+": "green", "-": "red"}.get(mark, "dim"))
+            for mark, text in change_lines(changes, MOST_CHANGED)
+        ] or [Text.assemble((f"{tool.indent}  {mark} ", "dim"), (tool_result(block), style))]
+        if (took := time.monotonic() - tool.began) >= 1:
+            rows[-1].append(f" · {duration(took)}", "dim")
+        self._show_tool(tool, *rows, failed=block.is_error)
 
-    def _show_tool(self, tool: _Tool, told: Text, *, failed: bool = False) -> None:
+    def _show_tool(self, tool: _Tool, *told: Text, failed: bool = False) -> None:
         if not self._spaced:
             self.show(Text())
             self._spaced = True
-        self.show(tool.line("●", "red" if failed else "green"), self.fitted(told))
+        self.show(tool.line("●", "red" if failed else "green"), *map(self.fitted, told))
 
 
 class BatchView(Screen):
@@ -304,15 +315,29 @@ class BatchView(Screen):
         self._cost = 0.0
         self._name_width = min(24, max((cell_len(clean(job.id)) for job in jobs), default=1))
         self._rows: dict[str, _Row] = {}
+        bars = [BarColumn(12, pulse_style="cyan", complete_style="cyan")] * (self.console.width >= LEAST_FOR_BARS)
+        width = max(self._name_width, len(f"{self._jobs} of {self._jobs}"))
+        self._progress = Progress(
+            SpinnerColumn(style="yellow"),
+            TextColumn("{task.description}", markup=False, table_column=Column(width=width, no_wrap=True)),
+            *bars,
+            TextColumn("{task.fields[told]}", "dim", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+            TimeElapsedColumn(),
+            console=self.console,
+            auto_refresh=False,
+            expand=True,
+        )
+        self._all = self._progress.add_task("", total=max(1, self._jobs), told="")
 
     def started(self, job: Job) -> None:
-        self._rows[job.id] = _Row(job, time.monotonic())
+        limit = job.options.agent.max_turns or job.options.timeout
+        self._rows[job.id] = _Row(job, self._progress.add_task(clean(job.id), total=limit, told=""))
 
     def said(self, job: Job, message: messages.Message) -> None:
         self._rows[job.id].add(message)
 
     def ended(self, result: JobResult) -> None:
-        del self._rows[result.id]
+        self._progress.remove_task(self._rows.pop(result.id).task)
         self._done += 1
         self._failed += not result.succeeded
         self._cost += result.cost_usd or 0
@@ -328,39 +353,18 @@ class BatchView(Screen):
         super().end(["", *rows])
 
     def __rich__(self) -> RenderableType:
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.width = max(1, self.console.width - 3)
-        has_bars = self.console.width >= LEAST_FOR_BARS
-        table.add_column(width=self._name_width + 2, no_wrap=True, overflow="ellipsis")
-        if has_bars:
-            table.add_column(width=12)
-        table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-        table.add_column(justify="right", no_wrap=True)
-        room = max(1, self.console.height - 5)
-        rows = list(self._rows.values())
-        for row in rows[:room]:
-            name = Text.assemble(("● ", "yellow"), clean(row.job.id))
-            bar = [row.bar()] if has_bars else []
-            table.add_row(name, *bar, Text(row.activity, "dim"), Text(clock(row.elapsed), "dim"))
-        below = [Text(f"and {len(rows) - room} more at work", "dim")] if len(rows) > room else []
-        return Group(Text(), table, *below, self._total())
-
-    def _total(self) -> RenderableType:
-        facts = [f"{self._failed} failed"] * bool(self._failed)
-        facts += [f"{len(self._rows)} at work", clock(self.elapsed)]
-        facts += [f"${self._cost:.2f}"] * (self._cost > 0)
+        for row in self._rows.values():
+            self._progress.update(row.task, completed=row.used, told=row.activity)
+        facts = [self.noted] * bool(self.noted) + [f"{self._failed} failed"] * bool(self._failed)
+        facts += [f"{len(self._rows)} at work", *([f"${self._cost:.2f}"] if self._cost else [])]
         facts += ["Ctrl-C again leaves at once" if self.noted else "Ctrl-C stops"]
-        head = Text.assemble((f"{self.spinner()} ", "cyan"), (self.noted or f"{self._done} of {self._jobs}", "bold"))
-        if self.console.width < LEAST_FOR_BARS:
-            return self.fitted(head.append(f"  {' · '.join(facts)}", "dim"))
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.width = self.console.width - 3
-        table.add_column(no_wrap=True)
-        table.add_column(ratio=1)
-        table.add_column(no_wrap=True, overflow="ellipsis")
-        bar = ProgressBar(total=max(1, self._jobs), completed=self._done, complete_style="green")
-        table.add_row(head, bar, Text(" · ".join(facts), "dim"))
-        return table
+        done = f"{self._done} of {self._jobs}"
+        self._progress.update(self._all, completed=self._done, description=done, told=" · ".join(facts))
+        every, *work = self._progress.tasks
+        room = max(1, self.console.height - 5)
+        below = [Text(f"and {len(work) - room} more at work", "dim")] * (len(work) > room)
+        table = self._progress.make_tasks_table([*work[:room], every])
+        return Group(Text(), *below, Padding(table, (0, 3, 0, 0)))  # room for the ^C that a terminal may echo
 
 
 @attrs.define
@@ -368,13 +372,18 @@ class _Row:
     """A job at work."""
 
     job: Job
-    began: float
+    task: TaskID
     activity: str = "starting the container"
     tally: Tally = attrs.Factory(Tally)
+    began: float = attrs.Factory(time.monotonic)
 
     @property
-    def elapsed(self) -> float:
-        return time.monotonic() - self.began
+    def used(self) -> float:
+        """How much it has used of its turns or its time. A bar that is full would stop its clock."""
+        turns, timeout = self.job.options.agent.max_turns, self.job.options.timeout
+        if turns is not None:
+            return min(self.tally.turns, turns - 0.1)
+        return min(time.monotonic() - self.began, 0.99 * timeout) if timeout is not None else 0
 
     def add(self, message: messages.Message) -> None:
         self.tally.add(message)
@@ -391,16 +400,19 @@ class _Row:
                 self.activity = "waiting for the model"
             case messages.OutputLine() if message.data.strip():
                 self.activity = one_line(message.text)
+            case _:
+                self.activity = one_line(render(message) or self.activity)
 
-    def bar(self) -> ProgressBar:
-        """How much it has used of its turns or its time; if neither is limited, it only moves."""
-        options = self.job.options
-        total, completed = None, 0.0
-        if options.agent.max_turns is not None:
-            total, completed = float(options.agent.max_turns), float(self.tally.turns)
-        elif options.timeout is not None:
-            total, completed = options.timeout, self.elapsed
-        return ProgressBar(total=total, completed=completed, complete_style="cyan", pulse_style="cyan")
+
+def _paragraphs(text: str) -> int:
+    """Where the last paragraph of a Markdown text begins: what stands before will not change any more."""
+    end, is_code = 0, False
+    for match in re.finditer(r"^ {0,3}(?:```|~~~)|\n\n(?=\S)", text, re.MULTILINE):
+        if match[0].strip():
+            is_code = not is_code
+        elif not is_code:
+            end = match.end()
+    return end
 
 
 def _styled(row: str) -> Text:

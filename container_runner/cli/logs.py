@@ -205,4 +205,4 @@ def _tail(summary: RunSummary) -> str:
     facts += figures.taken(summary.turns, tokens, summary.cost_usd)
     facts += [f"resume with --resume={summary.session_id}"] if SESSION_ID.fullmatch(summary.session_id or "") else []
     facts += [] if summary.complete else ["the transcript is incomplete"]
-    return f"{'✓' if summary.outcome == 'success' else '✗'} {text.clean(', '.join(facts))}"
+    return f"{'✓' if summary.outcome == 'succeeded' else '✗'} {text.clean(', '.join(facts))}"

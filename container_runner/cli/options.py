@@ -37,6 +37,7 @@ class ExecuteFlags:
         args: One more argument for the agent's command, as --arg=--verbose. Can be given again.
         session_id: The id that a new session gets. Default: the agent chooses.
         include_partial_messages: Pass on each piece of text as it comes. Default: only in the live view.
+        wait_for_login: Let the agent go on asking an API that refuses its key or login.
         result_timeout: The time that it may take to leave after its last result: "5m", or seconds; 0: any. Default: 90.
         grace: Whole seconds between asking the agent to stop and making it stop. Default: 3.
         line_limit: The longest line of output that is kept whole, as "1m". 0: any length. Default: 16m.
@@ -49,6 +50,7 @@ class ExecuteFlags:
     args: Annotated[tuple[str, ...], several("--arg")] = ()
     session_id: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
     include_partial_messages: Annotated[bool | None, Parameter(group=RUN_GROUP)] = None
+    wait_for_login: Annotated[bool | None, Parameter(group=RUN_GROUP)] = None
     result_timeout: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
     grace: Annotated[int | None, Parameter(group=RUN_GROUP)] = None
     line_limit: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
@@ -68,7 +70,7 @@ class ExecuteFlags:
             agent["mcp_servers"] = load_mcp_servers(self.mcp_config)
         changes: dict[str, Any] = {
             name: value
-            for name in ("session_id", "include_partial_messages", "grace")
+            for name in ("session_id", "include_partial_messages", "wait_for_login", "grace")
             if (value := getattr(self, name)) is not None
         }
         for name in ("result_timeout", "line_limit"):

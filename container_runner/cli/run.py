@@ -20,7 +20,7 @@ from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.look import Snapshot, changed, snapshot
 from container_runner.cli.options import ExecuteFlags, read_prompt, spelled
 from container_runner.cli.text import clean, render, summary
-from container_runner.cli.view import View, left_by, put, take_any_script, wants_live, watched
+from container_runner.cli.view import View, put, take_any_script, wants_live, watched
 from container_runner.config.protected import OBEYED
 from container_runner.errors import cli_exit_code
 from container_runner.options import ExecuteOptions
@@ -112,17 +112,16 @@ async def _run(
                 tally.add(message)
                 await view.take(message)
 
-    received = await watched(work, view, stopping="stopping the agent")
+    stopped = await watched(work, view, runner, stopping="stopping the agent")
     seconds = time.monotonic() - began
-    stopped = await left_by(runner) if received is not None else None
     if again is not None:
         after = await _look(runner, options) if before is not None else None
-        rows = ending(tally, seconds, before, after, stopped)
+        rows = ending(tally, seconds, before, after, stopped.left if stopped else None)
         view.end([*rows, *_resumption(runner, options, tally, again)])
     elif stopped is not None:
-        view.note(stopped)
-    if received is not None:
-        return 128 + received
+        view.note(stopped.left)
+    if stopped is not None:
+        return stopped.code
     return 0 if tally.error is None else cli_exit_code(tally.error.kind)
 
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from container_runner.cli.logs import local_time
-from container_runner.cli.text import clean, line
+from container_runner.cli.text import change_lines, clean, line
 from container_runner.records import transcript
-from container_runner.records.edits import Change
 from container_runner.records.figures import duration, taken
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def _item_lines(item: transcript.Item) -> Iterator[str]:
             yield from (f"~ {row}" for row in clean(text).strip("\n").splitlines())
         case transcript.ToolCall():
             yield f"● {line(item.name)} {line(item.title)}{_took(item)}".rstrip()
-            yield from (f"  {mark} {text}".rstrip() for mark, text in change_lines(item.changes))
+            yield from (f"  {mark} {text}".rstrip() for mark, text in change_lines(item.changes, DIFF_LINES))
             yield from (f"  {mark} {row}".rstrip() for mark, row in result_lines(item))
         case transcript.Notice(text=text):
             yield f"· {line(text)}"
@@ -103,18 +102,10 @@ def _item_lines(item: transcript.Item) -> Iterator[str]:
 def done_line(item: transcript.Done) -> str:
     """How the agent ended its work."""
     result = item.result
-    facts = ["failed" if result.is_error else "done"]
+    facts = ["failed" if result.is_error else "succeeded"]
     facts += taken(turns=result.num_turns, cost_usd=result.total_cost_usd)
     facts += [line(error) for error in result.errors[:5]]
     return f"{'✗' if result.is_error else '✓'} {', '.join(facts)}"
-
-
-def change_lines(changes: Sequence[Change]) -> Iterator[tuple[str, str]]:
-    """The lines of changes with their marks, up to `DIFF_LINES`."""
-    rows = [(mark, clean(text)) for change in changes for mark, text in change.lines]
-    yield from rows[:DIFF_LINES]
-    if len(rows) > DIFF_LINES:
-        yield " ", f"… {len(rows) - DIFF_LINES} more lines"
 
 
 def result_lines(call: transcript.ToolCall) -> list[tuple[str, str]]:
@@ -158,7 +149,10 @@ def _markdown_item(item: transcript.Item) -> Iterator[str]:
             yield f"### {line(item.name)}{_took(item)}\n"
             if item.changes:
                 yield f"{_code(item.title)}\n"
-                yield _fenced("\n".join(f"{mark}{text}" for mark, text in change_lines(item.changes)), "diff") + "\n"
+                yield (
+                    _fenced("\n".join(f"{mark}{text}" for mark, text in change_lines(item.changes, DIFF_LINES)), "diff")
+                    + "\n"
+                )
             elif item.title:
                 yield f"{_fenced(item.title)}\n"
             if rows := result_lines(item):
@@ -223,7 +217,7 @@ def _print_item(console: Console, item: transcript.Item, indent: int) -> None:
                 f" {line(item.title)}",
                 (_took(item), "dim"),
             )
-            for mark, text in change_lines(item.changes):
+            for mark, text in change_lines(item.changes, DIFF_LINES):
                 style = {"+": "green", "-": "red"}.get(mark, "dim")
                 shown.append(f"\n  {mark} {text}", style=style)
             for mark, row in result_lines(item):

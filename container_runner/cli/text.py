@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from container_runner.config import paths
+from container_runner.records.edits import Change, edits
 from container_runner.records.figures import duration, taken
 from container_runner.records.tally import Tally
+from container_runner.records.transcript import retry_told
 from container_runner.stream import messages
 from container_runner.stream.blocks import tool_title
 from container_runner.stream.lines import OversizedLine
 
 if TYPE_CHECKING:
     from container_runner.fleet.batch import JobResult
+
+MOST_CHANGED = 20
+"""Lines of a tool's changes that are shown while an agent works."""
 
 WIDTH = 160
 """Characters of a tool call or its result that are shown."""
@@ -46,8 +51,12 @@ def line(text: str, width: int = WIDTH) -> str:
 def render(message: messages.Message) -> str | None:
     """A message as one or more lines, or None for one that tells a person nothing."""
     match message:
+        case messages.UserMessage(tool_use_result={"structuredPatch": _}) if not _failed(message):
+            return None  # the lines of an edit were told when it was called
         case messages.AssistantMessage() | messages.UserMessage() if not isinstance(message.content, str):
             return "\n".join(filter(None, map(_block, message.content))) or None
+        case messages.ApiRetryMessage():
+            return f"· {line(retry_told(message))}"
         case messages.SystemMessage() if message.is_init:
             return f"· session {line(message.session_id or '?')}, model {line(message.model or '?')}"
         case messages.OutputLine():
@@ -64,7 +73,7 @@ def render(message: messages.Message) -> str | None:
 def summary(tally: Tally, seconds: float) -> str:
     """The line at the end of a run: how it went, and what it took."""
     failed = tally.error is not None
-    head = f"{'failed' if failed else 'done'} after {duration(seconds)}"
+    head = f"{'failed' if failed else 'succeeded'} after {duration(seconds)}"
     return f"{'✗' if failed else '✓'} {', '.join((head, *taken(tally.turns, tally.tokens, tally.cost_usd)))}"
 
 
@@ -77,6 +86,14 @@ def job_line(result: JobResult) -> str:
 def job_facts(result: JobResult) -> str:
     """What one job of a batch took."""
     return ", ".join((duration(result.duration), *taken(result.turns, result.tokens, result.cost_usd)))
+
+
+def change_lines(changes: Iterable[Change], most: int) -> Iterator[tuple[str, str]]:
+    """The lines of changes with their marks, the first *most* of them."""
+    rows = [(mark, clean(text)) for change in changes for mark, text in change.lines]
+    yield from rows[:most]
+    if len(rows) > most:
+        yield " ", f"… {len(rows) - most} more lines"
 
 
 def tool_call(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
@@ -97,12 +114,17 @@ def tool_result(block: messages.ToolResultBlock) -> str:
     return f"{line(first)} (+{rest.count(chr(10)) + 1} lines)" if rest else line(first)
 
 
+def _failed(message: messages.UserMessage) -> bool:
+    return any(isinstance(block, messages.ToolResultBlock) and block.is_error for block in message.content)
+
+
 def _block(block: Any) -> str | None:
     match block:
         case messages.TextBlock(text=text):
             return clean(text)
         case messages.ToolUseBlock(name=name, input=arguments):
-            return f"● {' '.join(tool_call(name, arguments))}"
+            changed = change_lines(edits(name, arguments, None), MOST_CHANGED)
+            return "\n".join([f"● {' '.join(tool_call(name, arguments))}", *(f"  {m} {text}" for m, text in changed)])
         case messages.ToolResultBlock():
             return f"  {'✗' if block.is_error else '└'} {tool_result(block)}"
         case _:

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import anyio
 import anyio.abc
+import attrs
 
 from container_runner.engine.owner import Owner
 from container_runner.errors import ContainerRunnerError
@@ -48,7 +49,20 @@ class View:
             self.note(row)
 
 
-async def watched(work: Callable[[], Awaitable[None]], view: View, *, stopping: str) -> signal.Signals | None:
+@attrs.frozen
+class Stopped:
+    """A signal ended the work."""
+
+    code: int
+    """What to exit with."""
+
+    left: str
+    """What is left of the containers, in a sentence."""
+
+
+async def watched(
+    work: Callable[[], Awaitable[None]], view: View, runner: ContainerRunner, *, stopping: str
+) -> Stopped | None:
     """Do *work* and show it.
 
     INT, TERM and HUP cancel the work, and the second of them ends this process without any clean-up: the containers
@@ -58,7 +72,7 @@ async def watched(work: Callable[[], Awaitable[None]], view: View, *, stopping: 
         stopping: what the first signal does, as "stopping the agent".
 
     Returns:
-        The signal that came, or None. What the work raises is raised.
+        What came of a signal, or None if there was none. What the work raises is raised.
     """
     received: list[signal.Signals] = []
     failure: Exception | None = None
@@ -88,10 +102,10 @@ async def watched(work: Callable[[], Awaitable[None]], view: View, *, stopping: 
         view.stop()
     if failure is not None:
         raise failure
-    return received[0] if received else None
+    return Stopped(128 + received[0], await _left_by(runner)) if received else None
 
 
-async def left_by(runner: ContainerRunner) -> str:
+async def _left_by(runner: ContainerRunner) -> str:
     """What is left of this process's containers after it was stopped, in a sentence."""
     if not runner.config.ephemeral:
         return KEPT

@@ -73,7 +73,7 @@ def parse(name: str, given: object, source: str) -> Any:
 def _parse(name: str, value: Any) -> Any:
     if name == "command":
         return value if isinstance(value, str) and value.strip() else refuse(name, value, "a command, as in a shell")
-    if name in ("records", "include_partial_messages"):
+    if name in ("records", "include_partial_messages", "wait_for_login"):
         return value if isinstance(value, bool) else refuse(name, value, "true or false")
     if (name.endswith("timeout") or name == "line_limit") and value == 0 and not isinstance(value, bool):
         return None  # no limit, which TOML has no word for

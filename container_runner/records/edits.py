@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -62,6 +61,8 @@ def _compare(old: str, new: str) -> list[Change]:
     before, after = old.splitlines(), new.splitlines()
     groups: Iterable[list[tuple[str, int, int, int, int]]] = [[("replace", 0, len(before), 0, len(after))]]
     if max(len(before), len(after)) <= DIFF_LIMIT:  # the comparison takes more than linear time
+        import difflib  # slow to import, and only an edit needs it
+
         groups = difflib.SequenceMatcher(None, before, after).get_grouped_opcodes()
     return [Change(start=None, lines=tuple(_opcode_lines(group, before, after))) for group in groups]
 

@@ -21,7 +21,7 @@ import orjson
 from container_runner.box.plan import Plan
 from container_runner.config.converter import shown_time
 from container_runner.config.limits import RecordLimits
-from container_runner.errors import ContainerRunnerError
+from container_runner.errors import ContainerRunnerError, SessionNotFoundError
 from container_runner.folders import open_folder
 from container_runner.options import ExecuteOptions
 from container_runner.records.records import FOLDER, RESERVE, RunRecord, clean_after, clean_once, lock, stamp
@@ -193,7 +193,7 @@ class Recorder:
 
     def _ended(self, error: BaseException | None) -> RunSummary:
         result = self._result
-        outcome: Outcome = "success" if error is None else "failed"
+        outcome: Outcome = "succeeded" if error is None else "failed"
         kind, message, exit_code = None, None, 0 if error is None else None
         if isinstance(error, ContainerRunnerError):
             kind, message, exit_code = error.kind, self._scrubber.text(error.message), error.exit_code
@@ -215,7 +215,8 @@ class Recorder:
             turns=None if result is None else result.num_turns,
             tokens=usage,
             cost_usd=None if result is None else result.total_cost_usd,
-            session_id=self._session or self._summary.session_id,
+            # One that is not there to go on with is none, though it was named.
+            session_id=None if kind == SessionNotFoundError.kind else self._session or self._summary.session_id,
             model=self._model,
         )
 

@@ -11,7 +11,7 @@ import attrs
 from container_runner.config.converter import structured, unstructured
 from container_runner.stream.messages import Usage
 
-Outcome = Literal["success", "failed", "stopped", "running", "interrupted"]
+Outcome = Literal["succeeded", "failed", "stopped", "running", "interrupted"]
 """How a run ended: "stopped" by its consumer, "interrupted" with the process that ran it; or that it has not ended."""
 
 

@@ -22,6 +22,7 @@ from container_runner.stream.blocks import as_text, tool_title
 from container_runner.stream.lines import LineSplitter, OversizedLine
 from container_runner.stream.messages import (
     AgentMessage,
+    ApiRetryMessage,
     AssistantMessage,
     Message,
     OutputLine,
@@ -175,6 +176,13 @@ class Part:
     """The run's summary; None if the conversation is claude's own file."""
 
 
+def retry_told(retry: ApiRetryMessage) -> str:
+    """Why the API gave no answer, and what comes of that."""
+    status = f"says {retry.error_status}" if retry.error_status else "does not answer"
+    why = f" ({retry.error.replace('_', ' ')})" if retry.error and retry.error != "unknown" else ""
+    return f"The API {status}{why}: try {retry.attempt} of {retry.max_retries} in {retry.retry_delay_ms / 1000:.0f} s"
+
+
 def read_lines(fd: int, limit: int | None = None) -> Iterator[bytes]:
     """The complete lines of a file; what follows its last newline is torn, or not yet written to its end.
 
@@ -283,8 +291,8 @@ class _Reader:
             case SystemMessage():
                 if message.is_init:
                     self.model = message.model or self.model
-                elif message.subtype == "api_retry":
-                    self._add(Notice(time=time, text="The API was asked again after an error."))
+                elif isinstance(message, ApiRetryMessage):
+                    self._add(Notice(time=time, text=retry_told(message)))
                 elif message.subtype == "compact_boundary":
                     self._add(Notice(time=time, text="The conversation was compacted."))
             case ResultMessage():

@@ -212,3 +212,31 @@ def _read_block(raw: Any) -> ContentBlock:
     known = _BLOCKS.get(kind, ServerToolResultBlock if kind.endswith("tool_result") else None)
     block: ContentBlock = UnknownBlock(kind, raw) if known is None else read(known, raw)
     return block
+
+
+class DeferredToolUse(Readable, frozen=True):
+    """A tool call that a hook has put off."""
+
+    id: str = ""
+    name: str = ""
+    input: dict[str, Any] = {}
+
+
+class RateLimitInfo(Readable, frozen=True, rename="camel", omit_defaults=True):
+    """How much of its rate limit an account has used."""
+
+    status: str = ""
+    """One of "allowed", "allowed_warning" and "rejected"."""
+
+    resets_at: Number | None = None
+    """When the limit starts anew, in seconds since 1970; None if the line does not say."""
+
+    rate_limit_type: str | None = None
+    """Which limit: "five_hour", "seven_day", ..."""
+
+    utilization: Number | None = None
+    """The part of it that is used, from 0 to 1."""
+
+    overage_status: str | None = None
+    overage_resets_at: Number | None = None
+    overage_disabled_reason: str | None = None

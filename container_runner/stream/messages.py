@@ -18,6 +18,8 @@ from msgspec.structs import force_setattr
 
 from container_runner.stream.blocks import ApiMessage, Count, Number, Readable, as_text, read, short
 from container_runner.stream.blocks import ContentBlock as ContentBlock
+from container_runner.stream.blocks import DeferredToolUse as DeferredToolUse
+from container_runner.stream.blocks import RateLimitInfo as RateLimitInfo
 from container_runner.stream.blocks import TextBlock as TextBlock
 from container_runner.stream.blocks import ThinkingBlock as ThinkingBlock
 from container_runner.stream.blocks import ToolResultBlock as ToolResultBlock
@@ -168,6 +170,23 @@ class HookEventMessage(SystemMessage, frozen=True, kw_only=True):
     hook_event_name: str = field(default="", name="hook_event")
 
 
+class ApiRetryMessage(SystemMessage, frozen=True, kw_only=True):
+    """The API gave no answer, and will be asked again."""
+
+    attempt: Count = 0
+    """How often it was asked so far."""
+
+    max_retries: Count = 0
+    retry_delay_ms: Number = 0
+    """Milliseconds until it is asked again."""
+
+    error: str = ""
+    """Why: "overloaded", "rate_limit", "authentication_failed", "unknown", ..."""
+
+    error_status: int | None = None
+    """The HTTP status; None if nobody answered."""
+
+
 class _Flat(msgspec.StructMeta):
     """Lets a message be made with the names that it is read with: `AssistantMessage(content=[TextBlock("hi")])`."""
 
@@ -245,14 +264,6 @@ class UserMessage(_Said, frozen=True, kw_only=True, tag="user"):
         def __init__(self, *, content: list[ContentBlock] = ..., **more: Any) -> None: ...
 
 
-class DeferredToolUse(Readable, frozen=True):
-    """A tool call that a hook has put off."""
-
-    id: str = ""
-    name: str = ""
-    input: dict[str, Any] = {}
-
-
 class ResultMessage(AgentMessage, frozen=True, kw_only=True, tag="result"):
     """The end of a run. If a run has several, cost and usage are cumulative: the last one's hold for all."""
 
@@ -324,26 +335,6 @@ class StreamEvent(AgentMessage, frozen=True, kw_only=True, tag="stream_event"):
         return as_text(delta.get("text")) if isinstance(delta, dict) else ""
 
 
-class RateLimitInfo(Readable, frozen=True, rename="camel", omit_defaults=True):
-    """How much of its rate limit an account has used."""
-
-    status: str = ""
-    """One of "allowed", "allowed_warning" and "rejected"."""
-
-    resets_at: Number | None = None
-    """When the limit starts anew, in seconds since 1970; None if the line does not say."""
-
-    rate_limit_type: str | None = None
-    """Which limit: "five_hour", "seven_day", ..."""
-
-    utilization: Number | None = None
-    """The part of it that is used, from 0 to 1."""
-
-    overage_status: str | None = None
-    overage_resets_at: Number | None = None
-    overage_disabled_reason: str | None = None
-
-
 class RateLimitEvent(AgentMessage, frozen=True, kw_only=True, tag="rate_limit_event"):
     """Where the account stands with its rate limit."""
 
@@ -401,6 +392,7 @@ NEWS: dict[object, type[SystemMessage]] = {
     "task_notification": TaskNotificationMessage,
     "hook_started": HookEventMessage,
     "hook_response": HookEventMessage,
+    "api_retry": ApiRetryMessage,
 }
 """The subtypes of a `SystemMessage` that have a class of their own."""
 

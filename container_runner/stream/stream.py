@@ -12,6 +12,7 @@ import attrs
 
 from container_runner.errors import (
     AgentKilledError,
+    AuthenticationError,
     ContainerGoneError,
     ContainerRunnerError,
     ExecLostError,
@@ -22,7 +23,14 @@ from container_runner.errors import (
 from container_runner.options import ExecuteOptions
 from container_runner.stream.decode import cost, unmix
 from container_runner.stream.lines import OversizedLine
-from container_runner.stream.messages import CLASSES, Message, OutputLine, ResultMessage, parse_line
+from container_runner.stream.messages import (
+    CLASSES,
+    ApiRetryMessage,
+    Message,
+    OutputLine,
+    ResultMessage,
+    parse_line,
+)
 from container_runner.stream.process import Process
 from container_runner.stream.work import Work
 
@@ -50,6 +58,9 @@ one that floods until KILL comes would fill all there is."""
 
 MOMENT = 0.2
 """The least time in seconds that a read has, also if a clock ran out before it was called."""
+
+LOGIN_ATTEMPTS = 3
+"""How often the API may refuse a login before the run ends: an agent may renew a login that is too old."""
 
 PORTION = 32
 """How many lines are made into messages at a time. The messages of a whole chunk, alive together, would wake the
@@ -92,6 +103,7 @@ class MessageStream:
 
         Raises:
             TotalTimeoutError, IdleTimeoutError, ResultTimeoutError: a clock ran out. The process still runs.
+        AuthenticationError: the API keeps refusing the agent's login. The process still runs.
             ExecLostError: the agent has said that it ended, and its client did not end.
             ContainerRunnerError: what the check has found.
         """
@@ -160,6 +172,8 @@ class MessageStream:
             for part, message in found:
                 if isinstance(message, ResultMessage):
                     self.result = message
+                elif type(message) is ApiRetryMessage and not self._options.wait_for_login:
+                    self._late = self._late or _refused_login(message)
                 self._work.take(message, now)
                 said.append(part)
                 messages.append(message)
@@ -211,6 +225,14 @@ class MessageStream:
             message = f"The agent was still there {options.result_timeout:g} seconds after its last result."
             ends.append((self._work.done_at + options.result_timeout, ResultTimeoutError(message)))
         return min(ends, key=lambda end: end[0])
+
+
+def _refused_login(retry: ApiRetryMessage) -> AuthenticationError | None:
+    """The error for a login that the API does not take. claude would ask ten times, for three minutes."""
+    if retry.error != "authentication_failed" or retry.attempt < LOGIN_ATTEMPTS:
+        return None
+    status = f" (HTTP {retry.error_status})" if retry.error_status else ""
+    return AuthenticationError(f"The API has refused the agent's key or login {retry.attempt} times{status}.")
 
 
 def total_timeout(options: ExecuteOptions) -> TotalTimeoutError:

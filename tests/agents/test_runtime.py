@@ -15,10 +15,12 @@ from container_runner.agents import ClaudeRuntime, Command, CommandRuntime, Desc
 from container_runner.config.container import ContainerConfig
 from container_runner.errors import (
     AgentFailedError,
+    AuthenticationError,
     ConfigError,
     ContainerRunnerError,
     IncompleteOutputError,
     PromptRefusedError,
+    SessionNotFoundError,
     UnsupportedRuntimeError,
 )
 from container_runner.options import Agent, ExecuteOptions
@@ -176,12 +178,30 @@ def test_success_needs_a_result_that_is_no_error_and_exit_code_0(
     assert error is None or (error.exit_code, error.stderr) == (code, "stderr")
 
 
-@pytest.mark.parametrize("said", ["Invalid API key · Fix external API key", "Not logged in · Please run /login"])
-def test_what_claude_says_of_its_login_is_answered_for_one_in_a_container(said: str) -> None:
-    error = ClaudeRuntime().outcome(result(is_error=True, result=said), 1, "")
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ("Invalid API key · Fix external API key", None),
+        ("Not logged in · Please run /login", None),
+        ("Failed to authenticate. API Error: 401", 401),
+    ],
+)
+def test_what_claude_says_of_its_login_is_answered_for_one_in_a_container(said: str, status: int | None) -> None:
+    error = ClaudeRuntime().outcome(result(is_error=True, result=said, api_error_status=status), 1, "")
 
-    assert error is not None
+    assert isinstance(error, AuthenticationError)
     assert "ANTHROPIC_API_KEY" in error.next_step
+
+
+def test_a_session_that_is_not_there_is_an_error_of_its_own() -> None:
+    said = ["No conversation found with session ID: 00000000-0000-4000-8000-000000000000"]
+
+    error = ClaudeRuntime().outcome(result(is_error=True, errors=said), 1, said[0])
+
+    assert isinstance(error, SessionNotFoundError)
+    assert error.message == f"{said[0]}."
+    assert error.stderr == "", "it is the same once more"
+    assert "sessions list" in error.next_step
 
 
 def test_what_claude_said_is_in_the_error_and_not_without_end() -> None:

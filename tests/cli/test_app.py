@@ -322,8 +322,8 @@ def test_a_run_shows_what_the_agent_says_and_its_end_on_stderr(command: Command,
 
     assert done.code == 0
     assert "It is 4." in done.lines
-    assert "✓ done" in done.err
-    assert "✓ done" not in done.out
+    assert "✓ succeeded" in done.err
+    assert "✓ succeeded" not in done.out
     assert fake_engine.stdin == b"2 + 2?"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -286,9 +287,8 @@ def test_jobs_at_work_have_a_bar_each_and_one_for_all(place: Place) -> None:
 
         assert "✓ good" in shown
         assert "✗ bad " in shown
-        assert "● slow-0  ━━━" in shown
-        assert "● slow-1  ━━━" in shown
-        assert "2 of 4  ━━━" in shown
+        for row in ("slow-0", "slow-1", "2 of 4"):
+            assert re.search(f"[⠋-⠿] {row} +━━━", shown)
         assert "1 failed · 2 at work" in shown
         assert code == 1
         assert "at work" not in terminal.all_text
@@ -327,9 +327,9 @@ def test_a_narrow_terminal_has_the_names_and_no_bars(place: Place) -> None:
     file = write(place, *({"id": f"job-{number}", "prompt": "sleep 1"} for number in range(2)))
     command = [COMMAND, "batch", str(file), *place.flags]
     with Terminal(command, cwd=place.workspace, columns=24, rows=9) as terminal:
-        shown = terminal.wait_for(lambda text: "● job-0" in text and "● job-1" in text)
+        shown = terminal.wait_for(lambda text: "job-0" in text and "job-1" in text)
 
-        assert "0 of 2  2 at" in shown
+        assert "0 of 2 2 a" in shown
         assert "━" not in shown
         assert terminal.finish() == 0
 

@@ -63,7 +63,7 @@ def test_what_the_agent_does_is_seen_while_it_does_it(place: Place) -> None:
         assert code == 0
         assert re.search(r"● Bash sleep 1.5\n  └ \(no output\) · \d\.\d s\n● Edit made.txt", terminal.all_text)
         assert "Ctrl-C stops" not in terminal.all_text
-        assert "✓ done after" in terminal.all_text
+        assert "✓ succeeded after" in terminal.all_text
         assert "1 file has changed:\n    + made.txt" in terminal.all_text
         assert terminal.raw.rfind(SHOW_CURSOR) > terminal.raw.rfind(HIDE_CURSOR) >= 0
 
@@ -163,7 +163,7 @@ def test_where_nothing_can_move_there_are_plain_lines(place: Place, env: dict[st
 def test_a_flood_does_not_drown_it(place: Place) -> None:
     with at_terminal(place, "run", "flood 20000 50") as terminal:
         assert terminal.finish(60) == 0
-        assert "✓ done after" in terminal.text
+        assert "✓ succeeded after" in terminal.text
 
 
 def test_a_narrow_terminal_is_enough(place: Place) -> None:
@@ -211,14 +211,14 @@ def says(text: str, **fields: Any) -> Any:
 def seen(shown: RunView, console: Console) -> list[str]:
     """The lines that stay."""
     shown.stop()
-    return [row for row in console.export_text().split("\n") if row.strip()][2:]
+    return [row.rstrip() for row in console.export_text().split("\n") if row.strip()][2:]
 
 
 def test_text_comes_as_it_is_written() -> None:
     shown, console = view()
     shown.start()
     shown.add(event("content_block_start", content_block={"type": "text"}))
-    for text in ("One line.\n", "Half of ", "another one."):
+    for text in ("One line.\n\n", "Half of ", "another one."):
         shown.add(piece(text))
         shown.draw()
 
@@ -229,18 +229,38 @@ def test_text_comes_as_it_is_written() -> None:
 
 def test_text_that_came_in_pieces_stays_once() -> None:
     shown, console = view()
-    for text in ("One line.\n", "Half of ", "another one."):
+    for text in ("One line.\n\n", "Half of ", "another one."):
         shown.add(piece(text))
         shown.draw()
 
-    shown.add(says("One line.\nHalf of another one."))
+    shown.add(says("One line.\n\nHalf of another one."))
 
     assert seen(shown, console) == ["One line.", "Half of another one."]
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("# Done\n\nIt is **bold**, and `code`.", ["Done", "It is bold, and code."]),
+        ("- one\n- two", [" • one", " • two"]),
+        ("```\na\n\n\nb\n```\n\nnow", [" a", " b", "now"]),
+        ("[link](http://x)", ["link (http://x)"]),
+    ],
+)
+def test_what_an_agent_says_is_markdown_whether_it_comes_in_pieces_or_whole(text: str, shown: list[str]) -> None:
+    for comes in ([text], [*text]):
+        target, console = view()
+        for part in comes if len(comes) > 1 else []:
+            target.add(piece(part))
+            target.draw()
+        target.add(says(text))
+
+        assert [row.strip(" ") for row in seen(target, console)] == [row.strip(" ") for row in shown]
+
+
 def test_text_that_differs_from_what_came_is_shown_whole() -> None:
     shown, console = view()
-    shown.add(piece("One line.\n"))
+    shown.add(piece("One line.\n\nm"))
     shown.draw()
     shown.add(says("Another line."))
 
@@ -258,7 +278,7 @@ def test_text_that_never_ends_is_kept_within_bounds() -> None:
 
 def test_many_lines_between_two_pictures_are_shown_once() -> None:
     shown, console = view()
-    shown.add(piece("a line\n" * (2 * MOST_PENDING)))
+    shown.add(piece("a line\n\n" * (2 * MOST_PENDING)))
     shown.draw()
 
     assert seen(shown, console) == ["a line"] * 2 * MOST_PENDING

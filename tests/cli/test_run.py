@@ -83,7 +83,7 @@ def test_the_end_tells_what_changed_and_how_to_go_on(place: Place) -> None:
     assert done.returncode == 0, done.stderr
     assert "● Edit new.txt\n  └ new.txt has been updated\n" in done.stdout
     first, *rest = done.stderr.splitlines()
-    assert first.startswith("✓ done after ")
+    assert first.startswith("✓ succeeded after ")
     assert first.endswith("turns, 8 tokens, $0.0125")
     assert rest[:4] == ["  3 files have changed:", "    - gone.txt", "    + new.txt", "    ~ old.txt"]
     assert "\x1b" not in done.stdout + done.stderr

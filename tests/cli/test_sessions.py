@@ -80,7 +80,8 @@ def answer(text: str, *, session: str = SESSION, cost: float = 0.25) -> list[dic
     return [
         {"type": "system", "subtype": "init", "session_id": session, "model": "claude-x"},
         {"type": "assistant", "message": {"content": [use]}, "session_id": session},
-        {"type": "user", "message": {"content": [gave]}, "session_id": session},
+        {"type": "user", "message": {"content": [gave]}, "session_id": session,
+         "tool_use_result": {"structuredPatch": []}},
         {"type": "assistant", "message": {"content": [{"type": "text", "text": text}]}, "session_id": session},
         {"type": "result", "subtype": "success", "is_error": False, "num_turns": 2, "total_cost_usd": cost,
          "session_id": session, "usage": {"input_tokens": 3, "output_tokens": 5}},
@@ -149,9 +150,11 @@ def test_logs_show_the_last_run_of_an_agent(fake_engine: FakeEngine, state: Path
     assert done.code == 0
     lines = done.out.splitlines()
     assert lines[0].startswith(f"· run {run_id[:12]} of bot, ")
-    assert lines[1:5] == ["> second", f"· session {SESSION}, model claude-x", "● Edit a.py", "  └ updated"]
-    assert lines[5] == "two"
-    assert re.fullmatch(rf"✓ success, [\d.]+ s, 2 turns, 8 tokens, \$0\.2500, resume with --resume={SESSION}", lines[6])
+    assert lines[1:5] == ["> second", f"· session {SESSION}, model claude-x", "● Edit a.py", "  - x = 1"]
+    assert lines[5:7] == ["  + x = 2", "two"]
+    assert re.fullmatch(
+        rf"✓ succeeded, [\d.]+ s, 2 turns, 8 tokens, \$0\.2500, resume with --resume={SESSION}", lines[7]
+    )
 
 
 def test_logs_of_a_run_that_is_named_need_no_agent(fake_engine: FakeEngine, state: Path, cli: Cli) -> None:
@@ -185,7 +188,7 @@ def test_runs_are_listed(fake_engine: FakeEngine, state: Path, cli: Cli) -> None
     everybody = json.loads(cli("logs", "--list", "--all", "--json").out)
 
     assert head.split() == ["RUN", "STARTED", "OUTCOME", "DURATION", "TURNS", "COST", "PROMPT"]
-    assert re.fullmatch(r"[0-9a-f]{12}  \d{4}-\d\d-\d\d \d\d:\d\d:\d\d  success .* \$0\.2500  first line", first)
+    assert re.fullmatch(r"[0-9a-f]{12}  \d{4}-\d\d-\d\d \d\d:\d\d:\d\d  succeeded .* \$0\.2500  first line", first)
     assert "agent_failed" in second or "incomplete" in second
     assert [(run["agent"], run["prompt"]) for run in everybody] == [
         ("bot", "first\nline"), ("bot", "second"), ("other", "third"),
@@ -255,7 +258,7 @@ def test_a_run_that_goes_on_is_followed_to_its_end(state: Path, cli: Cli) -> Non
     thread.join()
 
     assert [text for text in done.out.splitlines() if text in ("before", "after")] == ["before", "after"]
-    assert done.out.splitlines()[-1].startswith("✓ success")
+    assert done.out.splitlines()[-1].startswith("✓ succeeded")
 
 
 def test_a_run_that_was_cut_off_is_shown_up_to_there(state: Path, cli: Cli) -> None:
@@ -319,12 +322,12 @@ def test_a_session_is_shown_plainly_when_piped(fake_engine: FakeEngine, state: P
     done = cli("sessions", "show", SESSION[:4])
 
     lines = done.out.splitlines()
-    assert re.match(r"· run [0-9a-f]{12} of bot, \S+ \S+, success, ", lines[0])
+    assert re.match(r"· run [0-9a-f]{12} of bot, \S+ \S+, succeeded, ", lines[0])
     assert lines[2] == "> first"
     assert re.fullmatch(r"● Edit /workspace/a.py  \([\d.]+ s\)", lines[4])
     assert lines[5:7] == ["  - x = 1", "  + x = 2"]
     assert lines[8:11] == ["one", "", "two " + "x" * 300]
-    assert lines[12] == "✓ done, 2 turns, $0.2500"
+    assert lines[12] == "✓ succeeded, 2 turns, $0.2500"
     assert "\x1b" not in done.out
 
 

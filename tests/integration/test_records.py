@@ -34,7 +34,7 @@ def test_a_run_can_be_read_afterwards(box: Box, monkeypatch: pytest.MonkeyPatch)
     shown = command(box, "sessions", "show", run["session_id"])
     page = command(box, "sessions", "show", run["session_id"], "--html=-")
 
-    assert (run["outcome"], run["exit_code"], run["cost_usd"]) == ("success", 0, 0.0125)
+    assert (run["outcome"], run["exit_code"], run["cost_usd"]) == ("succeeded", 0, 0.0125)
     assert run["workspace"] == str(box.workspace)
     for text in (transcript, shown, page):
         assert "made.txt" in text

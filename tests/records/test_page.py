@@ -75,7 +75,7 @@ def entry(message: dict[str, Any], *, at: float = 0, source: str = "agent") -> b
 
 
 def part(*lines: bytes, **facts: Any) -> Part:
-    given_ = {"run_id": "ab" * 16, "agent": "bot", "outcome": "success", "started": START, **facts}
+    given_ = {"run_id": "ab" * 16, "agent": "bot", "outcome": "succeeded", "started": START, **facts}
     return Part(conversation=converse(map(parse_record, lines)), summary=RunSummary(**given_))
 
 
@@ -137,7 +137,7 @@ def test_a_session_is_shown_whole() -> None:
     read = assert_harmless(shown)
     for text in (
         "Fix the tests\nplease", "Let me see.", "pytest -q", "timeout", "1 failed", "6.2 s", "$1.50", "1,234",
-        "/home/me/project", "2.5 s", "claude-x", "s-1", "✓ Done · 3 turns · $1.50",
+        "/home/me/project", "2.5 s", "claude-x", "s-1", "✓ Succeeded · 3 turns · $1.50",
     ):  # fmt: skip
         assert text in read.text, text
     assert "<strong>will</strong>" in shown

@@ -52,7 +52,7 @@ async def test_a_run_leaves_a_transcript_and_a_summary(fake_engine: FakeEngine, 
     assert [line["message"]["type"] for line in rest] == ["system", "result"]
     assert rest[1]["message"] == RESULT
     assert {name: found[name] for name in ("outcome", "kind", "exit_code", "turns", "cost_usd", "complete")} == {
-        "outcome": "success", "kind": None, "exit_code": 0, "turns": 2, "cost_usd": 0.25, "complete": True,
+        "outcome": "succeeded", "kind": None, "exit_code": 0, "turns": 2, "cost_usd": 0.25, "complete": True,
     }  # fmt: skip
     assert found["tokens"]["total"] == 8
     assert found["session_id"] == RESULT["session_id"]
@@ -287,7 +287,7 @@ async def test_a_full_disk_loses_no_message_and_the_summary_says_so(
     assert len(messages) == 301
     assert isinstance(messages[-1], ResultMessage)
     assert summary(state)["complete"] is False
-    assert summary(state)["outcome"] == "success"
+    assert summary(state)["outcome"] == "succeeded"
     assert summary(state)["cost_usd"] == 0.25
     assert all(line["message"] for line in lines(state))
     assert [record.levelname for record in caplog.records if "incomplete" in record.message] == ["WARNING"]
@@ -312,7 +312,7 @@ async def test_a_disk_that_is_really_full(small_disk: Path, fake_engine: FakeEng
     messages = await all_of(runner(small_disk))
 
     assert len(messages) == 1001
-    assert (summary(small_disk)["complete"], summary(small_disk)["outcome"]) == (False, "success")
+    assert (summary(small_disk)["complete"], summary(small_disk)["outcome"]) == (False, "succeeded")
     assert len(lines(small_disk)) > 100
 
 

@@ -107,7 +107,7 @@ def make_run(state: Path, *, days: float, size: int = 0, agent: str = "bot", run
     (folder / f"{stem}.jsonl").write_bytes(b"x" * size)
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)
     (folder / f"{stem}.json").write_text(
-        json.dumps({"run_id": run_id, "agent": agent, "outcome": "success", "started": started})
+        json.dumps({"run_id": run_id, "agent": agent, "outcome": "succeeded", "started": started})
     )
     return stem
 

@@ -12,7 +12,7 @@ from container_runner.records.summary import RunSummary
 from container_runner.stream.messages import Usage
 
 STARTED = dt.datetime(2026, 11, 23, 18, 22, 1, 500_000, dt.UTC)
-BARE = {"run_id": "r", "agent": "a", "outcome": "success", "started": "2026-11-23T18:22:01.500Z"}
+BARE = {"run_id": "r", "agent": "a", "outcome": "succeeded", "started": "2026-11-23T18:22:01.500Z"}
 
 
 def test_it_comes_back_as_it_was() -> None:

@@ -106,7 +106,7 @@ async def test_a_run_is_a_span_with_its_steps_below_it(fake_engine: FakeEngine, 
         "container_runner.run_id": "",
         "container_runner.engine": "",
         "container_runner.ephemeral": True,
-        "container_runner.outcome": "success",
+        "container_runner.outcome": "succeeded",
         "container_runner.turns": 2,
         "container_runner.cost_usd": 0.25,
     }
@@ -216,7 +216,7 @@ async def test_the_log_tells_what_a_program_wants_to_know(
         assert vars(record)["run_id"] == vars(started)["run_id"]
     assert vars(started)["image"] == "my/claude"
     facts = ("outcome", "kind", "exit_code", "turns", "cost_usd", "session_id")
-    assert [vars(ended)[name] for name in facts] == ["success", None, 0, 2, 0.25, "s-1"]
+    assert [vars(ended)[name] for name in facts] == ["succeeded", None, 0, 2, 0.25, "s-1"]
     assert any("container" in vars(record) for record in caplog.records if record.levelno == logging.DEBUG)
 
 

@@ -32,12 +32,13 @@ from container_runner.config.container import ContainerConfig
 from container_runner.engine.engine import Engine
 from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions
+from container_runner.records.sessions import Sessions
 from container_runner.runner import ContainerRunner
 from container_runner.runner import run as run_module
 from container_runner.runner.run import scrub
 from container_runner.stream import command as command_module
 from container_runner.stream.command import Completed
-from container_runner.stream.messages import AssistantMessage, ErrorMessage, Message, ResultMessage
+from container_runner.stream.messages import ApiRetryMessage, AssistantMessage, ErrorMessage, Message, ResultMessage
 from container_runner.stream.process import Process
 from container_runner.testing import FakeEngine
 from container_runner.testing.stdin import Stdin
@@ -941,3 +942,51 @@ async def test_the_total_clock_runs_also_while_the_engine_is_asked_what_it_is(tm
         error = await failure(runner(tmp_path, engine=str(engine)), options(timeout=0.3))
 
     assert error.kind == "total_timeout"
+
+
+# What the API refuses
+
+
+def refusal(attempt: int) -> ApiRetryMessage:
+    facts: dict[str, Any] = {"error": "authentication_failed", "error_status": 401, "max_retries": 10}
+    return ApiRetryMessage(subtype="api_retry", attempt=attempt, **facts)
+
+
+DONE = {"type": "result", "subtype": "success", "is_error": False, "result": "ok"}
+
+
+async def test_a_login_that_is_refused_ends_the_run_at_once(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    fake_engine.messages(map(refusal, range(1, 4)), hang=True)
+
+    *said, error = await all_of(runner(tmp_path), options())
+
+    assert [type(message) for message in said] == [ApiRetryMessage] * 3
+    assert isinstance(error, ErrorMessage)
+    assert error.kind == "auth"
+    assert "3 times (HTTP 401)" in error.message
+
+
+@pytest.mark.parametrize(
+    ("attempts", "more"),
+    [(2, {}), (9, {"wait_for_login": True})],
+    ids=["a login that was renewed meanwhile", "one that is waited for"],
+)
+async def test_a_login_that_is_refused_may_be_renewed(
+    attempts: int, more: dict[str, Any], fake_engine: FakeEngine, tmp_path: Path
+) -> None:
+    fake_engine.messages([*map(refusal, range(1, attempts + 1)), DONE])
+
+    *_, last = await all_of(runner(tmp_path), options(**more))
+
+    assert isinstance(last, ResultMessage)
+
+
+async def test_a_session_that_is_not_there_is_told_and_never_listed(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    stream = Path(__file__).parents[1] / "data" / "streams" / "unknown-session.jsonl"
+    fake_engine.transcript(stream, exit_code=1)
+
+    error = await failure(runner(tmp_path), options(resume="00000000-0000-4000-8000-000000000000"))
+
+    assert error.kind == "session_not_found"
+    assert "sessions list" in error.next_step
+    assert Sessions(tmp_path / "state").of("bot") == []
