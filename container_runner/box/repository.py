@@ -106,7 +106,7 @@ def nested_repositories(workspace: Path) -> list[tuple[Path, Path]]:
         level = list(islice((below for folder in level for below in folders(folder)), left))
         left -= len(level)
         for folder in level:
-            git = git_folder(folder) if _is_there(folder / ".git") or _is_there(folder / "HEAD") else None
+            git = git_folder(folder) if _has(folder, ".git") or _has(folder, "HEAD") else None
             if git is not None and workspace in git.parents and resolved(git) == git and is_repository(git):
                 found.append((folder, git))
     return found
@@ -218,11 +218,13 @@ def folders(folder: Path) -> list[Path]:
     return [folder / name for name in names if name != ".git" and name not in _PASSED_OVER]
 
 
-def _is_there(path: Path) -> bool:
+def _has(folder: Path, name: str) -> bool:
     try:
-        path.lstat()
+        os.lstat(f"{folder}/{name}")
+    except FileNotFoundError:  # of thousands
+        return False
     except OSError as error:
-        return _absent(error, path.parent, False)
+        return _absent(error, folder, False)
     return True
 
 
