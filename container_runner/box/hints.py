@@ -9,6 +9,7 @@ from pathlib import Path
 
 from container_runner.box import gitconfig, repository
 from container_runner.box.mounts import resolve_workspace
+from container_runner.box.protect import is_harmless
 from container_runner.config.container import ContainerConfig
 from container_runner.config.protected import PROTECTED
 from container_runner.errors import ConfigError
@@ -70,14 +71,18 @@ def gitlinks(workspace: Path) -> frozenset[str]:
 
 
 def git_files(workspace: Path) -> Mapping[str, tuple[int, int]]:
-    """The files that say what git runs, in each repository of the workspace, with what changes when they do."""
+    """The files that say what git runs, in each repository of the workspace and in the one that it is a worktree of,
+    with what changes when they do. Their paths are relative to the workspace, if they are in it."""
     own = repository.git_folder(workspace)
+    common = None if own is None else repository.common_folder(own)
     facts = {}
-    for git in [*([] if own is None else [own]), *(git for _, git in repository.nested_repositories(workspace))]:
-        for name in ("commondir", "config", "config.worktree", "hooks"):
-            with suppress(OSError, ValueError):
-                seen = (git / name).lstat()
-                facts[str((git / name).relative_to(workspace))] = (seen.st_ino, seen.st_ctime_ns)
+    for git in [*([] if common is None else [common]), *(git for _, git in repository.nested_repositories(workspace))]:
+        for file in (git / name for name in ("commondir", "config", "config.worktree", "hooks")):
+            with suppress(OSError):
+                seen = file.lstat()
+                if not is_harmless(file):
+                    shown = file.relative_to(workspace) if file.is_relative_to(workspace) else file
+                    facts[str(shown)] = (seen.st_ino, seen.st_ctime_ns)
     return facts
 
 

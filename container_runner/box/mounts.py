@@ -348,7 +348,9 @@ def _worktree(workspace: Path, config: ContainerConfig, state: Path) -> list[Mou
     if _contains(state, common) or _contains(common, state):
         allowed = f"a worktree whose repository {common} is apart from our state folder {state}"
         raise ConfigError("agent.workspace", str(workspace), allowed)
-    return protect.worktree_mounts(worktree, workspace, config.unprotected, read_only=config.workspace_mode == "ro")
+    return protect.worktree_mounts(
+        worktree, workspace, config.unprotected, config.protected, read_only=config.workspace_mode == "ro"
+    )
 
 
 def _copied(mount: Mount, copies: dict[str, bytes], state: Path) -> Mount:

@@ -34,7 +34,10 @@ RESERVED: Final[Mapping[str, str | None]] = {
     "hooks": None,
 }
 """What is made in a repository that lacks it, so that there is something to protect: a file with this text, or an
-empty folder. `commondir` says that the rest of the repository is where it is."""
+empty folder. `commondir` says that the rest of the repository is where it is, and is made only if it is asked for: git
+and libgit2 work with it as before, but claude takes the repository for one that it can make no worktrees of."""
+
+COMMONDIR: Final = ".git/commondir"
 
 WORKTREES: Final = ".claude/worktrees"
 """Where claude makes the worktrees of its sub-agents: writable, and made, in a `.claude` that is not."""
@@ -62,16 +65,17 @@ def protect(workspace: Path, unprotected: Collection[str], protected: Iterable[s
                 walls.add([(workspace / name, True)])
             if name == ".claude" and kind == "folder" and _kind(workspace / WORKTREES) != "file":
                 walls.add([(workspace / WORKTREES, False)])
-    for name in (name.rstrip("/") for name in protected):
-        if _listed(workspace, name):
+    protected = [name.rstrip("/") for name in protected]
+    for name in protected:
+        if name != COMMONDIR and _listed(workspace, name):
             walls.add([(workspace / name, True)])
     if ".git" in kept:
         git = workspace / ".git" if (workspace / ".git").is_dir() else repository.git_folder(workspace)
         if git is not None and (git == workspace or workspace in git.parents):
-            walls.add(_repository(git, workspace, kept, walls, strict=True))
+            walls.add(_repository(git, workspace, kept, walls, reserve=COMMONDIR in protected, strict=True))
         for root, nested in repository.nested_repositories(workspace)[: repository.MOST_REPOSITORIES]:
             if ".git/modules" in kept or git is None or git / "modules" not in nested.parents:
-                walls.add(_repository(nested, root, kept, walls))
+                walls.add(_repository(nested, root, kept, walls, reserve=COMMONDIR in protected))
     return walls.mounts()
 
 
@@ -90,12 +94,23 @@ def way_to(path: Path, workspace: Path, *, beside: Iterable[Mount]) -> list[Moun
 
 def missing(workspace: Path) -> frozenset[str]:
     """The protected paths that are not there, and which an agent may therefore make."""
-    made = {f".git/{name}" for name in RESERVED} if is_repository(workspace / ".git") else frozenset()
-    return frozenset(name for name in PROTECTED if name not in made and not os.path.lexists(workspace / name))
+    made = {".git/config.worktree", ".git/hooks"} if is_repository(workspace / ".git") else frozenset()
+    absent = frozenset(name for name in PROTECTED if name not in made and not os.path.lexists(workspace / name))
+    return absent | {COMMONDIR} if is_harmless(workspace / COMMONDIR) else absent
+
+
+def is_harmless(commondir: Path) -> bool:
+    """Whether a `commondir` says that all of the repository is where it is, as ours does."""
+    return read_line(commondir) == "./"
 
 
 def worktree_mounts(
-    worktree: Worktree, workspace: Path, unprotected: Collection[str], *, read_only: bool
+    worktree: Worktree,
+    workspace: Path,
+    unprotected: Collection[str],
+    protected: Collection[str] = (),
+    *,
+    read_only: bool,
 ) -> list[Mount]:
     """The binds that make git work in a worktree: its repository, and its own `.git` where the repository expects it.
 
@@ -109,12 +124,13 @@ def worktree_mounts(
         return found
     kept = [name for name in PROTECTED if name not in unprotected]
     own, walls = common / "worktrees" / worktree.name, _Walls(common, target)
-    walls.add(_repository(common, None, [name for name in kept if name != ".git/modules"], walls, own=own, strict=True))
+    others, reserve = [name for name in kept if name != ".git/modules"], COMMONDIR in protected
+    walls.add(_repository(common, None, others, walls, own=own, reserve=reserve, strict=True))
     if ".git/modules" in kept and _kind(common / "modules", ".git/modules"):
         walls.add([(common / "modules", True)])
     walls.add(_worktree(own))
     for module in repository.modules(own) if ".git/modules" in kept else []:
-        walls.add(_repository(module, None, kept, walls))
+        walls.add(_repository(module, None, kept, walls, reserve=reserve))
     return found + walls.mounts()
 
 
@@ -189,19 +205,30 @@ class _Walls:
 
 
 def _repository(
-    git: Path, root: Path | None, kept: Collection[str], walls: _Walls, *, own: Path | None = None, strict: bool = False
+    git: Path,
+    root: Path | None,
+    kept: Collection[str],
+    walls: _Walls,
+    *,
+    own: Path | None = None,
+    reserve: bool = False,
+    strict: bool = False,
 ) -> Iterator[tuple[Path, bool]]:
     """The folder of a repository, and what is read-only in it.
 
     Args:
         root: the folder with its files, if it has one.
         own: a worktree of it that is left out.
+        reserve: whether a `commondir` is made.
         strict: whether a link in a protected place is refused; else it is left alone.
     """
     yield git, False
     for name in ("commondir", "config", "config.worktree", "hooks"):
         listed = f".git/{name}"
-        if listed in kept and (_kind(git / name, listed if strict else None) or _is_reserved(git / name)):
+        if listed not in kept:
+            continue
+        is_made = _is_reserved(git / name) and (reserve or listed != COMMONDIR)
+        if is_made or _kind(git / name, listed if strict else None):
             yield git / name, True
     for key, value in gitconfig.read(git / "config"):
         path = None
@@ -219,7 +246,7 @@ def _repository(
                 yield from _worktrees(git, walls, own)
             else:
                 for module in repository.modules(git):
-                    yield from _repository(module, None, kept, walls)
+                    yield from _repository(module, None, kept, walls, reserve=reserve)
 
 
 def _worktrees(git: Path, walls: _Walls, own: Path | None) -> Iterator[tuple[Path, bool]]:

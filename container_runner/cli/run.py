@@ -192,6 +192,7 @@ def _warnings(before: Look, after: Look, files: Sequence[ChangedFile]) -> Iterat
     # A file that we made in a repository that was there is none of the agent's.
     repositories = {path.rpartition("/")[0] for path in before.git}
     names |= {folder for path in after.git if (folder := path.rpartition("/")[0]) not in {*repositories, ".git", ""}}
+    names |= {path for path in after.git.keys() - before.git.keys() if path.endswith("/commondir")}
     if names:
         yield f"  ! The agent made {_listed(names)}: look inside before a program of yours obeys it."
     if links := after.gitlinks - before.gitlinks:

@@ -243,7 +243,7 @@ class ContainerConfig:
             all below it. docs/how-to/configuration.md has the list.
         protected: More paths in the workspace that the host acts on later, such as "deploy.sh" or "ops/hooks". They are
             read-only if they exist; in work that is applied later, each change to one is left out until it is named,
-            and there a name without a "/" counts in every folder.
+            and there a name without a "/" counts in every folder. `.git/commondir` is made where it is missing.
         credentials: How the agent gets its login. `env` passes the token variables of this process, `file` mounts the
             login file and nothing beside it, `auto` takes the first that there is, and `none` gives nothing.
         env: Variables for the agent, as NAME = "value". The values are on no command line, and `repr` leaves them out;
@@ -311,7 +311,12 @@ class ContainerConfig:
         validator=each(f"one of {', '.join(PROTECTED)}", lambda value: value in PROTECTED),
     )
     protected: tuple[str, ...] = attrs.field(
-        default=(), converter=_strings, validator=each("a path in the workspace, such as ops/hooks", is_place)
+        default=(),
+        converter=_strings,
+        validator=each(
+            "a path in the workspace, such as ops/hooks, or .git/commondir",
+            lambda value: value == ".git/commondir" or is_place(value),
+        ),
     )
     credentials: Literal["auto", "env", "file", "none"] = attrs.field(
         default="auto", validator=one_of("auto", "env", "file", "none")

@@ -89,3 +89,16 @@ def test_what_git_runs_is_compared_in_each_repository(top: Path) -> None:
         ".git/modules/vendor/lib/config",
     }  # fmt: skip
     assert gitlinks(top) == {"vendor/lib"}
+
+
+def test_what_git_runs_is_compared_in_the_repository_of_a_worktree(top: Path) -> None:
+    """An agent that makes a `commondir` there has its own configuration in place of the repository's."""
+    git(top, "worktree", "add", "--quiet", "../linked")
+    linked, commondir = top.parent / "linked", top / ".git/commondir"
+    before = git_files(linked)
+    commondir.write_text("./\n")
+    assert git_files(linked) == before
+
+    commondir.write_text("planted\n")
+
+    assert git_files(linked).keys() - before.keys() == {str(commondir)}

@@ -187,7 +187,6 @@ def test_the_scripts_that_hooks_lead_to_are_protected_with_the_folders_that_hold
 
     assert found == {
         ".git": "rw",
-        ".git/commondir": "ro",
         ".git/config": "ro",
         ".git/hooks": "ro",
         "scripts": "rw",
@@ -220,7 +219,6 @@ def test_a_repository_is_writable_but_for_what_says_what_git_runs(workspace: Pat
 
     assert modes(protect(workspace, ())) == {
         ".git": "rw",
-        ".git/commondir": "ro",
         ".git/config": "ro",
         ".git/config.worktree": "ro",
         ".git/hooks": "ro",
@@ -232,7 +230,7 @@ def test_a_part_of_a_repository_is_writable_if_it_is_asked_for(workspace: Path, 
     repository(workspace / ".git")
 
     assert modes(protect(workspace, (f".git/{name}",))).keys() == {
-        *(".git", ".git/hooks", ".git/config", ".git/commondir"),
+        *(".git", ".git/hooks", ".git/config"),
     } - {f".git/{name}"}
 
 
@@ -270,7 +268,6 @@ def test_a_repository_beside_its_file_in_the_workspace_is_protected_as_well(work
 
     assert modes(protect(workspace, ())) == {
         ".bare": "rw",
-        ".bare/commondir": "ro",
         ".bare/config": "ro",
         ".bare/hooks": "ro",
         ".git": "ro",
@@ -373,9 +370,7 @@ def test_a_submodule_is_writable_but_for_what_says_what_git_runs(workspace: Path
     lib = ".git/modules/vendor/lib"
     closed = {name for name, mode in found.items() if mode == "ro"}
     assert closed == {
-        f"{place}/{name}"
-        for place in (".git", lib, f"{lib}/modules/deeper")
-        for name in ("commondir", "config", "hooks")
+        f"{place}/{name}" for place in (".git", lib, f"{lib}/modules/deeper") for name in ("config", "hooks")
     }
     assert found.keys() - closed == {
         ".git", ".git/modules", ".git/modules/vendor", lib, f"{lib}/modules", f"{lib}/modules/deeper",
@@ -430,9 +425,7 @@ def test_a_repository_in_a_folder_is_protected_as_well(workspace: Path, place: s
 
     found = modes(protect(workspace, ()))
 
-    assert {name for name, mode in found.items() if mode == "ro"} == {
-        f"{place}/{name}" for name in ("commondir", "config", "hooks")
-    }
+    assert {name for name, mode in found.items() if mode == "ro"} == {f"{place}/{name}" for name in ("config", "hooks")}
     assert found.keys() >= {place, place.partition("/")[0]}
     assert protect(workspace, (".git",)) == []
 
@@ -456,7 +449,7 @@ def test_a_workspace_that_is_a_bare_repository_is_protected(workspace: Path) -> 
         (workspace / name).mkdir()
     (workspace / "HEAD").write_text("ref: refs/heads/main\n")
 
-    assert modes(protect(workspace, ())) == {"commondir": "ro", "hooks": "ro"}
+    assert modes(protect(workspace, ())) == {"hooks": "ro"}
 
 
 def test_a_link_in_another_repositorys_place_does_not_stop_the_run(workspace: Path) -> None:
@@ -504,7 +497,7 @@ def test_what_a_repository_may_always_have_is_made_before_a_run_so_that_nobody_e
 
     recheck(build(tmp_path, workspace))
 
-    assert (git / "commondir").read_text() == "./\n"
+    assert not (git / "commondir").exists()
     assert not (git / "config.worktree").exists()
     assert (workspace / ".claude/worktrees").is_dir()
     assert missing(workspace) == before
@@ -512,7 +505,28 @@ def test_what_a_repository_may_always_have_is_made_before_a_run_so_that_nobody_e
     (git / "config").write_text("[extensions]\nworktreeConfig = true\n")
     recheck(build(tmp_path, workspace))
     assert (git / "config.worktree").read_text() == ""
+    assert missing(workspace) == before
     assert not recheck(build(tmp_path, workspace))
+
+
+@pytest.mark.parametrize("place", [".git", "a/b/.git", ".git/modules/lib"])
+def test_a_commondir_is_reserved_in_each_repository_if_it_is_asked_for(
+    tmp_path: Path, workspace: Path, place: str
+) -> None:
+    repository(workspace / ".git")
+    git = workspace / place if place == ".git" else repository(workspace / place)
+    before = missing(workspace)
+
+    recheck(mounts := build(tmp_path, workspace, protected=[".git/commondir"]))
+
+    assert modes(mounts)[f"{place}/commondir"] == "ro"
+    assert (git / "commondir").read_text() == "./\n"
+    assert missing(workspace) == before
+    assert not recheck(build(tmp_path, workspace, protected=[".git/commondir"]))
+
+    (workspace / ".git/commondir").unlink()
+    (workspace / ".git/commondir").write_text("evil\n")
+    assert before - missing(workspace) == {".git/commondir"}
 
 
 @needs_git
@@ -522,7 +536,7 @@ def test_git_takes_a_repository_with_what_we_make_in_it_as_before(tmp_path: Path
     git("-C", str(workspace), "commit", "--allow-empty", "--message=x")
     before = git("-C", str(workspace), "status", "--porcelain=v2", "--branch")
 
-    recheck(build(tmp_path, workspace))
+    recheck(build(tmp_path, workspace, protected=[".git/commondir"]))
 
     assert (workspace / ".git/commondir").exists()
     assert git("-C", str(workspace), "status", "--porcelain=v2", "--branch") == before
@@ -572,13 +586,22 @@ def test_a_worktree_comes_with_its_repository_at_its_own_path(tmp_path: Path, wo
         f"{workspace}/.git": True,
         f"{main}/config": True,
         f"{main}/hooks": True,
-        f"{main}/commondir": True,
         f"{main}/worktrees": False,
         f"{main}/worktrees/other": True,
         f"{main}/worktrees/wt": False,
         f"{main}/worktrees/wt/commondir": True,
         f"{main}/worktrees/wt/gitdir": True,
     }
+
+
+def test_a_commondir_is_reserved_in_a_worktrees_repository_as_well(tmp_path: Path, workspace: Path) -> None:
+    main = repository(tmp_path / "main/.git")
+    worktree(main, workspace)
+
+    recheck(mounts := build(tmp_path, workspace, protected=[".git/commondir"]))
+
+    assert Mount(f"{main}/commondir", f"{main}/commondir", read_only=True) in mounts
+    assert (main / "commondir").read_text() == "./\n"
 
 
 def test_a_read_only_worktree_gets_a_read_only_repository(tmp_path: Path, workspace: Path) -> None:

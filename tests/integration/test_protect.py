@@ -110,14 +110,14 @@ def test_what_is_asked_for_by_name_is_writable(box: Box) -> None:
     assert (box.workspace / ".git/hooks/new").exists()
 
 
-def test_nothing_is_left_on_the_host_but_what_a_repository_may_always_have(box: Box) -> None:
+def test_nothing_is_left_on_the_host_but_an_empty_hooks_folder(box: Box) -> None:
     shutil.rmtree(box.workspace / ".git/hooks")
     before = {path.relative_to(box.workspace) for path in box.workspace.rglob("*")}
 
     assert "read-only" in box.sh("echo evil >.git/hooks/new").lower()
 
     after = {path.relative_to(box.workspace) for path in box.workspace.rglob("*")}
-    assert after - before == {Path(".git/hooks"), Path(".git/commondir")}
+    assert after - before == {Path(".git/hooks")}
     assert git(box, "status", "--short") == ""
     assert (box.workspace / ".git/hooks").stat().st_uid == box.engine.owner[0]
 
@@ -166,11 +166,9 @@ def test_git_works_and_what_it_runs_is_out_of_reach(
     own(box, box.workspace)
 
     messages = collect(box.runner(CommandRuntime(["sh", "-c", WORK]), image=claude_image), box.options("go"))
-    again = collect(
-        box.runner(CommandRuntime(["sh", "-c", f"{PLANT}\ngit worktree remove .claude/worktrees/agent && echo gone"]),
-                   image=claude_image),
-        box.options("go"),
-    )  # fmt: skip
+    script = f"{PLANT}\ngit worktree remove .claude/worktrees/agent && echo gone"
+    walled = box.runner(CommandRuntime(["sh", "-c", script]), image=claude_image, protected=[".git/commondir"])
+    again = collect(walled, box.options("go"))
 
     told = [line.decode() for line in lines_of(messages)]
     assert error_of(messages) is None, messages
