@@ -128,10 +128,11 @@ def test_sub_agents_work_in_worktrees_in_one_run_as_in_the_next(
     for _ in range(2):
         messages = ask(box, f"tool: Agent {json.dumps(SUB_AGENT)}")
 
-        result_of(messages)
-        assert "/workspace/.claude/worktrees/" in tool_output(messages)
-        assert "second" in tool_output(messages)
-        assert "Read-only" not in tool_output(messages)
+        told = tool_output(messages) + "".join(said(messages))
+        assert error_of(messages) is None, messages
+        assert "Read-only" not in told
+        assert "/workspace/.claude/worktrees/" in told, told
+        assert "second" in told, told
 
 
 def test_a_session_is_resumed_with_its_history_and_forked_under_a_new_id(box: Box) -> None:
