@@ -12,8 +12,8 @@ import attrs
 from container_runner.config.converter import structured, unstructured
 from container_runner.errors import WorkspaceError
 from container_runner.workspace import apply, branch
-from container_runner.workspace.findings import LONGEST, NOT_TAKEN, Entry, Finding, find, wanted
-from container_runner.workspace.objects import contents, listing, merge, without
+from container_runner.workspace.findings import LONGEST, NOT_TAKEN, Finding, find, wanted
+from container_runner.workspace.objects import contents, difference, is_landmark, listing, merge, without
 from container_runner.workspace.shadow import Shadow
 
 MOST_COMMITS: Final = 1000
@@ -128,7 +128,6 @@ class Changes:
             )
         user, head = await shadow.ref(run, "user"), await shadow.ref(run, "head")
         notes = await read_notes(shadow, run)
-        before, after = await listing(shadow, base), await listing(shadow, result)
         return cls(
             run=run,
             base=base,
@@ -136,7 +135,7 @@ class Changes:
             head=head,
             commits=await _commits(shadow, head, user) if head is not None else (),
             files=await _files(shadow, base, result),
-            findings=(*await _found(shadow, before, after, notes), *notes.findings),
+            findings=(*await _found(shadow, base, result, notes), *notes.findings),
             shadow=shadow,
         )
 
@@ -235,13 +234,12 @@ async def read_notes(shadow: Shadow, run: str) -> Notes:
     return Notes() if oid is None else structured(Notes, orjson.loads(await shadow.git("cat-file", "blob", oid)))
 
 
-async def _found(
-    shadow: Shadow, before: Mapping[bytes, Entry], after: Mapping[bytes, Entry], notes: Notes
-) -> tuple[Finding, ...]:
+async def _found(shadow: Shadow, base: str, result: str, notes: Notes) -> tuple[Finding, ...]:
+    changed, around = await difference(shadow, base, result), await listing(shadow, result, is_landmark)
     seen: dict[bytes, bytes] = {}
-    async for some in contents(shadow, wanted(before, after), longest=LONGEST):
+    async for some in contents(shadow, wanted(changed, around), longest=LONGEST):
         seen |= some
-    return find(before, after, seen, protected=notes.protected, unprotected=notes.unprotected)
+    return find(changed, around, seen, protected=notes.protected, unprotected=notes.unprotected)
 
 
 async def _files(shadow: Shadow, base: str, result: str) -> tuple[ChangedFile, ...]:

@@ -93,6 +93,9 @@ class Entry:
 Tree = Mapping[bytes, Entry]
 """Paths with what is there."""
 
+Difference = Mapping[bytes, tuple[Entry | None, Entry | None]]
+"""Paths with what is there before and after; None for nothing."""
+
 Contents = Mapping[bytes, bytes]
 """Contents by their names, of the entries that `wanted` asks for; without those longer than `LONGEST`."""
 
@@ -106,44 +109,35 @@ _INSTALLED: Final = frozenset(name.encode() for name in INSTALLED)
 _REPOSITORY: Final = frozenset(name.encode() for name in GIT)
 
 
-def changed(base: Tree, result: Tree) -> list[bytes]:
-    """The paths at which two trees differ, sorted."""
-    return sorted(path for path in base.keys() | result.keys() if base.get(path) != result.get(path))
-
-
-def wanted(base: Tree, result: Tree) -> set[bytes]:
+def wanted(changed: Difference, around: Tree) -> set[bytes]:
     """The names of the contents that `find` has to see: where links lead, and each changed package.json."""
-    links = {entry.oid for entry in result.values() if entry.mode == LINK}
-    return links | {
-        entry.oid
-        for path in changed(base, result)
-        if _is_package(path)
-        for entry in (base.get(path), result.get(path))
-        if entry is not None
-    }
+    packages = (entry for path, both in changed.items() if _is_package(path) for entry in both)
+    links = (entry for entry in around.values() if entry.mode == LINK)
+    return {entry.oid for entry in (*packages, *links) if entry is not None}
 
 
 def find(
-    base: Tree,
-    result: Tree,
+    changed: Difference,
+    around: Tree,
     contents: Contents,
     *,
     protected: Iterable[str] = (),
     unprotected: Iterable[str] = (),
 ) -> tuple[Finding, ...]:
-    """What in *result* the host would obey or trust, and was not so in *base*, by path. A deletion counts.
+    """What the host would obey or trust, and what was not so before, by path. A deletion counts.
 
     Args:
+        changed: what a run has changed.
+        around: of the tree that it has left, at least all links, and all that is called HEAD.
         contents: those that `wanted` asks for.
         protected: more paths that count: a name anywhere, and one with a "/" from the top.
         unprotected: names of the table that the operator leaves to the agent.
     """
-    links = {path: contents.get(entry.oid, b"/") for path, entry in result.items() if entry.mode == LINK}
+    links = {path: contents.get(entry.oid, b"/") for path, entry in around.items() if entry.mode == LINK}
     places = _Places(protected, unprotected, links)
-    heads = {path.rpartition(b"/")[0] for path in result if path.rpartition(b"/")[2].upper() == b"HEAD"}
+    heads = {path.rpartition(b"/")[0] for path in around if path.rpartition(b"/")[2].upper() == b"HEAD"}
     found: dict[Finding, None] = {}
-    for path in changed(base, result):
-        before, after = base.get(path), result.get(path)
+    for path, (before, after) in sorted(changed.items()):
         folder = _installed(path)
         if folder is not None:
             found[Finding("installed", folder)] = None

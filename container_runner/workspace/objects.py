@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from typing import Final
 
 from container_runner.errors import ConflictError
-from container_runner.workspace.findings import Entry
+from container_runner.workspace.findings import LINK, Difference, Entry
 from container_runner.workspace.shadow import Shadow
 
 BATCH: Final = 16 * 1024**2
 """Bytes of contents that are in our memory at a time, unless one file alone has more."""
 
-Difference = dict[bytes, tuple[Entry | None, Entry | None]]
-"""Paths with what is there before and after; None for nothing."""
 
+async def listing(shadow: Shadow, tree: str, only: Callable[[bytes], bool] = bool) -> dict[bytes, Entry]:
+    """All that a tree holds, by its path.
 
-async def listing(shadow: Shadow, tree: str) -> dict[bytes, Entry]:
-    """All that a tree holds, by its path."""
+    Args:
+        only: what is wanted, by the lines of `git ls-tree`: a mode, a kind, an id, a tab, a path.
+    """
     said = await shadow.git("ls-tree", "-r", "-z", tree)
     found = {}
-    for line in said.split(b"\0")[:-1]:
+    for line in filter(only, said.split(b"\0")):
         facts, _, path = line.partition(b"\t")
         mode, _, oid = facts.split()
         found[path] = Entry(mode, oid)
     return found
+
+
+def is_landmark(line: bytes) -> bool:
+    """Whether `findings.find` has to know of this line of `listing`, though it did not change: a link, or a HEAD."""
+    return line.startswith(LINK) or line[-4:].upper() == b"HEAD"
 
 
 async def difference(shadow: Shadow, before: str, after: str) -> Difference:

@@ -24,8 +24,7 @@ from typing import Any, Final, Literal
 import attrs
 
 from container_runner.errors import ConflictError, StateError
-from container_runner.workspace.findings import LINK
-from container_runner.workspace.objects import Difference
+from container_runner.workspace.findings import LINK, Difference
 from container_runner.workspace.shadow import Shadow
 
 JOURNAL: Final = "apply.json"

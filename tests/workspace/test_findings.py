@@ -11,6 +11,7 @@ import pytest
 from container_runner.config.protected import OBEYED_BY, PLACES, PROTECTED, Place
 from container_runner.workspace import way_out
 from container_runner.workspace.findings import MEANINGS, NOT_TAKEN, Entry, Finding, find, leads_out, wanted
+from container_runner.workspace.objects import is_landmark
 
 FILE, PROGRAM, LINK, GITLINK = b"100644", b"100755", b"120000", b"160000"
 
@@ -34,8 +35,12 @@ def found(
 ) -> list[tuple[str, str]]:
     """The findings between two folders."""
     before, after = tree(base), tree(result)
-    seen = {oid: oid for oid in wanted(before, after)}  # no more than it asks for
-    findings = find(before, after, seen, protected=protected, unprotected=unprotected)
+    paths = (path for path in {**before, **after} if before.get(path) != after.get(path))
+    changed = {path: (before.get(path), after.get(path)) for path in paths}
+    lines = {path: b"%s blob %s\t%s" % (entry.mode, entry.oid, path) for path, entry in after.items()}
+    around = {path: entry for path, entry in after.items() if is_landmark(lines[path])}  # no more than it is given,
+    seen = {oid: oid for oid in wanted(changed, around)}  # and no more than it asks for
+    findings = find(changed, around, seen, protected=protected, unprotected=unprotected)
     return [(finding.kind, finding.path.decode()) for finding in findings]
 
 
@@ -197,4 +202,7 @@ def test_a_package_that_can_not_be_read_is_found(content: str) -> None:
 def test_what_is_too_long_to_look_into_is_found() -> None:
     tree = {b"package.json": Entry(FILE, b"1"), b"way": Entry(LINK, b"2")}
 
-    assert find({}, tree, {}) == (Finding("scripts", b"package.json"), Finding("link", b"way"))
+    assert find({path: (None, entry) for path, entry in tree.items()}, tree, {}) == (
+        Finding("scripts", b"package.json"),
+        Finding("link", b"way"),
+    )
