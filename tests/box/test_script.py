@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -92,14 +93,20 @@ Start = Callable[..., Script]
 
 
 @pytest.fixture
-def start(shell: list[str], tmp_path: Path) -> Iterator[Start]:
-    """Start an agent's command, or a script that waits for one, in each shell in turn."""
-    folder = tmp_path / "run"
-    folder.mkdir(mode=0o777)
+def folder() -> Iterator[Path]:
+    """Where the script keeps its files. Not in pytest's own folders, which only root may walk."""
+    above = Path(tempfile.mkdtemp(prefix="cr-script-", dir="/tmp"))
+    above.chmod(0o755)
+    folder = above / "run"
+    folder.mkdir()
     folder.chmod(0o777)
-    for above in (tmp_path, *tmp_path.parents):  # the agent is another user, to whom pytest's folders are closed
-        if above.stat().st_mode & 0o001 == 0:
-            above.chmod(above.stat().st_mode | 0o011)
+    yield folder
+    shutil.rmtree(above)
+
+
+@pytest.fixture
+def start(shell: list[str], folder: Path) -> Iterator[Start]:
+    """Start an agent's command, or a script that waits for one, in each shell in turn."""
     scripts: list[Script] = []
 
     def make(*command: str, limit: int = 60) -> Script:
@@ -230,9 +237,9 @@ def test_an_agent_that_does_not_listen_ends_with_the_script(start: Start) -> Non
     assert ended.seconds > 0.9
 
 
-def test_what_left_the_agents_group_is_asked_too_and_gets_a_moment_to_clear_up(start: Start, tmp_path: Path) -> None:
+def test_what_left_the_agents_group_is_asked_too_and_gets_a_moment_to_clear_up(start: Start, folder: Path) -> None:
     """Such as a git, which has a lock to remove, though the agent itself ends at once."""
-    lock = tmp_path / "run/lock"
+    lock = folder / "lock"
     tool = f"trap 'sleep 0.5; rm {lock}; exit' TERM; : >{lock}; echo up; while :; do sleep 0.05; done"
     script = start("sh", "-c", 'setsid sh -c "$0" & trap "exit 5" TERM; while :; do sleep 0.05; done', tool)
     script.tell(grace=10)
