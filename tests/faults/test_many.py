@@ -7,7 +7,7 @@ import time
 import anyio
 import pytest
 
-from container_runner import Agent, CommandRuntime, ErrorMessage, ExecuteOptions
+from container_runner import Agent, CommandRuntime, ContainerRunner, ErrorMessage, ExecuteOptions
 from container_runner.stream.messages import Message
 from tests.faults.scene import Scene, last, resources
 from tests.faults.test_consumer import tasks
@@ -20,30 +20,6 @@ IN_A_ROW = 200
 AT_ONCE = 100
 IN_FLIGHT = 4
 """How many of the runs in a row are under way at a time, so that 200 do not take all day."""
-
-
-def test_runs_in_a_row_leave_nothing_and_nothing_grows(scene: Scene) -> None:
-    """Each in its turn in one of a few lanes; the counts are taken when all lanes are empty."""
-
-    async def some(number: int) -> None:
-        for _ in range(number):
-            messages = [message async for message in runner.execute(scene.options("hello"))]
-            assert last(messages) == "result"
-
-    async def batch(number: int) -> dict[str, int]:
-        async with anyio.create_task_group() as group:
-            for _ in range(IN_FLIGHT):
-                group.start_soon(some, number // IN_FLIGHT)
-        await anyio.sleep(0.2)
-        return {**resources(), "tasks": tasks()}
-
-    async def main() -> tuple[dict[str, int], dict[str, int]]:
-        return await batch(2 * IN_FLIGHT), await batch(IN_A_ROW)
-
-    runner = scene.runner()
-    before, after = anyio.run(main, backend=scene.loop)
-    scene.settle(f"{IN_A_ROW} runs in a row", "result", since=time.monotonic())
-    assert after == before
 
 
 def test_runs_at_once_get_each_its_own_messages(scene: Scene) -> None:
@@ -69,29 +45,37 @@ def test_runs_at_once_get_each_its_own_messages(scene: Scene) -> None:
         assert said(messages) == [f"I am number {number}"]
 
 
-EXITS = 200
 FLOOD = 'yes "a line of some forty bytes, and more" | head -c 1000000; exit 3'
 
 
 @on(*OWN)
-def test_agents_that_end_at_once_lose_no_byte_and_no_code(scene: Scene) -> None:
-    """Half of them say nothing and end with 0, half say 1 MB and end with 3."""
-    told: list[tuple[int | None, int]] = []
+def test_agents_that_end_at_once_lose_no_byte_and_no_code_and_nothing_grows(scene: Scene) -> None:
+    """Half of them say nothing and end with 0, half say 1 MB and end with 3.
 
-    async def lane(flooding: bool) -> None:
-        runner = scene.runner(CommandRuntime(["sh", "-c", FLOOD] if flooding else ["true"]), pull="never")
-        for _ in range(EXITS // IN_FLIGHT):
+    Each in its turn in one of a few lanes; the counts are taken when all lanes are empty.
+    """
+    told: list[tuple[int | None, int]] = []
+    runners = [scene.runner(CommandRuntime(["sh", "-c", say]), pull="never") for say in (FLOOD, "exit 0")]
+
+    async def lane(runner: ContainerRunner, number: int) -> None:
+        for _ in range(number):
             messages = [message async for message in runner.execute(scene.options(""))]
             said = sum(len(line) + 1 for line in lines_of(messages))
             error = messages[-1] if messages else None
             told.append((error.exit_code if isinstance(error, ErrorMessage) else 0, said))
 
-    async def main() -> None:
+    async def batch(number: int) -> dict[str, int]:
         async with anyio.create_task_group() as group:
-            for number in range(IN_FLIGHT):
-                group.start_soon(lane, number % 2 == 1)
+            for lane_number in range(IN_FLIGHT):
+                group.start_soon(lane, runners[lane_number % 2], number // IN_FLIGHT)
+        await anyio.sleep(0.2)
+        return {**resources(), "tasks": tasks()}
 
-    anyio.run(main, backend=scene.loop)
-    scene.settle(f"{EXITS} agents that end at once, half of them after 1 MB", "all of it", since=time.monotonic())
+    async def main() -> tuple[dict[str, int], dict[str, int]]:
+        return await batch(2 * IN_FLIGHT), await batch(IN_A_ROW)
+
+    before, after = anyio.run(main, backend=scene.loop)
+    scene.settle(f"{IN_A_ROW} agents that end at once, half of them after 1 MB", "all of it", since=time.monotonic())
     # The cut in the middle of the last line gets a newline from us.
     assert {(code, size // 100) for code, size in told} == {(0, 0), (3, 10000)}
+    assert after == before

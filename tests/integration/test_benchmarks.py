@@ -13,7 +13,7 @@ import pytest
 
 @pytest.mark.engine
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("engine", ["docker", "podman"])
+@pytest.mark.parametrize("engine", ["podman"])
 def test_the_benchmark_in_its_short_form(engine: str, tmp_path: Path) -> None:
     figures, page = tmp_path / "figures.json", tmp_path / "page.md"
     page.write_text("before\n<!-- figures -->\nold\n<!-- end of the figures -->\nafter\n")

@@ -6,7 +6,7 @@ The machine boots once; the tests below run in it, on its three engines, and eac
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -15,21 +15,18 @@ from tests.integration.engines import MACHINE
 from tests.integration.fixtures import skipped_if_unavailable
 from tests.integration.machine import PLACES, Machine, run_machine
 
-TESTS: list[Callable[..., object]] = [
-    test_doctor.test_where_a_run_works_it_says_so_and_leaves_nothing,
-    test_limits.test_memory_swap_processes_and_processor_time_are_limited,
-    test_limits.test_an_agent_that_wanted_more_memory_is_told_so,
-    test_limits.test_a_kept_container_has_the_same_limits_and_outlives_an_agent_that_went_over_them,
-    test_kill.test_an_ephemeral_container_goes,
-    test_kill.test_a_kept_container_stays_without_the_agents_processes,
-]
-"""A run takes some ten seconds there: what is here depends on cgroup v2, on systemd or on crun."""
+BOTH = ("docker", "podman-rootless")
+"""What is ours is held against one engine of each kind; what the kernel and the runtime do, against all."""
 
-
-def engines_of(test: Callable[..., object]) -> Iterator[str]:
-    """The machine's engines that a test runs on."""
-    marks = [mark for mark in getattr(test, "pytestmark", []) if mark.name == "on"]
-    yield from (engine for engine in PLACES if not marks or engine in marks[0].args)
+TESTS: dict[Callable[..., object], Sequence[str]] = {
+    test_doctor.test_where_a_run_works_it_says_so_and_leaves_nothing: BOTH,
+    test_limits.test_memory_swap_processes_and_processor_time_are_limited: PLACES,
+    test_limits.test_an_agent_that_wanted_more_memory_is_told_so: PLACES,
+    test_limits.test_a_kept_container_has_the_same_limits_and_outlives_an_agent_that_went_over_them: BOTH,
+    test_kill.test_an_ephemeral_container_goes: PLACES,
+    test_kill.test_a_kept_container_stays_without_the_agents_processes: BOTH,
+}
+"""The engines there that each runs on. A run takes some ten seconds there."""
 
 
 def name_of(test: Callable[..., object]) -> str:
@@ -44,7 +41,7 @@ def machine() -> Machine:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with skipped_if_unavailable():
         return run_machine(
-            {engine: [name_of(test) for test in TESTS if engine in engines_of(test)] for engine in PLACES}
+            {place: [name_of(test) for test, places in TESTS.items() if place in places] for place in PLACES}
         )
 
 
@@ -55,8 +52,8 @@ def machine() -> Machine:
     "ran",
     [
         pytest.param((engine, name_of(test)), id=f"{test.__name__.removeprefix('test_')} on {engine}")
-        for test in TESTS
-        for engine in engines_of(test)
+        for test, engines in TESTS.items()
+        for engine in engines
     ],
 )
 def test_it_holds_there(machine: Machine, ran: tuple[str, str], place: str) -> None:
