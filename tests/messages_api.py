@@ -133,6 +133,9 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
         path = self.path.partition("?")[0]
         if path == "/v1/messages":
+            if kept := getattr(self.server, "requests", None):
+                with open(kept, "a") as file:  # noqa: PTH123
+                    file.write(f"{json.dumps(body)}\n")
             self.answer(body)
         elif path == "/v1/messages/count_tokens":
             self.send(200, {"input_tokens": len(json.dumps(body)) // 4})
@@ -212,6 +215,7 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
+    requests: str | None = None
     block_on_close = False  # a thread that hangs must not hold up the end
 
     def handle_error(self, *args: object) -> None:
@@ -222,9 +226,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A stand-in for the Messages API.")
     parser.add_argument("--port", type=int, default=0, help="0, the default, takes any free port")
     parser.add_argument("--port-file", help="write the port to this file once it listens")
+    parser.add_argument("--requests", help="add each request to this file, a line of JSON each")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with Server(("127.0.0.1", options.port), Handler) as server:
+        server.requests = options.requests
         if options.port_file:
             partial = f"{options.port_file}.{os.getpid()}"
             with open(partial, "w") as file:  # noqa: PTH123 - one rename makes the file appear whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from container_runner.agents.runtime import Command, CommandLineRuntime, Credentials
 from container_runner.config import paths
@@ -67,6 +67,7 @@ class ClaudeRuntime(CommandLineRuntime):
             stdin=options.prompt.encode(),
             env=_CONTAINED_ENV if contained else {},
             credentials=CREDENTIALS,
+            kept=KEPT,
         )
 
     def outcome(self, result: ResultMessage | None, exit_code: int, stderr: str) -> ContainerRunnerError | None:
@@ -92,8 +93,13 @@ class ClaudeRuntime(CommandLineRuntime):
 
 _NO_SESSION = "No conversation found with session ID"
 
+KEPT: Final = ("projects/-workspace", "tasks")
+"""The transcripts of what began in /workspace, and the lists of what a session has to do. The rest of that folder is
+configuration, and one run must not leave the next one its hooks, plugins, skills, servers or instructions."""
+
 _CONTAINED_ENV = {
     "CLAUDE_CONFIG_DIR": paths.SESSIONS,  # with it, all of claude's state lies in that one folder
+    "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",  # which lies beside the transcripts, and would act in the next run
     "DISABLE_AUTOUPDATER": "1",  # the root is read-only
     "IS_SANDBOX": "1",  # which claude wants to hear before it skips permissions as uid 0
 }

@@ -86,6 +86,10 @@ class Command:
 
     credentials: Credentials = Credentials()
 
+    kept: tuple[str, ...] | None = None
+    """The folders in its sessions folder that its next run finds again, by their paths in there. What else lies there
+    is the container's own, and gone with it. None: all of it is kept."""
+
 
 class CommandLineRuntime(abc.ABC):
     """A runtime whose agent is a command: it can run on the host by itself, or in a container."""

@@ -28,6 +28,9 @@ class Dialect:
     run: tuple[str, ...] = ()
     """More flags for `run`."""
 
+    blank: tuple[str, ...] = ()
+    """Variables that its client would set in a container by its own configuration."""
+
     run_in: str | None = None
     """The folder that `run` is called in; None for the current one."""
 
@@ -41,7 +44,8 @@ class Dialect:
     """Whether the caller's uid must be mapped to itself: without it, a rootless podman's agent can not write."""
 
 
-DOCKER: Final = Dialect(name="docker")
+# ~/.docker/config.json may name proxies, passwords included.
+DOCKER: Final = Dialect(name="docker", blank=script.PROXIES)
 
 PODMAN: Final = Dialect(
     name="podman",
@@ -50,7 +54,7 @@ PODMAN: Final = Dialect(
     # Its monitor makes an empty file `oom` in the folder that it was started in when the container's memory runs out;
     # here nobody can make files.
     run_in="/proc",
-    # It would copy what lies below into the tmpfs, so that a mask would show what it is there to hide.
+    # It would copy what lies below into the tmpfs.
     tmpfs=("notmpcopyup",),
     # It would wait for the stop timeout first.
     remove=("--time=0",),
@@ -111,7 +115,7 @@ def run_argv(
         *(f"--publish={_port(port)}" for port in config.ports),
         *(f"--tmpfs={_tmpfs(tmpfs, dialect)}" for tmpfs in mounts.tmpfs),
         *(f"--mount={_bind(mount)}" for mount in mounts.mounts),
-        *(f"--mount={_mask(path, dialect)}" for path in mounts.masks),
+        *(f"--env={name}=" for name in dialect.blank),
         *([f"--env={variable}" for variable in env.spelled] if config.ephemeral else []),
         *dialect.run,
         *config.extra_args,
@@ -239,6 +243,7 @@ def try_argv(binary: str, *, image: str, program: str, arguments: Iterable[str])
         "--cap-drop=ALL",
         "--security-opt=no-new-privileges",
         "--read-only",
+        *(f"--env={name}=" for name in script.PROXIES),
         f"--tmpfs={_tmpfs(Tmpfs('/tmp', size=TMP_SIZE, executable=True))}",  # noqa: S108  a path in the container
         "--network=none",
         "--log-driver=none",
@@ -268,8 +273,3 @@ def _tmpfs(tmpfs: Tmpfs, dialect: Dialect = DOCKER) -> str:
     execute = "exec" if tmpfs.executable else "noexec"
     options = ("rw", "nosuid", "nodev", execute, f"size={tmpfs.size}", f"mode={tmpfs.mode:o}", *dialect.tmpfs)
     return f"{tmpfs.target}:{','.join(options)}"
-
-
-def _mask(path: str, dialect: Dialect) -> str:
-    # 'ro', because podman does not know 'readonly' here.
-    return _csv("type=tmpfs", f"dst={path}", "tmpfs-size=4096", "ro", *dialect.tmpfs)

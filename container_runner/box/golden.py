@@ -46,11 +46,13 @@ def _folders(command: Sequence[str]) -> list[tuple[str, str]]:
     """Sources of mounts, and what stands for them, the longest first."""
     found = {}
     for word in command:
-        source, target = (_fields(word).get(name, "") for name in ("src", "dst"))
+        fields = _fields(word)
+        source, target = (fields.get(name, "") for name in ("src", "dst"))
         if target == paths.WORKSPACE and source:
             found[source] = "WORKSPACE"
-        elif target == paths.SESSIONS:
-            found[str(PurePosixPath(source).parents[1])] = "STATE"
+        elif f"{target}/".startswith(f"{paths.SESSIONS}/") and "readonly" not in fields:  # that is a login's file
+            sessions = source.removesuffix(target[len(paths.SESSIONS) :])
+            found[str(PurePosixPath(sessions).parents[1])] = "STATE"
     return sorted(found.items(), key=lambda item: -len(item[0]))
 
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from container_runner.box import gitconfig, repository
-from container_runner.box.mounts import resolve_workspace
 from container_runner.box.protect import is_harmless
+from container_runner.box.sources import resolve_workspace
 from container_runner.config.container import ContainerConfig
 from container_runner.config.protected import PROTECTED
 from container_runner.errors import ConfigError

@@ -1,62 +1,34 @@
-"""What of the host is in the container, and where.
-
-Every source is resolved to the path that it really is, because the engines follow symlinks, and is then held against
-the places that are never mounted: a source may neither lie inside one of them nor contain one.
-"""
+"""What of the host is in the container, and where."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
-import pwd
 import re
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import attrs
 
-from container_runner.agents.claude import CREDENTIALS
+from container_runner.agents.claude import CREDENTIALS, KEPT
 from container_runner.agents.runtime import Credentials
 from container_runner.box import gitconfig, protect, repository, script
 from container_runner.box.environment import host_environment
+from container_runner.box.sources import contains, resolve_source, resolve_workspace
 from container_runner.box.user import User, check_workspace_access
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
 from container_runner.config.laws import is_line
-from container_runner.config.values import ENGINE_SOCKETS, Mount, Tmpfs
+from container_runner.config.values import Mount, Tmpfs
 from container_runner.errors import ConfigError, StateError
 from container_runner.folders import read_regular
 from container_runner.options import Agent
 
-SYSTEM: Final = (
-    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/run",
-    "/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/Library", "/System",
-)  # fmt: skip
-"""Folders of the system. Nothing inside them is mounted, nor anything that contains them."""
-
-PRIVATE: Final = (
-    ".aws",
-    ".azure",
-    ".config",
-    ".docker",
-    ".gnupg",
-    ".kube",
-    ".local/share/containers",
-    ".netrc",
-    ".ssh",
-)
-"""Files and folders of a home that hold keys, or the engine's own state."""
-
-AGENT_STATE: Final = (".claude", ".claude.json", ".codex", ".gemini")
-"""Folders and files of a home that hold an agent's credentials, and its memory of all your projects."""
-
-
-FIRST_PERSON: Final = 500
-"""The least uid of a person, as macOS counts; Linux begins at 1000."""
+EMPTY: Final = "empty"
+"""The folder of the state folder that is mounted over the latter, where that lies in a workspace."""
 
 TMP_SIZE: Final = 512 * 1024 * 1024
 """The size of /tmp and of HOME, each. It counts towards the memory limit only when it is used."""
@@ -67,13 +39,10 @@ class ContainerMounts:
     """The mounts of one container, with their sources resolved."""
 
     mounts: tuple[Mount, ...]
-    """The binds, in their order: workspace, what is protected in it, sessions, credentials, custom volumes."""
+    """The binds, in their order: workspace, what is protected or hidden in it, sessions, credentials, volumes."""
 
     tmpfs: tuple[Tmpfs, ...]
     """What is writable and gone with the container: ours, then the configured ones."""
-
-    masks: tuple[str, ...]
-    """Paths in the container that an empty read-only tmpfs hides."""
 
     credentials_by_name: bool
     """Whether the agent gets its credentials as variables."""
@@ -102,7 +71,6 @@ class ContainerMounts:
         """
         host = [_HostMount(*line.split(" ")[2:6]) for line in reversed(table.splitlines())]  # the upper ones first
         lines = [f"{_escaped(tmpfs.target)} rw tmpfs /" for tmpfs in self.tmpfs]
-        lines += [f"{_escaped(path)} ro tmpfs /" for path in self.masks]
         for mount in self.mounts:
             source, target = _escaped(mount.source), _escaped(mount.target)
             above = max((on for on in host if _lies_in(source, on.target)), key=lambda on: len(on.target), default=None)
@@ -121,6 +89,7 @@ def build_container_mounts(
     *,
     user: User | None = None,
     credentials: Credentials = CREDENTIALS,
+    kept: Sequence[str] | None = KEPT,
     environ: Iterable[str] | None = None,
 ) -> ContainerMounts:
     """The mounts for *agent*: its workspace, its sessions folder, its credentials file, the configured volumes.
@@ -134,13 +103,13 @@ def build_container_mounts(
         state_dir: where the sessions folders are, one for each agent and never shared.
         user: who the agent is in the container. None: whom the configuration and the workspace make it.
         credentials: what the runtime can use; `config.credentials` says which of it is given. Default: claude's.
+        kept: see `Command.kept`. Default: claude's.
         environ: the names of the variables that are set on the host, and not to nothing. None: this process's.
 
     Raises:
         ConfigError: a source is missing, or is one of the places that are never mounted.
     """
     mounts: list[Mount] = []
-    masks: list[str] = []
     copies: dict[str, bytes] = {}
     state = Path(state_dir).expanduser().resolve()
     if user is None:
@@ -152,7 +121,7 @@ def build_container_mounts(
     if agent.workspace is not None:
         workspace = resolve_workspace(agent)
         check_workspace_access(user, workspace, config)
-        if _contains(state, workspace):
+        if contains(state, workspace):
             allowed = f"a folder that is not inside our state folder {state}"
             raise ConfigError("agent.workspace", str(agent.workspace), allowed)
         mounts.append(Mount(str(workspace), paths.WORKSPACE, config.workspace_mode == "ro"))
@@ -165,39 +134,50 @@ def build_container_mounts(
         except OSError as error:
             allowed = f"a workspace in which we may look at {error.filename} ({error.strerror}); chmod u+rwx gives that"
             raise ConfigError("agent.workspace", str(workspace), allowed) from None
-        if _contains(workspace, state):
-            # Other agents' sessions and our locks are none of its business.
-            masks.append(f"{paths.WORKSPACE}/{state.relative_to(workspace)}")
-            if config.workspace_mode == "rw":
-                mounts += protect.way_to(state, workspace, beside=mounts)
+        if contains(workspace, state):
+            # Other agents' sessions and our locks are none of its business. (A tmpfs would hide them too, but podman
+            # copies into one what lies below, also where docker's client is what asks for it.)
+            mask = Mount(str(state / EMPTY), f"{paths.WORKSPACE}/{state.relative_to(workspace)}", read_only=True)
+            ways = protect.way_to(state, workspace, beside=mounts) if config.workspace_mode == "rw" else []
+            mounts += [*ways, mask]
     identity = " ".join(map(_inode, mounts))
-    mounts.append(Mount(str(sessions_folder(state, agent.name)), paths.SESSIONS))
+    sessions = Mount(str(sessions_folder(state, agent.name)), paths.SESSIONS)
+    in_memory: list[str] = []
+    if kept is None:
+        mounts.append(sessions)
+    else:
+        mounts += (Mount(f"{sessions.source}/{name}", f"{sessions.target}/{name}") for name in kept)
+        # An engine would make what lies between as root's, and the agent could make nothing beside it.
+        between = {way for name in kept for way in PurePosixPath(sessions.target, name).parents}
+        in_memory = sorted(str(way) for way in between if way.is_relative_to(sessions.target))
     by_name = config.credentials in ("auto", "env") and any(name in environ for name in credentials.names)
     if not by_name:
         mounts.extend(_credentials_file(config, credentials, user))
     for index, volume in enumerate(config.volumes):
         source = resolve_source(volume.source, f"volumes[{index}]")
-        if _contains(state, source) or _contains(source, state):
+        if contains(state, source) or contains(source, state):
             raise ConfigError(f"volumes[{index}]", volume.source, f"a path apart from our state folder {state}")
         mounts.append(attrs.evolve(volume, source=str(source)))
     return ContainerMounts(
         mounts=tuple(mounts),
-        tmpfs=(*_own_tmpfs(workspace_is_mounted=agent.workspace is not None), *config.tmpfs),
-        masks=tuple(masks),
+        tmpfs=(
+            *_own_tmpfs([*in_memory, *([paths.WORKSPACE] if agent.workspace is None else [])]),
+            *config.tmpfs,
+        ),
         credentials_by_name=by_name,
         identity=identity,
         copies=copies,
     )
 
 
-def _own_tmpfs(*, workspace_is_mounted: bool) -> list[Tmpfs]:
+def _own_tmpfs(more: Iterable[str]) -> list[Tmpfs]:
     """The writable folders that every agent needs. They are executable because the workspace is, too."""
     return [
         Tmpfs("/tmp", size=TMP_SIZE, executable=True),  # noqa: S108  a path in the container
         Tmpfs(paths.HOME, size=TMP_SIZE, executable=True),
         # The copy of the shell that our script runs in is executed there.
         Tmpfs(paths.RUN_DIR, size=script.PROMPT_LIMIT + 4 * 1024 * 1024, executable=True),
-        *([] if workspace_is_mounted else [Tmpfs(paths.WORKSPACE, size=TMP_SIZE, executable=True)]),
+        *(Tmpfs(target, size=TMP_SIZE, executable=True) for target in more),
     ]
 
 
@@ -234,51 +214,16 @@ def _lies_in(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f"{folder.rstrip('/')}/")
 
 
-def resolve_workspace(agent: Agent) -> Path:
-    """The workspace's real path.
-
-    Raises:
-        ConfigError: it is no folder, or is one of the places that are never mounted.
-    """
-    path = resolve_source(agent.workspace or "", "agent.workspace")
-    if not path.is_dir():
-        raise ConfigError("agent.workspace", str(agent.workspace), "a folder")
-    return path
-
-
-def resolve_source(source: str | Path, field: str) -> Path:
-    """The real path of a bind source.
-
-    Raises:
-        ConfigError: it is missing, is a socket of an engine, or is one of the places that are never mounted.
-    """
-    try:
-        path = Path(source).expanduser().resolve(strict=True)
-    except (OSError, RuntimeError, ValueError):
-        raise ConfigError(field, str(source), "a path that exists on this machine") from None
-    if not is_line(str(path)):
-        raise ConfigError(field, str(source), "a path without control characters")
-    if path.name in ENGINE_SOCKETS:
-        allowed = "anything but an engine's socket: whoever holds it is root on this machine"
-        raise ConfigError(field, str(source), allowed)
-    homes = _homes(Path.home())
-    for home in homes:
-        if _contains(path, home):
-            raise ConfigError(field, str(source), f"a folder that is not, and does not contain, the home folder {home}")
-    for place in _never_mounted(homes):
-        if _contains(place, path) or _contains(path, place):
-            allowed = f"a path apart from {place}, which holds what no agent should see or change"
-            raise ConfigError(field, str(source), allowed)
-    return path
-
-
 def sessions_folder(state: Path, agent: str) -> Path:
     """Where *agent*'s sessions are kept on the host."""
     return state / "sessions" / agent
 
 
-def prepare_sessions(state: Path, agent: str, user: User) -> bool:
-    """Make the agent's sessions folder, private to *user*, and tell whether it was not there.
+def prepare_sessions(state: Path, agent: str, user: User, kept: Iterable[str] = ()) -> bool:
+    """Make the agent's sessions folder, private to *user*, and tell whether something of it was not there.
+
+    Args:
+        kept: the folders in it, see `Command.kept`.
 
     Raises:
         ConfigError: something that is no folder of ours stands in its place, such as a symlink elsewhere.
@@ -287,7 +232,10 @@ def prepare_sessions(state: Path, agent: str, user: User) -> bool:
     folder, is_new = sessions_folder(state, agent), False
     try:
         state.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for path, mode in ((folder.parent, 0o755), (folder, 0o700)):
+        own = [path for name in kept for path in (*reversed((folder / name).parents), folder / name)]
+        own = [path for path in dict.fromkeys(own) if folder in path.parents]
+        ours = {state / EMPTY: 0o555, folder.parent: 0o755}
+        for path, mode in (*ours.items(), (folder, 0o700), *((path, 0o700) for path in own)):
             try:
                 path.mkdir(mode=mode)
             except FileExistsError:
@@ -296,8 +244,8 @@ def prepare_sessions(state: Path, agent: str, user: User) -> bool:
             else:
                 is_new = True
             # Also of one that was there: a start may have been killed between the two calls.
-            if path == folder and os.getuid() == 0 and path.lstat().st_uid == 0:
-                os.chown(folder, user.uid, user.gid, follow_symlinks=False)
+            if path not in ours and os.getuid() == 0 and path.lstat().st_uid == 0:
+                os.chown(path, user.uid, user.gid, follow_symlinks=False)
     except OSError as error:
         raise StateError(f"The sessions folder {folder} can not be made: {error.strerror}.") from None
     return is_new
@@ -345,7 +293,7 @@ def _worktree(workspace: Path, config: ContainerConfig, state: Path) -> list[Mou
             allowed = f"a path that is not in the worktree's repository, {worktree.target}"
             raise ConfigError(f"tmpfs[{index}]", tmpfs.target, allowed)
     common = resolve_source(worktree.common, "agent.workspace")
-    if _contains(state, common) or _contains(common, state):
+    if contains(state, common) or contains(common, state):
         allowed = f"a worktree whose repository {common} is apart from our state folder {state}"
         raise ConfigError("agent.workspace", str(workspace), allowed)
     return protect.worktree_mounts(
@@ -397,7 +345,7 @@ def _check_objects(workspace: Path, mounts: Iterable[Mount], config: ContainerCo
     git = repository.git_folder(workspace)
     there = [*(mount.target for mount in (*config.volumes, *mounts))]
     for objects in [] if git is None else repository.objects_elsewhere(git, workspace):
-        if not any(_contains(Path(target), objects) for target in there):
+        if not any(contains(Path(target), objects) for target in there):
             allowed = (
                 f"a repository that has all its objects; this one borrows those in {objects}. Type "
                 f"`git repack -a -d && rm .git/objects/info/alternates` there, or let the agent read them with "
@@ -417,25 +365,3 @@ def _credentials_file(config: ContainerConfig, credentials: Credentials, user: U
     names = " or ".join(credentials.names)
     allowed = f'"env" with {names} set, because {path} is not there or user {user} can not read it'
     raise ConfigError("credentials", "file", allowed)
-
-
-@functools.cache
-def _homes(own: Path) -> tuple[Path, ...]:
-    """The homes that are never mounted: ours; and if we are root, who could mount them, all that hold keys."""
-    users = pwd.getpwall() if os.getuid() == 0 else []
-    others = {Path(user.pw_dir) for user in users if user.pw_uid == 0 or user.pw_uid >= FIRST_PERSON} - {Path("/")}
-    holding = (home for home in sorted(others) if any((home / name).exists() for name in PRIVATE))
-    return (own.resolve(), *(home.resolve() for home in holding))
-
-
-@functools.cache  # a hundred system calls; these places do not move while we live
-def _never_mounted(homes: tuple[Path, ...]) -> list[Path]:
-    places = [Path(place) for place in SYSTEM]
-    places += [home / name for home in homes for name in (*PRIVATE, *AGENT_STATE)]
-    # Both as they are spelled and as what they are: /etc is /private/etc on macOS.
-    return sorted({*places, *(place.resolve() for place in places)} - {Path("/")})
-
-
-def _contains(folder: Path, path: Path) -> bool:
-    # As text, because a plan asks this a hundred times: both are absolute, without "..".
-    return path == folder or str(path).startswith(str(folder).rstrip("/") + "/")

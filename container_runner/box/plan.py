@@ -59,6 +59,9 @@ class Plan:
     mounted: ContainerMounts = attrs.field(repr=False)
     """What is mounted in the container."""
 
+    kept: tuple[str, ...] = ()
+    """The folders of the sessions folder that are kept, see `Command.kept`."""
+
     other_mounts: bool = False
     """Whether `extra_args` mounts something too."""
 
@@ -157,7 +160,7 @@ class Plan:
             ConfigError: a mount's source, or the sessions folder, has become something else.
             StateError: a folder can not be made.
         """
-        is_new = prepare_sessions(self.state_dir, self.agent, self.user)
+        is_new = prepare_sessions(self.state_dir, self.agent, self.user, self.kept)
         is_new |= prepare_copies(self.mounted.copies)
         return recheck(self.mounts) or is_new
 

@@ -24,6 +24,10 @@ from container_runner.config.paths import MARK, RUN_DIR, WORKSPACE
 TOOLS: Final = ("chmod", "cp", "head", "mkfifo", "rm", "sleep", "wc")
 """The programs that the scripts use; the rest is built into every sh."""
 
+_KINDS = ("http", "https", "ftp", "all", "no")
+PROXIES: Final = (*(f"{kind}_proxy" for kind in _KINDS), *(f"{kind.upper()}_PROXY" for kind in _KINDS))
+"""The variables of proxies. The agent gets none that is empty: some programs prefer it to the other spelling."""
+
 PROMPT_LIMIT: Final = 48 * 1024 * 1024
 """The longest prompt in bytes: it is kept in RUN_DIR until the agent has opened it."""
 
@@ -258,6 +262,7 @@ agent() {{
   say started
   (
     eval "$files$nl$variables" 2>/dev/null
+    {"; ".join(f'[ -n "${name}" ] || unset {name}' for name in PROXIES)}
     [ "$kept" = no ] || {{ {MARK}=$run; export {MARK}; }}
     [ ! -d {WORKSPACE} ] || cd {WORKSPACE} || exit 126
     exec "$@" <&5 4>&- 5<&-

@@ -16,7 +16,6 @@ import attrs
 from container_runner.agents import Credentials
 from container_runner.box import argv
 from container_runner.box.environment import host_environment
-from container_runner.box.mounts import sessions_folder
 from container_runner.box.plan import Plan
 from container_runner.box.user import User
 from container_runner.config.container import ContainerConfig
@@ -102,7 +101,7 @@ _ELSEWHERE: Final = re.compile(r"(ANTHROPIC|CLAUDE_CODE|AWS|GOOGLE|VERTEX|OPENAI
 """Variables by which an agent gets at a model in ways that are not ours to check."""
 
 
-def check_credentials(config: ContainerConfig, credentials: Credentials, plan: Plan, state_dir: Path) -> Check:
+def check_credentials(config: ContainerConfig, credentials: Credentials, plan: Plan) -> Check:
     """Whether the agent is given something to log in with. No value is looked at."""
     name = "credentials"
     if not credentials.names:
@@ -118,8 +117,6 @@ def check_credentials(config: ContainerConfig, credentials: Credentials, plan: P
         return passed(name, f"{' and '.join(given)} from the environment")
     if any(mount.target == credentials.target for mount in plan.mounts):
         return passed(name, f"the login in {credentials.file}")
-    if (sessions_folder(state_dir, plan.agent) / ".credentials.json").is_file():
-        return passed(name, "the agent has logged in itself, in an earlier run")
     found = f"neither {' nor '.join(credentials.names)} is set, and no login can be read in {credentials.file}"
     return Check(name=name, status="fail", found=found, fix=f"export {credentials.names[0]}=YOUR-KEY")
 

@@ -56,9 +56,8 @@ async def _examine(prepare: Prepare, wanted: str) -> AsyncGenerator[Check, None]
         with suppress(EngineNotFoundError):  # the engine has a check of its own
             plan = runner.plan(options)
             yield checks.passed("configuration", f"agent {options.agent.name} in the image {runner.config.image}")
-            yield checks.check_credentials(
-                runner.config, runner.runtime.command(options, contained=True).credentials, plan, runner.state_dir
-            )
+            command = runner.runtime.command(options, contained=True)
+            yield checks.check_credentials(runner.config, command.credentials, plan)
             yield checks.check_secrets(runner.config, plan)
     except ConfigError as error:
         options, refused = None, error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ import attrs
 
 from container_runner.agents import ClaudeRuntime, Command, CommandLineRuntime
 from container_runner.box import script
-from container_runner.box.mounts import sessions_folder
+from container_runner.box.mounts import EMPTY, sessions_folder
 from container_runner.box.user import User
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
@@ -83,8 +84,7 @@ async def look_inside(
     # A kept container of the same agent may hold the ports; and a new one must not take its place.
     config = attrs.evolve(runner.config, ephemeral=True, ports=())
     options = attrs.evolve(options, prompt="doctor", timeout=PROBE_TIMEOUT, idle_timeout=PROBE_TIMEOUT)
-    sessions = sessions_folder(runner.state_dir.resolve(), options.agent.name)
-    new = [folder for folder in (sessions, sessions.parent, runner.state_dir) if not folder.exists()]
+    before = _folders(runner, options)
     said: dict[str, tuple[str, ...]] = {}
     failure: ErrorMessage | None = None
     probe = ContainerRunner(_Probe(runner.runtime), config, runner.state_dir, records=False)
@@ -97,10 +97,18 @@ async def look_inside(
                 elif isinstance(message, ErrorMessage):
                     failure = message
     finally:
-        for folder in new:
+        for folder in sorted(_folders(runner, options) - before, reverse=True):
             with suppress(OSError):  # something else is in it by now
                 folder.rmdir()
     return said, failure
+
+
+def _folders(runner: ContainerRunner, options: ExecuteOptions) -> set[Path]:
+    """The folders that a run may make in the state folder, as far as they are there."""
+    state = runner.state_dir.resolve()
+    sessions = sessions_folder(state, options.agent.name)
+    above = {folder for folder in (state, state / EMPTY, sessions.parent) if folder.exists()}
+    return above | {Path(folder) for folder, _, _ in os.walk(sessions)}
 
 
 def check_inside(

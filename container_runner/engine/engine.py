@@ -20,7 +20,7 @@ from container_runner.box import argv
 from container_runner.box.argv import DOCKER, PODMAN, PODMAN_ROOTLESS, Dialect
 from container_runner.box.environment import ENGINE_VARIABLE, client_environment
 from container_runner.engine.failures import classify, spawn_error
-from container_runner.errors import ContainerGoneError, EngineNotFoundError
+from container_runner.errors import ContainerGoneError, EngineError, EngineNotFoundError
 from container_runner.stream import command as commands
 from container_runner.stream.command import Completed
 from container_runner.stream.process import Process
@@ -36,6 +36,9 @@ PULL_TIMEOUT: Final = 1800.0
 
 CONTROL_PATIENCE: Final = 2.0
 """Seconds that a control command may still take when its caller is cancelled, and as many again after TERM."""
+
+_DOCKER_VERSION = re.compile(r"Docker version \S+, build ")
+"""What docker's own client says. podman says its name, whatever that is: "docker version 4.3.1" of a copy of it."""
 
 _ID = re.compile(rb"[0-9a-f]{64}")
 
@@ -127,7 +130,6 @@ class Engine:
             EngineError: it does not answer as an engine does.
         """
         guess = cls.guess(wanted, environ)
-        version = ""
         if guess.dialect.name == "docker":
             try:
                 version = await guess.ask("--version")
@@ -138,11 +140,18 @@ class Engine:
             if not _version(version):
                 message = f"{guess.binary} does not answer as docker or podman do."
                 raise EngineNotFoundError(message, stderr=version[:200])
-            if "podman" not in version.lower():
+            if _DOCKER_VERSION.match(version):
                 return attrs.evolve(guess, version=_version(version))
         words = "{{.Host.ServiceIsRemote}} {{.Host.Security.Rootless}} {{.Version.Version}} {{.Store.GraphRoot}}"
-        said = (await guess.ask("info", f"--format={words}")).split(" ", 3)
-        remote, rootless, version, graph_root = [*said, "", "", ""][:4]
+        try:
+            answer = await guess.ask("info", f"--format={words}")
+        except EngineError as error:
+            if "evaluate field Host" not in error.stderr:
+                raise
+            # It is docker's client after all, whatever its name or the script around it made one think.
+            version = await guess.ask("--version")
+            return attrs.evolve(guess, dialect=DOCKER, version=_version(version))
+        remote, rootless, version, graph_root = [*answer.split(" ", 3), "", "", ""][:4]
         dialect = PODMAN_ROOTLESS if rootless == "true" else PODMAN
         if remote != "false":
             graph_root = ""  # another machine's: the same path here holds containers that it knows nothing of

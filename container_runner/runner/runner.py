@@ -18,8 +18,9 @@ import anyio
 from container_runner.agents import Describes, Runtime, command_line
 from container_runner.box import argv, gitconfig, repository, script
 from container_runner.box.environment import build_container_env, host_environment
-from container_runner.box.mounts import build_container_mounts, resolve_workspace
+from container_runner.box.mounts import build_container_mounts
 from container_runner.box.plan import Plan
+from container_runner.box.sources import resolve_workspace
 from container_runner.box.user import User
 from container_runner.config.container import ContainerConfig
 from container_runner.config.limits import RecordLimits
@@ -173,6 +174,7 @@ class ContainerRunner:
             self.state_dir,
             user=user,
             credentials=command.credentials,
+            kept=command.kept,
             environ=[name for name in environ if environ[name]],
         )
         env = build_container_env(
@@ -209,6 +211,7 @@ class ContainerRunner:
             waiting=waiting if config.ephemeral else (),
             command=command.argv,
             mounted=mounts,
+            kept=command.kept or (),
             other_mounts=any(word.startswith(MOUNTING) for word in config.extra_args),
             variables=env.named,
             values=env.values,

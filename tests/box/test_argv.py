@@ -28,8 +28,8 @@ OUR_TMPFS = (
 ENV = ContainerEnv(spelled=("HOME=/h", "TERM=x"), named=("TOKEN",), values={"TOKEN": "secret"})
 
 
-def mounted(*mounts: Mount, tmpfs: tuple[Tmpfs, ...] = OUR_TMPFS, masks: tuple[str, ...] = ()) -> ContainerMounts:
-    return ContainerMounts(mounts=mounts, tmpfs=tmpfs, masks=masks, credentials_by_name=False)
+def mounted(*mounts: Mount, tmpfs: tuple[Tmpfs, ...] = OUR_TMPFS) -> ContainerMounts:
+    return ContainerMounts(mounts=mounts, tmpfs=tmpfs, credentials_by_name=False)
 
 
 WORKSPACE = mounted(Mount("/src", "/workspace"))
@@ -60,6 +60,7 @@ def run_argv(
     dialect: Dialect = DOCKER,
     mounts: ContainerMounts = WORKSPACE,
     command: tuple[str, ...] = ("claude", "-p"),
+    variables: ContainerEnv = ENV,
     **config: Any,
 ) -> list[str]:
     return argv.run_argv(
@@ -70,7 +71,7 @@ def run_argv(
         user=USER,
         mounts=mounts,
         labels={"container-runner.run": "r"},
-        env=ENV,
+        env=variables,
         run_id="RUN",
         command=command,
     )
@@ -93,8 +94,10 @@ DIALECTS = pytest.mark.parametrize(
 
 
 def box(dialect: Dialect) -> list[str]:
+    if dialect is DOCKER:
+        return [*BOX, *(f"--env={name}=" for name in script.PROXIES)]
     # podman would copy what the image has there.
-    return [f"{word},notmpcopyup" if word.startswith("--tmpfs=") and dialect is not DOCKER else word for word in BOX]
+    return [f"{word},notmpcopyup" if word.startswith("--tmpfs=") else word for word in BOX]
 
 
 @DIALECTS
@@ -134,7 +137,6 @@ def test_run_with_everything_on() -> None:
             Mount("/a", "/workspace", True),
             Mount("/b,c", "/data"),
             tmpfs=(Tmpfs("/tmp", size=4096), Tmpfs("/cache", size=1024 * 1024, executable=True, mode=0o700)),
-            masks=("/workspace/state",),
         ),
         (),
         ephemeral=False,
@@ -191,7 +193,6 @@ def test_run_with_everything_on() -> None:
         "--tmpfs=/cache:rw,nosuid,nodev,exec,size=1048576,mode=700,notmpcopyup",
         "--mount=type=bind,src=/a,dst=/workspace,readonly",
         '--mount=type=bind,"src=/b,c",dst=/data',
-        "--mount=type=tmpfs,dst=/workspace/state,tmpfs-size=4096,ro,notmpcopyup",
         "--http-proxy=false",
         "--read-only-tmpfs=false",
         "--runtime=runsc",
@@ -395,6 +396,14 @@ ANY_PATH = st.text(st.characters(blacklist_categories=["Cs", "Cc", "Zl", "Zp"]),
 )
 
 
+def test_docker_takes_no_proxy_from_its_own_configuration() -> None:
+    words = run_argv(DOCKER, variables=ContainerEnv(spelled=("HTTPS_PROXY=http://mine:1",), named=(), values={}))
+
+    given = {word.partition("=")[2] for word in words if word.startswith("--env=")}
+    assert {"http_proxy=", "https_proxy=", "HTTP_PROXY=", "no_proxy=", "all_proxy=", "FTP_PROXY="} < given
+    assert words.index("--env=HTTPS_PROXY=") < words.index("--env=HTTPS_PROXY=http://mine:1")  # the last one counts
+
+
 def fields_of(word: str) -> list[str]:
     """What an engine reads in a --mount word."""
     (row,) = csv.reader([word.removeprefix("--mount=")], strict=True)
@@ -403,11 +412,10 @@ def fields_of(word: str) -> list[str]:
 
 @pytest.mark.parametrize("path", ["/a,b", '/a"b', '/"', "/a b", "/a:b", "/ä€😀", "/a=b", "/a,readonly", "/a\\b", "/'"])
 def test_a_mount_reads_back_as_it_was_meant(path: str) -> None:
-    mounts = mounted(Mount(path, path, True), masks=(path,))
-    bind, mask = [word for word in run_argv(mounts=mounts) if word.startswith("--mount=")]
+    mounts = mounted(Mount(path, path, True))
+    (bind,) = [word for word in run_argv(mounts=mounts) if word.startswith("--mount=")]
 
     assert fields_of(bind) == ["type=bind", f"src={path}", f"dst={path}", "readonly"]
-    assert fields_of(mask) == ["type=tmpfs", f"dst={path}", "tmpfs-size=4096", "ro"]
 
 
 def test_a_newline_in_a_path_stays_inside_its_field() -> None:

@@ -60,7 +60,7 @@ def test_what_the_configuration_says_stays(tmp_path: Path, monkeypatch: pytest.M
     assert "--label=container-runner.pid-namespace=PID-NAMESPACE" in text
     assert any(word.startswith("--mount=type=bind,src=WORKSPACE,dst=/workspace") for word in text)
     assert any(word.startswith("--mount=type=bind,src=WORKSPACE/.git/hooks,dst=/workspace/.git/hooks") for word in text)
-    assert any(word.startswith("--mount=type=bind,src=STATE/sessions/bot,") for word in text)
+    assert any(word.startswith("--mount=type=bind,src=STATE/sessions/bot/projects/-workspace,") for word in text)
     after = text[text.index("--") + 1 :]
     assert after[:6] == ("my/claude", "-c", "SEAL", "RUN", "GUEST", "86400")
 

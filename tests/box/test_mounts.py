@@ -6,6 +6,7 @@ import os
 import pwd
 import shutil
 import socket
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ from container_runner.box.mounts import (
     mount_table,
     prepare_sessions,
     recheck,
-    resolve_source,
-    resolve_workspace,
 )
+from container_runner.box.sources import resolve_source, resolve_workspace
 from container_runner.box.user import User
 from container_runner.config.container import ContainerConfig
 from container_runner.config.values import Mount, Tmpfs
@@ -54,6 +54,7 @@ def build(
     workspace: Path | None = None,
     environ: tuple[str, ...] = (),
     state: Path | None = None,
+    kept: tuple[str, ...] | None = None,
     **config: Any,
 ) -> ContainerMounts:
     return build_container_mounts(
@@ -62,6 +63,7 @@ def build(
         state or tmp_path / "state",
         user=ME,
         credentials=CREDENTIALS,
+        kept=kept,
         environ=environ,
     )
 
@@ -86,7 +88,6 @@ def test_workspace_sessions_and_volumes_in_this_order(tmp_path: Path, workspace:
         Mount(str(tmp_path / "state/sessions/bot"), "/container-runner/sessions"),
         Mount(str(tmp_path / "data"), "/data", read_only=True),
     )
-    assert found.masks == ()
 
 
 def test_what_is_writable_in_the_container_and_gone_with_it(tmp_path: Path, workspace: Path) -> None:
@@ -125,7 +126,13 @@ def test_sources_are_resolved(tmp_path: Path, workspace: Path) -> None:
 def test_the_state_folder_inside_the_workspace_is_hidden(tmp_path: Path, workspace: Path) -> None:
     found = build(tmp_path, workspace, state=workspace / ".state/here")
 
-    assert found.masks == ("/workspace/.state/here",)
+    state = workspace / ".state/here"
+    assert found.mounts[1:3] == (
+        Mount(str(workspace / ".state"), "/workspace/.state"),
+        Mount(str(state / "empty"), "/workspace/.state/here", True),
+    )
+    assert prepare_sessions(state, "bot", ME)
+    assert [*(state / "empty").iterdir()] == []
 
 
 # What never is
@@ -269,7 +276,7 @@ TABLE = """\
 
 
 def kernel(*mounts: Mount, table: str = TABLE, **others: Any) -> list[str]:
-    fields = {"tmpfs": (), "masks": (), **others}
+    fields = {"tmpfs": (), **others}
     return ContainerMounts(mounts=mounts, credentials_by_name=False, **fields).in_kernel(table)
 
 
@@ -303,9 +310,9 @@ def test_a_read_only_bind() -> None:
 
 
 def test_a_target_is_spelled_as_the_kernel_spells_it() -> None:
-    mounted = kernel(Mount("/opt", "/a b\\c"), masks=("/m n",), tmpfs=(Tmpfs("/t u"),))
+    mounted = kernel(Mount("/opt", "/a b\\c"), tmpfs=(Tmpfs("/t u"),))
 
-    assert mounted == ["/t\\040u rw tmpfs /", "/m\\040n ro tmpfs /", "/a\\040b\\134c rw 254:1 /opt"]
+    assert mounted == ["/t\\040u rw tmpfs /", "/a\\040b\\134c rw 254:1 /opt"]
 
 
 def test_mounts_below_a_source_may_come_along() -> None:
@@ -332,8 +339,7 @@ def test_a_mount_beside_a_source_does_not() -> None:
 def test_without_a_table_targets_and_modes_are_all_that_is_known() -> None:
     mounts = Mount("/home/me", "/workspace"), Mount("/opt", "/t", True)
 
-    assert kernel(*mounts, table="", masks=("/workspace/x",)) == [
-        "/workspace/x ro tmpfs /",
+    assert kernel(*mounts, table="") == [
         "/workspace rw - -",
         "/t ro - -",
     ]
@@ -399,9 +405,33 @@ def test_a_sessions_folder_that_a_killed_start_has_left_still_gets_its_owner(tmp
     folder = tmp_path / "state/sessions/bot"
     folder.mkdir(parents=True, mode=0o700)
 
-    assert not prepare_sessions(tmp_path / "state", "bot", User(1234, 1235))
+    prepare_sessions(tmp_path / "state", "bot", User(1234, 1235))
 
     assert (folder.stat().st_uid, folder.stat().st_gid) == (1234, 1235)
+
+
+def test_of_the_sessions_only_what_is_kept_is_the_hosts(tmp_path: Path) -> None:
+    found = build(tmp_path, kept=("projects/-here", "tasks"))
+
+    assert [mount for mount in found.mounts if mount.target.startswith("/container-runner/")] == [
+        Mount(str(tmp_path / f"state/sessions/bot/{name}"), f"/container-runner/sessions/{name}")
+        for name in ("projects/-here", "tasks")
+    ]
+    in_memory = {tmpfs.target: tmpfs.mode for tmpfs in found.tmpfs}
+    assert in_memory["/container-runner/sessions"] == in_memory["/container-runner/sessions/projects"] == 0o1777
+
+
+def test_the_kept_folders_are_made_for_the_agents_user(tmp_path: Path) -> None:
+    assert prepare_sessions(tmp_path, "bot", User(1234, 1235), ("a/b",))
+    assert not prepare_sessions(tmp_path, "bot", User(1234, 1235), ("a/b",))
+    assert prepare_sessions(tmp_path, "bot", User(1234, 1235), ("a/b", "c"))
+
+    for name in ("a", "a/b", "c"):
+        found = (tmp_path / "sessions/bot" / name).stat()
+        assert stat.S_IMODE(found.st_mode) == 0o700
+        assert found.st_uid == (1234 if os.getuid() == 0 else os.getuid())
+    (tmp_path / "sessions/bot/d").symlink_to("/etc")
+    refused("state_dir", prepare_sessions, tmp_path, "bot", ME, ("d",))
 
 
 @pytest.mark.parametrize("name", ["sessions", "sessions/bot"])

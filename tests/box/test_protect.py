@@ -301,9 +301,14 @@ def test_a_state_folder_deep_in_the_workspace_can_not_be_moved_away(tmp_path: Pa
         return {mount.target: mount.read_only for mount in found}
 
     claude = {"/workspace": False, "/workspace/.claude": True, "/workspace/.claude/worktrees": False}
-    assert mounts("state") == claude
-    assert mounts("a/b/state") == {**claude, "/workspace/a": False, "/workspace/a/b": False}
-    assert mounts(".claude/b/state") == claude
+    assert mounts("state") == {**claude, "/workspace/state": True}
+    assert mounts("a/b/state") == {
+        **claude,
+        "/workspace/a": False,
+        "/workspace/a/b": False,
+        "/workspace/a/b/state": True,
+    }
+    assert mounts(".claude/b/state") == {**claude, "/workspace/.claude/b/state": True}
 
 
 # Where it all counts

@@ -193,7 +193,7 @@ def test_without_systemd_nobody_delegates_and_no_kernel_parameter_helps(monkeypa
 def credentials(tmp_path: Path, runtime: Runtime | None = None, **fields: Any) -> Check:
     runner, options = request(tmp_path, runtime, **fields)
     command = runner.runtime.command(options, contained=True)
-    return check_credentials(runner.config, command.credentials, runner.plan(options), runner.state_dir)
+    return check_credentials(runner.config, command.credentials, runner.plan(options))
 
 
 @pytest.mark.usefixtures("bare")
@@ -221,15 +221,6 @@ def test_a_login_of_any_kind_is_enough(tmp_path: Path, monkeypatch: pytest.Monke
     check = credentials(tmp_path)
     assert check.found == "CLAUDE_CODE_OAUTH_TOKEN from the environment"
     assert "s3cret" not in repr(check)
-
-
-@pytest.mark.usefixtures("bare")
-def test_an_agent_that_has_logged_in_itself_needs_no_other_login(tmp_path: Path) -> None:
-    file = tmp_path / "state/sessions/bot/.credentials.json"
-    file.parent.mkdir(parents=True)
-    file.write_text("{}")
-
-    assert credentials(tmp_path).status == "ok"
 
 
 @pytest.mark.usefixtures("bare")

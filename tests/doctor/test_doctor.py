@@ -166,7 +166,7 @@ async def test_no_network_is_a_warning_to_who_asks_a_model(patient: Patient, run
 
 async def test_a_dead_daemon_is_named_and_the_rest_is_not_looked_at(patient: Patient) -> None:
     told = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
-    patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2")
+    patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2, build e6534b4")
     patient.answer("info", stdout={"ServerErrors": [told]}, returncode=1, stderr=told)
 
     checks = await patient.checks()
@@ -180,7 +180,7 @@ async def test_a_dead_daemon_is_named_and_the_rest_is_not_looked_at(patient: Pat
 
 
 async def test_an_engine_that_answers_in_riddles_is_no_crash(patient: Patient) -> None:
-    patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2")
+    patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2, build e6534b4")
     patient.answer("info", stdout="not JSON")
 
     checks = await patient.checks()
@@ -193,7 +193,7 @@ async def test_a_daemon_that_is_elsewhere_is_not_started_here(
     patient: Patient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
-    patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2")
+    patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2, build e6534b4")
     patient.answer("info", returncode=1, stderr="Cannot connect to the Docker daemon at unix:///nowhere.")
 
     assert "unset DOCKER_HOST" in str((await patient.checks())["daemon"].fix)
@@ -296,7 +296,7 @@ async def test_docker_may_be_podman(patient: Patient) -> None:
     ],
 )
 async def test_an_image_that_is_missing_is_built_or_pulled(patient: Patient, image: str, fix: str) -> None:
-    patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2")
+    patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2, build e6534b4")
     patient.answer("info", stdout=DOCKER_INFO)
     patient.answer("version", stdout=DOCKER_VERSION)
     patient.answer("image", "inspect", returncode=1, stderr=f"Error response from daemon: No such image: {image}")
@@ -342,7 +342,7 @@ async def test_a_box_that_does_not_start_fails_the_check_it_is_about(
 async def test_a_configuration_that_is_refused_still_lets_the_engine_be_looked_at(
     patient: Patient, error: ConfigError, name: str
 ) -> None:
-    patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2")
+    patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2, build e6534b4")
     patient.answer("info", stdout=DOCKER_INFO)
     patient.answer("version", stdout=DOCKER_VERSION)
 
@@ -358,7 +358,7 @@ async def test_a_configuration_that_is_refused_still_lets_the_engine_be_looked_a
 
 
 async def test_a_workspace_that_bits_alone_forbid_is_named_before_anything_is_started(patient: Patient) -> None:
-    patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2")
+    patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2, build e6534b4")
     patient.answer("info", stdout=DOCKER_INFO)
     patient.answer("version", stdout=DOCKER_VERSION)
     patient.answer("image", "inspect", stdout="sha256:0123456789abcdef")

@@ -135,6 +135,28 @@ async def test_podman_is_asked_whether_it_is_rootless(folder: Path, name: str, r
     assert (engine.dialect, engine.version) == (dialect, "5.4.2")
 
 
+async def test_a_copy_of_podman_says_its_own_name_and_is_podman(folder: Path) -> None:
+    said = PODMAN_SCRIPT.replace("podman version", "docker version") % "false false"
+
+    engine = await probe(folder, str(program(folder, "docker", said)))
+
+    assert (engine.dialect, engine.version) == (PODMAN, "5.4.2")
+
+
+@pytest.mark.parametrize("name", ["docker", "podman-lookalike", "nerdctl"])
+async def test_what_knows_nothing_of_podmans_words_is_docker(folder: Path, name: str) -> None:
+    """Such as a script around docker's client that only names podman's socket."""
+    script = f'''# not podman
+case $1 in
+  --version) echo "{"Docker version 28.2.2, build e" if name != "nerdctl" else "nerdctl version 28.2.2"}" ;;
+  info) echo "template: :1:2: executing \\"\\" at <.Host>: can't evaluate field Host in type x" >&2; exit 1 ;;
+esac'''
+
+    engine = await probe(folder, str(program(folder, name, script)))
+
+    assert (engine.dialect, engine.version) == (DOCKER, "28.2.2")
+
+
 @pytest.mark.parametrize(
     ("remote", "graph_root"), [("false", "/var/lib/containers/storage"), ("true", ""), ("<no value>", "")]
 )

@@ -49,7 +49,7 @@ CLAUDE_OFFLINE = """\
 #!/bin/sh
 # The real claude, talking to the stand-in for the Messages API in this container.
 port=$(mktemp)
-python3 /opt/messages_api.py --port 0 --port-file "$port" </dev/null >/dev/null 2>&1 &
+python3 /opt/messages_api.py --port 0 --port-file "$port" --requests /tmp/requests.jsonl </dev/null >/dev/null 2>&1 &
 until [ -s "$port" ]; do sleep 0.05; done
 export ANTHROPIC_BASE_URL="http://127.0.0.1:$(cat "$port")"
 export ANTHROPIC_API_KEY="${ANTHROPIC_API_KEY:-none}" CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1

@@ -134,7 +134,11 @@ async def test_a_container_that_can_not_be_made_is_an_error_of_that_step(
 ) -> None:
     any_ = fake_engine.fp.any
     stderr = "Error response from daemon: No such image: my/claude:latest"
-    for words, answer in ((["--version"], "Docker version 28.2.2"), (["ps", any_()], ""), (["rm", any_()], "")):
+    for words, answer in (
+        (["--version"], "Docker version 28.2.2, build e6534b4"),
+        (["ps", any_()], ""),
+        (["rm", any_()], ""),
+    ):
         fake_engine.fp.register(["docker", *words], stdout=answer, occurrences=10)
     fake_engine.fp.register(["docker", "run", any_()], stderr=stderr, returncode=125)
 

@@ -1,0 +1,104 @@
+"""Which paths of the host may be mounted.
+
+Every source is resolved to the path that it really is, because the engines follow symlinks, and is then held against
+the places that are never mounted: a source may neither lie inside one of them nor contain one.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pwd
+from pathlib import Path
+from typing import Final
+
+from container_runner.config.laws import is_line
+from container_runner.config.values import ENGINE_SOCKETS
+from container_runner.errors import ConfigError
+from container_runner.options import Agent
+
+SYSTEM: Final = (
+    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/run",
+    "/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/Library", "/System",
+)  # fmt: skip
+"""Folders of the system. Nothing inside them is mounted, nor anything that contains them."""
+
+PRIVATE: Final = (
+    ".aws",
+    ".azure",
+    ".config",
+    ".docker",
+    ".gnupg",
+    ".kube",
+    ".local/share/containers",
+    ".netrc",
+    ".ssh",
+)
+"""Files and folders of a home that hold keys, or the engine's own state."""
+
+AGENT_STATE: Final = (".claude", ".claude.json", ".codex", ".gemini")
+"""Folders and files of a home that hold an agent's credentials, and its memory of all your projects."""
+
+
+FIRST_PERSON: Final = 500
+"""The least uid of a person, as macOS counts; Linux begins at 1000."""
+
+
+def resolve_workspace(agent: Agent) -> Path:
+    """The workspace's real path.
+
+    Raises:
+        ConfigError: it is no folder, or is one of the places that are never mounted.
+    """
+    path = resolve_source(agent.workspace or "", "agent.workspace")
+    if not path.is_dir():
+        raise ConfigError("agent.workspace", str(agent.workspace), "a folder")
+    return path
+
+
+def resolve_source(source: str | Path, field: str) -> Path:
+    """The real path of a bind source.
+
+    Raises:
+        ConfigError: it is missing, is a socket of an engine, or is one of the places that are never mounted.
+    """
+    try:
+        path = Path(source).expanduser().resolve(strict=True)
+    except (OSError, RuntimeError, ValueError):
+        raise ConfigError(field, str(source), "a path that exists on this machine") from None
+    if not is_line(str(path)):
+        raise ConfigError(field, str(source), "a path without control characters")
+    if path.name in ENGINE_SOCKETS:
+        allowed = "anything but an engine's socket: whoever holds it is root on this machine"
+        raise ConfigError(field, str(source), allowed)
+    homes = _homes(Path.home())
+    for home in homes:
+        if contains(path, home):
+            raise ConfigError(field, str(source), f"a folder that is not, and does not contain, the home folder {home}")
+    for place in _never_mounted(homes):
+        if contains(place, path) or contains(path, place):
+            allowed = f"a path apart from {place}, which holds what no agent should see or change"
+            raise ConfigError(field, str(source), allowed)
+    return path
+
+
+@functools.cache
+def _homes(own: Path) -> tuple[Path, ...]:
+    """The homes that are never mounted: ours; and if we are root, who could mount them, all that hold keys."""
+    users = pwd.getpwall() if os.getuid() == 0 else []
+    others = {Path(user.pw_dir) for user in users if user.pw_uid == 0 or user.pw_uid >= FIRST_PERSON} - {Path("/")}
+    holding = (home for home in sorted(others) if any((home / name).exists() for name in PRIVATE))
+    return (own.resolve(), *(home.resolve() for home in holding))
+
+
+@functools.cache  # a hundred system calls; these places do not move while we live
+def _never_mounted(homes: tuple[Path, ...]) -> list[Path]:
+    places = [Path(place) for place in SYSTEM]
+    places += [home / name for home in homes for name in (*PRIVATE, *AGENT_STATE)]
+    # Both as they are spelled and as what they are: /etc is /private/etc on macOS.
+    return sorted({*places, *(place.resolve() for place in places)} - {Path("/")})
+
+
+def contains(folder: Path, path: Path) -> bool:
+    # As text, because a plan asks this a hundred times: both are absolute, without "..".
+    return path == folder or str(path).startswith(str(folder).rstrip("/") + "/")
