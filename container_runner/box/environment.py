@@ -58,7 +58,7 @@ def build_container_env(
     environ: Mapping[str, str] | None = None,
     credentials: bool | None = None,
 ) -> ContainerEnv:
-    """The agent's variables: TERM and HOME, the runtime's, the configured ones, the secrets, the credentials.
+    """The agent's variables: HOME, LANG and TERM, the runtime's, the configured ones, the secrets, the credentials.
 
     Later ones win: a configured variable replaces the runtime's, and a secret replaces both.
 
@@ -75,7 +75,7 @@ def build_container_env(
     if credentials is None:
         credentials = config is None or config.credentials in ("auto", "env")
     configured, secrets = ({}, ()) if config is None else (config.env, config.secrets)
-    spelled = {"HOME": paths.HOME, "TERM": "xterm-256color", **command.env}
+    spelled = {"HOME": paths.HOME, "LANG": "C.UTF-8", "TERM": "xterm-256color", **command.env}
     values: dict[str, str] = {}
     for name, value in configured.items():
         spelled.pop(name, None)

@@ -27,7 +27,7 @@ def config(**fields: object) -> ContainerConfig:
 def test_ours_and_the_runtimes_variables_are_spelled() -> None:
     env = build_container_env(AGENT, config(), command=COMMAND, environ={}, credentials=False)
 
-    assert env.spelled == ("HOME=/container-runner/home", "TERM=xterm-256color", "RUNTIME=r")
+    assert env.spelled == ("HOME=/container-runner/home", "LANG=C.UTF-8", "TERM=xterm-256color", "RUNTIME=r")
     assert env.named == ()
 
 

@@ -86,27 +86,31 @@ def test_a_state_folder_in_the_workspace_is_hidden_from_the_agent(box: Box) -> N
     other.write_text("what another agent was told\n" * 1000)
     runner = box.runner(state=state)
 
-    options = box.options("sh cd .container-runner; find .; echo kept >/container-runner/sessions/s; echo x >made")
+    options = box.options("sh cd .container-runner; find .; echo kept >$CLAUDE_CONFIG_DIR/tasks/s; echo x >made")
     messages = collect(runner, options)
 
     result_of(messages)
     found, refused = tool_output(messages).splitlines()
     assert found == "."
     assert "read-only" in refused.lower()
-    assert (state / "sessions/tester/s").read_text() == "kept\n"
+    assert (state / "sessions/tester/tasks/s").read_text() == "kept\n"
     assert not (state / "made").exists()
 
 
 def test_the_sessions_folder_is_private_to_the_agents_user(box: Box) -> None:
-    box.sh("echo kept >/container-runner/sessions/s")
+    box.sh("echo kept >$CLAUDE_CONFIG_DIR/tasks/s; echo gone | tee $CLAUDE_CONFIG_DIR/s >$CLAUDE_CONFIG_DIR/projects/s")
 
     folder = box.state / "sessions/tester"
-    assert folder.stat().st_uid == box.engine.owner[0]
-    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == {
+        "projects", "projects/-workspace", "tasks", "tasks/s"
+    }  # fmt: skip
+    for path in (folder, folder / "tasks"):
+        assert path.stat().st_uid == box.engine.owner[0]
+        assert path.stat().st_mode & 0o777 == 0o700
 
 
 def test_agents_do_not_see_each_others_sessions(box: Box) -> None:
-    look = "ls /container-runner/sessions; echo mine >/container-runner/sessions/$$"
+    look = "cd $CLAUDE_CONFIG_DIR/tasks; ls; echo mine >$$"
 
     assert [box.sh(look, agent=name) for name in ("one", "two")] == ["", ""]
 

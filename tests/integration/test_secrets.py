@@ -18,7 +18,7 @@ import pytest
 
 from container_runner import CommandRuntime
 from container_runner.errors import AgentFailedError
-from tests.integration.runs import Box, error_of, lines_of
+from tests.integration.runs import Box, error_of, lines_of, on
 
 NAMES = ["ANTHROPIC_API_KEY", "BUILD_TOKEN", "DEPLOY_KEY"]
 DIGEST = 'printf %s "$ANTHROPIC_API_KEY.$BUILD_TOKEN.$DEPLOY_KEY" | sha256sum | cut -c-64'
@@ -133,6 +133,27 @@ def test_the_hosts_proxies_stay_on_the_host(box: Box, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HTTPS_PROXY", "http://user:value-of-a-password@127.0.0.1:9")
 
     assert box.sh("env | grep -i -e proxy -e value-") == ""
+
+
+@on("docker", "docker-26")
+@pytest.mark.parametrize("ephemeral", [True, False])
+def test_docker_gives_no_proxies_of_its_own_configuration(box: Box, ephemeral: bool) -> None:
+    folder = box.new_folder("configuration")
+    proxy = "http://user:value-of-a-password@127.0.0.1:9"
+    proxies = {f"{kind}Proxy": proxy for kind in ("http", "https", "ftp", "all", "no")}
+    (folder / "config.json").write_text(json.dumps({"proxies": {"default": proxies}}))
+    client = folder / "docker"
+    client.write_text(f'#!/bin/sh\nexec {box.engine.binary} --config={folder} "$@"\n')
+    client.chmod(0o755)
+    told = box.engine.run("--config", str(folder), "run", "--rm", "--entrypoint=env", box.engine.images.tiny).stdout
+    assert "value-of-a-password" in told  # as docker does it
+
+    fields: dict[str, Any] = {"engine": str(client), "ephemeral": ephemeral}
+    assert box.sh("env | grep -i -e proxy -e value-", **fields) == ""
+    mine = {"HTTPS_PROXY": "http://mine:1"}
+    assert box.sh("env | grep -i -e proxy -e value-", env=mine, **fields) == "HTTPS_PROXY=http://mine:1"
+    for container in box.containers():
+        box.engine.remove(container)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file of another user")

@@ -110,7 +110,8 @@ def test_mounts_are_those_that_were_planned_and_nothing_in_them_is_setuid_or_a_d
     assert "rw" in mounts["/workspace"]
     engines_own = ("/proc", "/sys", "/dev", "/etc", "/run")
     assert {target for target in mounts if not target.startswith(engines_own)} == {
-        "/", "/tmp", "/workspace", "/container-runner/home", "/container-runner/run", "/container-runner/sessions"
+        "/", "/tmp", "/workspace", "/container-runner/home", "/container-runner/run", "/container-runner/sessions",
+        *(f"/container-runner/sessions/{name}" for name in ("projects", "projects/-workspace", "tasks")),
     }  # fmt: skip
 
 
