@@ -1,13 +1,14 @@
-"""What a person should know before an agent works on a mounted workspace: what of git will not go as on the host."""
+"""What a person should know before an agent works on a mounted workspace: what of git will not go as on the host, and
+what else is in there."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 
-from container_runner.box import gitconfig, repository
+from container_runner.box import gitconfig, repository, sources
 from container_runner.box.protect import is_harmless
 from container_runner.box.sources import resolve_workspace
 from container_runner.config.container import ContainerConfig
@@ -30,6 +31,8 @@ def hints(workspace: Path, unprotected: Collection[str] = (), *, read_only: bool
     Raises:
         OSError: something in it can not be looked at.
     """
+    if found := [str(path.relative_to(workspace)) for path in sources.sockets(workspace)]:
+        yield (f"Sockets in the workspace: {_some(found)}. The agent can speak to who listens there without a network.")
     top = repository.enclosing_repository(workspace)
     git = repository.git_folder(workspace)
     if top is not None and git is None:
@@ -45,9 +48,8 @@ def hints(workspace: Path, unprotected: Collection[str] = (), *, read_only: bool
         yield f"Of {len(nested)} repositories in folders those from {first} on have hooks that the agent can write."
     if git is not None and (names := _tracked(git, {*PROTECTED} - {*unprotected})):
         flags = " ".join(f"--unprotected={name}" for name in names[:MOST_NAMES])
-        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         yield (
-            f"Tracked files are read-only for the agent: {', '.join(names[:MOST_NAMES])}{more}. A checkout, merge or "
+            f"Tracked files are read-only for the agent: {_some(names)}. A checkout, merge or "
             f"reset that changes them ends half-way. {flags} lets it write them."
         )
 
@@ -61,6 +63,11 @@ def hints_for(agent: Agent, config: ContainerConfig) -> list[str]:
         return [*hints(workspace, config.unprotected, read_only=config.workspace_mode != "rw")]
     except (ConfigError, OSError):
         return []
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
 
 
 def gitlinks(workspace: Path) -> frozenset[str]:

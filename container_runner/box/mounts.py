@@ -17,7 +17,7 @@ from container_runner.agents.claude import CREDENTIALS, KEPT
 from container_runner.agents.runtime import Credentials
 from container_runner.box import gitconfig, protect, repository, script
 from container_runner.box.environment import host_environment
-from container_runner.box.sources import contains, resolve_source, resolve_workspace
+from container_runner.box.sources import check_sockets, contains, resolve_source, resolve_workspace
 from container_runner.box.user import User, check_workspace_access
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
@@ -121,6 +121,7 @@ def build_container_mounts(
     if agent.workspace is not None:
         workspace = resolve_workspace(agent)
         check_workspace_access(user, workspace, config)
+        check_sockets(workspace, "agent.workspace")
         if contains(state, workspace):
             allowed = f"a folder that is not inside our state folder {state}"
             raise ConfigError("agent.workspace", str(agent.workspace), allowed)
@@ -157,6 +158,7 @@ def build_container_mounts(
         source = resolve_source(volume.source, f"volumes[{index}]")
         if contains(state, source) or contains(source, state):
             raise ConfigError(f"volumes[{index}]", volume.source, f"a path apart from our state folder {state}")
+        check_sockets(source, f"volumes[{index}]")
         mounts.append(attrs.evolve(volume, source=str(source)))
     return ContainerMounts(
         mounts=tuple(mounts),

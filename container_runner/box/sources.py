@@ -9,6 +9,9 @@ from __future__ import annotations
 import functools
 import os
 import pwd
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -39,9 +42,12 @@ PRIVATE: Final = (
 AGENT_STATE: Final = (".claude", ".claude.json", ".codex", ".gemini")
 """Folders and files of a home that hold an agent's credentials, and its memory of all your projects."""
 
-
 FIRST_PERSON: Final = 500
 """The least uid of a person, as macOS counts; Linux begins at 1000."""
+
+SOCKET_DEPTH: Final = 3
+MOST_FOLDERS: Final = 2000
+"""The bounds of the look for sockets, which each plan takes."""
 
 
 def resolve_workspace(agent: Agent) -> Path:
@@ -85,9 +91,10 @@ def resolve_source(source: str | Path, field: str) -> Path:
 @functools.cache
 def _homes(own: Path) -> tuple[Path, ...]:
     """The homes that are never mounted: ours; and if we are root, who could mount them, all that hold keys."""
-    users = pwd.getpwall() if os.getuid() == 0 else []
-    others = {Path(user.pw_dir) for user in users if user.pw_uid == 0 or user.pw_uid >= FIRST_PERSON} - {Path("/")}
-    holding = (home for home in sorted(others) if any((home / name).exists() for name in PRIVATE))
+    us = os.getuid()
+    people = (user for user in pwd.getpwall() if user.pw_uid in (0, us) or (us == 0 and user.pw_uid >= FIRST_PERSON))
+    others = {Path(user.pw_dir) for user in people} - {Path("/")}
+    holding = (home for home in sorted(others) if any((home / name).exists() for name in (*PRIVATE, *AGENT_STATE)))
     return (own.resolve(), *(home.resolve() for home in holding))
 
 
@@ -97,6 +104,36 @@ def _never_mounted(homes: tuple[Path, ...]) -> list[Path]:
     places += [home / name for home in homes for name in (*PRIVATE, *AGENT_STATE)]
     # Both as they are spelled and as what they are: /etc is /private/etc on macOS.
     return sorted({*places, *(place.resolve() for place in places)} - {Path("/")})
+
+
+def check_sockets(folder: Path, field: str) -> None:
+    """Refuse a folder in which an engine listens.
+
+    Raises:
+        ConfigError: it does.
+    """
+    for path in sockets(folder):
+        if path.name in ENGINE_SOCKETS:
+            allowed = f"a folder without {path}: whoever holds an engine's socket is root on this machine"
+            raise ConfigError(field, str(folder), allowed)
+
+
+def sockets(folder: Path) -> Iterator[Path]:
+    """The sockets in a folder, `SOCKET_DEPTH` folders deep in the first `MOST_FOLDERS`. Links are not followed."""
+    level, left = [folder], MOST_FOLDERS
+    for _ in range(SOCKET_DEPTH + 1):
+        below: list[Path] = []
+        for place in level[:left]:
+            with suppress(OSError), os.scandir(place) as entries:  # what we may not look at, nobody else of ours may
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        below.append(Path(entry.path))
+                    elif not entry.is_file(follow_symlinks=False) and not entry.is_symlink():
+                        with suppress(OSError):
+                            if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+                                yield Path(entry.path)
+        left -= len(level)
+        level = below if left > 0 else []
 
 
 def contains(folder: Path, path: Path) -> bool:

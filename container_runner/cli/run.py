@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from container_runner.workspace.changes import ChangedFile
 
 if TYPE_CHECKING:
     from container_runner.cli.live import RunView
+
+SETUID = stat.S_ISUID | stat.S_ISGID
 
 MOST_LISTED = 20
 """The most names in a warning."""
@@ -199,6 +202,10 @@ def _warnings(before: Look, after: Look, files: Sequence[ChangedFile]) -> Iterat
         yield f"  ! Git takes {_listed(links)} for repositories of their own now, and runs what is configured in them."
     if replaced := {path for path, facts in after.git.items() if before.git.get(path, facts) != facts}:
         yield f"  ! Changed while the agent ran, and so not protected from then on: {_listed(replaced)}: look inside."
+    if before.files is not None and after.files is not None:
+        special = {path for path, facts in after.files.items() if facts[0] & SETUID and before.files.get(path) != facts}
+        if special:
+            yield f"  ! Whoever runs {_listed(special)} gets the rights of its owner (setuid). Type: chmod a-s FILE"
     paths = [f"{os.fsdecode(file.path)}/" for file in files]
     if obeyed := {name for name in OBEYED for path in paths if path.startswith(f"{name}/")}:
         yield f"  ! Programs obey {_listed(obeyed)}: look at the change first."

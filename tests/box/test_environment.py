@@ -108,7 +108,7 @@ def test_a_configured_variable_replaces_ours_and_a_secret_replaces_the_runtimes(
 
     env = build_container_env(AGENT, given_, command=COMMAND, environ={"RUNTIME": "from here"}, credentials=False)
 
-    assert env.spelled == ("HOME=/elsewhere",)
+    assert env.spelled == ("LANG=C.UTF-8", "HOME=/elsewhere")
     assert dict(env.values) == {"TERM": "dumb", "RUNTIME": "from here"}
 
 

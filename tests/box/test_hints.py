@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -102,3 +103,13 @@ def test_what_git_runs_is_compared_in_the_repository_of_a_worktree(top: Path) ->
     commondir.write_text("planted\n")
 
     assert git_files(linked).keys() - before.keys() == {str(commondir)}
+
+
+def test_a_socket_in_the_workspace_is_told(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(top)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("dev.sock")
+
+    (told,) = hints(top, read_only=True)
+    assert "dev.sock" in told
+    assert "without a network" in told

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from container_runner.agents.runtime import Credentials
-from container_runner.box import script
+from container_runner.box import script, sources
 from container_runner.box.mounts import (
     TMP_SIZE,
     ContainerMounts,
@@ -185,13 +185,22 @@ def test_to_root_the_homes_of_others_are_private_too(tmp_path: Path, monkeypatch
     """HOME is root's, or whatever sudo has left in it."""
     for name in ("people/alice/.ssh", "people/alice/project", "people/bob/project", "service/.ssh"):
         (tmp_path / name).mkdir(parents=True)
-    listed = [("root", 0, "/"), ("alice", 1000, "people/alice"), ("bob", 1001, "people/bob"), ("daemon", 2, "service")]
+    (tmp_path / "people/carol/.claude").mkdir(parents=True)
+    listed = [
+        ("root", 0, "/"),
+        ("alice", 1000, "people/alice"),
+        ("bob", 1001, "people/bob"),
+        ("carol", 1002, "people/carol"),
+        ("daemon", 2, "service"),
+    ]
     users = [pwd.struct_passwd((name, "x", uid, uid, "", str(tmp_path / home), "")) for name, uid, home in listed]
     monkeypatch.setattr(pwd, "getpwall", lambda: users)
 
     for place in ("people/alice", "people/alice/.ssh", "people"):
         with pytest.raises(ConfigError, match="alice"):
             resolve_source(tmp_path / place, "agent.workspace")
+    with pytest.raises(ConfigError, match="carol"):
+        resolve_source(tmp_path / "people/carol", "agent.workspace")
     for place in ("people/alice/project", "people/bob", "service"):
         resolve_source(tmp_path / place, "agent.workspace")
 
@@ -222,6 +231,33 @@ def test_an_engines_socket_is_refused_wherever_it_is_and_behind_a_link(
 
         assert "socket" in refused("x", resolve_source, tmp_path / name, "x").next_step
         refused("x", resolve_source, tmp_path / "harmless", "x")
+
+
+@pytest.mark.parametrize("place", ["", "a", "a/b/c"])
+def test_a_folder_in_which_an_engine_listens_is_refused(
+    tmp_path: Path, workspace: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / place).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(workspace / place)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("podman.sock")
+
+        assert "podman.sock" in refused("agent.workspace", build, tmp_path, workspace).next_step
+        with pytest.raises(ConfigError, match=r"volumes\[0\]"):
+            build(tmp_path, volumes=[f"{workspace}:/data:ro"])
+
+
+def test_sockets_are_looked_for_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / "1/2/3/4"
+    deep.mkdir(parents=True)
+    (tmp_path / "docker.sock").touch()  # a name alone is nothing
+    (tmp_path / "away").symlink_to(deep)
+    with socket.socket(socket.AF_UNIX) as near, socket.socket(socket.AF_UNIX) as far:
+        for folder, listening in ((deep.parent, near), (deep, far)):
+            monkeypatch.chdir(folder)
+            listening.bind("x")
+
+    assert [*sources.sockets(tmp_path)] == [deep.parent / "x"]
 
 
 @pytest.mark.parametrize("source", ["missing", "dangling", "loop", "file/below"])

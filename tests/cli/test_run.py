@@ -156,6 +156,14 @@ def test_a_new_file_that_programs_obey_is_pointed_out(place: Place) -> None:
     assert "  ! The agent made .git: look" in third.stderr
 
 
+def test_a_setuid_file_is_told_once(place: Place) -> None:
+    first = place.run("run", "sh cp /bin/true here; chmod 4755 here; mkdir d; chmod 2755 d")
+    second = place.run("run", "hello")
+
+    assert "  ! Whoever runs here gets the rights of its owner (setuid). Type: chmod a-s FILE" in first.stderr
+    assert "setuid" not in second.stderr
+
+
 PLANT = """
 sh git init --quiet node_modules/.x && cd node_modules/.x && git commit --quiet --allow-empty --message=x
 sh git add -f node_modules/.x 2>/dev/null

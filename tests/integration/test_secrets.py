@@ -171,8 +171,8 @@ def test_the_login_file_is_mounted_read_only_and_nothing_beside_it(box: Box, mon
     look = "cd $CLAUDE_CONFIG_DIR; ls -A; cat .credentials.json; echo y >.credentials.json; rm .credentials.json"
     told = box.sh(look, credentials="file").splitlines()
 
-    assert told[:2] == [".credentials.json", '{"token": "x"}']
-    assert "read-only" in told[2].lower()
+    assert told[:4] == [".credentials.json", "projects", "tasks", '{"token": "x"}']
+    assert "read-only" in told[4].lower()
     assert login.read_text() == '{"token": "x"}\n'
 
 
