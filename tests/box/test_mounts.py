@@ -541,7 +541,7 @@ def test_agent_configuration_and_a_state_folder_are_enough(
 
     targets = {mount.target: (mount.source, mount.read_only) for mount in mounts}
     assert targets["/workspace"] == (str(workspace), False)
-    assert targets["/container-runner/sessions"] == (f"{tmp_path}/state/sessions/bot", False)
+    assert targets["/container-runner/sessions/tasks"] == (f"{tmp_path}/state/sessions/bot/tasks", False)
     assert targets["/container-runner/sessions/.credentials.json"][1]
     assert list(mounts) == list(mounts.mounts)
 
