@@ -137,5 +137,6 @@ def sockets(folder: Path) -> Iterator[Path]:
 
 
 def contains(folder: Path, path: Path) -> bool:
-    # As text, because a plan asks this a hundred times: both are absolute, without "..".
+    """Whether a path is a folder or lies in it. Both are absolute, without ".."."""
+    # As text, because a plan asks this a hundred times.
     return path == folder or str(path).startswith(str(folder).rstrip("/") + "/")
