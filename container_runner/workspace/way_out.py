@@ -215,6 +215,8 @@ class _Work:
     def _is_unchanged(self, path: bytes, facts: Facts) -> bool:
         if self._overlay and facts:
             return shows(facts, self._path(path))
+        if self._overlay and path not in self._in_base and self._on_host(path):
+            self._had[path] = False  # for all we know
         was = self._before.pop(path, None)
         if was is not None and path not in self._in_base:
             self._had[path] = was != facts

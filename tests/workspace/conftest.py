@@ -87,12 +87,12 @@ class Box:
             async for records in manifest.records():
                 self.before |= records
 
-    async def out(self, *, before: bool = True, may_be_empty: bool = False, script: str = OUT) -> Outcome:
+    async def out(self, *, before: bool = True, overlay: bool = False, may_be_empty: bool = False) -> Outcome:
         """The way out."""
-        argv = ["sh", "-c", script, "sh", str(self.folder)]
+        argv = ["sh", "-c", OUT, "sh", str(self.folder)]
         async with open_pipe(argv, env=self._env, stdin=None) as pipe:
             known = self.before if before else None
-            return await receive(self.shadow, "r", pipe, before=known, may_be_empty=may_be_empty)
+            return await receive(self.shadow, "r", pipe, before=known, overlay=overlay, may_be_empty=may_be_empty)
 
 
 @pytest.fixture

@@ -95,6 +95,7 @@ async def test_the_base_outlives_what_the_user_throws_away(work: Path, state: Pa
     user("branch", "-qD", "main")
     user("reflog", "expire", "--expire=now", "--all")
     user("gc", "-q", "--prune=now")
+    assert user("count-objects", "-v").splitlines()[2] == "in-pack: 2"  # the empty commit and its tree
 
     base = await shadow.ref("r1", "base")
 

@@ -6,6 +6,7 @@ What these hold is refused and told, or nothing of them is taken over.
 from __future__ import annotations
 
 import os
+import shutil
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,6 +206,48 @@ async def test_what_its_owner_can_not_read_is_not_deleted(box: Box) -> None:
     outcome = await box.out()
 
     assert await changed(box, outcome.result) == ["M a"]
+
+
+def copy_up(path: Path, content: str) -> None:
+    """Change a file as an overlay does: it becomes another one, above the one below."""
+    path.unlink()
+    path.write_text(content)
+
+
+async def test_over_an_overlay_only_what_the_agent_has_changed_comes_out(
+    work: Path, state: Path, tmp_path: Path, user: Git, programs: str
+) -> None:
+    """The files that show through are played by hard links: both names tell the same."""
+    (work / ".gitignore").write_text("*.log\n")
+    for name in ("by-user", "by-agent", "by-both", "gone-by-user", "gone-by-agent", "same.log", "agent.log"):
+        (work / name).write_text("1")
+    shadow = await Shadow.open(work, state)
+    await shadow.start("r")
+    copy_up(work / "by-user", "2")
+    copy_up(work / "by-both", "user")
+    (work / "gone-by-user").unlink()
+    (work / "new-by-user").write_text("2")
+    folder = tmp_path / "merged"
+    shutil.copytree(work, folder, symlinks=True, copy_function=os.link)
+    for name in ("by-agent", "by-both", "agent.log"):
+        copy_up(folder / name, "agent")
+    (folder / "gone-by-agent").unlink()
+    (folder / "new-by-agent").write_text("3")
+
+    outcome = await (box := Box(shadow, folder, os.environ["PATH"])).out(overlay=True)
+
+    assert await changed(box, outcome.result) == ["A new-by-agent", "D gone-by-agent", "M by-agent", "M by-both"]
+    assert outcome.findings == (Finding("ignored file changed", b"agent.log"),)
+
+    if programs != os.environ["PATH"]:  # which tells no facts: then what the user did counts as the agent's
+        outcome = await (box := Box(shadow, folder, programs)).out(overlay=True)
+        assert set(await changed(box, outcome.result)) >= {
+            "A new-by-agent",
+            "D gone-by-agent",
+            "M by-agent",
+            "M by-both",
+        }
+        assert outcome.findings == ()
 
 
 async def test_a_box_without_files_is_not_believed(box: Box) -> None:
