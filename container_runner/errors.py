@@ -100,7 +100,10 @@ class ConfigError(ContainerRunnerError):
 
     def __init__(self, field: str, value: object, allowed: str, *, source: str | None = None) -> None:
         where = f"{source}: " if source else ""
-        shown = repr(value)
+        try:
+            shown = repr(value)
+        except Exception:  # an int of 5,000 digits, a list 5,000 deep
+            shown = "(not shown)"
         if len(shown) > 200:
             shown = f"{shown[:200]}… ({len(shown)} characters)"
         told = f"{field} is missing" if value is None else f"{field} = {shown} is refused"

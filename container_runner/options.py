@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -13,6 +14,7 @@ import attrs
 from attrs.validators import optional
 
 from container_runner.errors import ConfigError
+from container_runner.quantities import parse_duration
 
 T = TypeVar("T")
 
@@ -98,11 +100,23 @@ def _words_or_none(value: object) -> tuple[str, ...] | None:
     return None if value is None else _words(value)
 
 
+def _duration(value: float | str | None) -> float | None:
+    """The seconds of a time as people write it, such as "30m". What is none is for `_seconds` to refuse."""
+    if isinstance(value, str):
+        with contextlib.suppress(ConfigError):
+            return parse_duration(value)
+    return value  # type: ignore[return-value]  # as above
+
+
 def _seconds(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 30 * 86400:
-        raise ConfigError(attribute.name, value, "a number of seconds between 0 and 30 days, or None for no limit")
+        raise ConfigError(
+            attribute.name,
+            value,
+            "a number of seconds between 0 and 30 days, a time such as 90s or 30m, or None for no limit",
+        )
 
 
 @by_name()
@@ -193,7 +207,8 @@ class ExecuteOptions:
         include_partial_messages: Yield a StreamEvent for each piece of text as it comes.
         wait_for_login: Let the agent go on asking an API that refuses its key or login. Otherwise the run ends after
             the third refusal.
-        timeout: Seconds that the run may take in all, its start included. None: the container's time limit alone.
+        timeout: Seconds that the run may take in all, its start included, or a time such as "30m", as for the others.
+            None: the container's time limit alone.
         idle_timeout: Seconds that it may be silent. A tool that runs is silent too.
         result_timeout: Seconds that it may take to leave once it has given its last result and has nothing left to do.
             A turn, a background task or a hook that it tells of is work. The default lets hooks of its end run, to
@@ -214,9 +229,9 @@ class ExecuteOptions:
     append_system_prompt: str | None = attrs.field(default=None, validator=optional(_argument))
     include_partial_messages: bool = False
     wait_for_login: bool = False
-    timeout: float | None = attrs.field(default=None, validator=_seconds)
-    idle_timeout: float | None = attrs.field(default=1800.0, validator=_seconds)
-    result_timeout: float | None = attrs.field(default=90.0, validator=_seconds)
+    timeout: float | None = attrs.field(default=None, converter=_duration, validator=_seconds)
+    idle_timeout: float | None = attrs.field(default=1800.0, converter=_duration, validator=_seconds)
+    result_timeout: float | None = attrs.field(default=90.0, converter=_duration, validator=_seconds)
     grace: int = attrs.field(default=3)
     line_limit: int | None = attrs.field(default=LINE_LIMIT)
 

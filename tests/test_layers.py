@@ -18,6 +18,7 @@ MODULES = {
 
 ROOMS = (
     ("errors",),
+    ("quantities",),
     ("folders", "options"),
     ("config",),
     ("stream",),
@@ -35,7 +36,7 @@ ROOMS = (
 """From the ground up: a room imports only what lies on the floors below it."""
 
 PURE = {
-    *("errors", "options", "box.argv", "box.golden", "box.guest", "box.plan"),
+    *("errors", "quantities", "options", "box.argv", "box.golden", "box.guest", "box.plan"),
     *(module for module in MODULES if module.startswith("config.") and module != "config.tiers"),
     *("workspace.findings", "workspace.names"),
     *(f"stream.{name}" for name in ("blocks", "decode", "lines", "messages", "own")),

@@ -94,7 +94,7 @@ def test_a_workspace_is_a_path_or_none(workspace: str | Path | None) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *((clock, bad) for clock in ("timeout", "idle_timeout", "result_timeout") for bad in (0, -1, True, "5", 1e9)),
+        *((clock, bad) for clock in ("timeout", "idle_timeout", "result_timeout") for bad in (0, -1, True, "5x", 1e9)),
         ("timeout", float("nan")),
         ("timeout", float("inf")),
         ("grace", -1),
@@ -194,3 +194,13 @@ def test_what_is_called_otherwise_is_told_what_to_write(call: Callable[[], objec
         call()
 
     assert told in caught.value.allowed
+
+
+@pytest.mark.parametrize("name", ["timeout", "idle_timeout", "result_timeout"])
+def test_a_time_may_be_written_as_in_a_file(name: str) -> None:
+    assert getattr(OPTIONS(prompt="x", agent=AGENT, **{name: "30m"}), name) == 1800
+    assert getattr(OPTIONS(prompt="x", agent=AGENT, **{name: None}), name) is None
+    for wrong in ("soon", "31d", "0", "", True):
+        with pytest.raises(ConfigError) as caught:
+            OPTIONS(prompt="x", agent=AGENT, **{name: wrong})
+        assert caught.value.field == name

@@ -113,9 +113,11 @@ class CommandLineRuntime(abc.ABC):
 
     def outcome(self, result: ResultMessage | None, exit_code: int, stderr: str) -> ContainerRunnerError | None:
         """What went wrong, judged at the end from the last result and the exit code; None for success."""
-        del result
         if exit_code == 0:
-            return None
+            # A line that does not say whether it is an error, of an agent that is not claude, says nothing of it.
+            if result is None or result.raw.get("is_error") is not True:
+                return None
+            return AgentFailedError("The agent says in its result that it failed.", exit_code=0, stderr=stderr)
         return AgentFailedError(f"The agent exited with code {exit_code}.", exit_code=exit_code, stderr=stderr)
 
     def execute(self, options: ExecuteOptions) -> AsyncGenerator[Message, None]:

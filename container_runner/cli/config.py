@@ -21,7 +21,8 @@ from container_runner.cli.text import clean
 from container_runner.config.fields import FIELDS, HINTS, OWNERS, defaults
 from container_runner.config.protected import PROTECTED
 from container_runner.config.tightening import TIGHTENING
-from container_runner.config.values import DAY, Mount, PortBinding, Tmpfs
+from container_runner.config.values import Mount, PortBinding, Tmpfs
+from container_runner.quantities import DAY
 
 HIDDEN = frozenset({"env", "mcp_servers"})
 """Tables whose values may be secrets: only their keys are printed."""

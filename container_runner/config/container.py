@@ -38,18 +38,9 @@ from container_runner.config.laws import (
     whole,
 )
 from container_runner.config.protected import PROTECTED
-from container_runner.config.values import (
-    DAY,
-    GIB,
-    MIB,
-    OWN_TARGETS,
-    Mount,
-    PortBinding,
-    Tmpfs,
-    parse_duration,
-    parse_size,
-)
+from container_runner.config.values import OWN_TARGETS, Mount, PortBinding, Tmpfs
 from container_runner.options import by_name
+from container_runner.quantities import DAY, GIB, MIB, parse_duration, parse_size
 
 LABEL_PREFIX = "container-runner."
 """The labels that belong to us: they say which containers are ours, and whose."""

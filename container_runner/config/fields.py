@@ -13,9 +13,9 @@ import attrs
 from container_runner.config.container import ContainerConfig
 from container_runner.config.laws import refuse
 from container_runner.config.limits import RecordLimits
-from container_runner.config.values import parse_duration, parse_size
 from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions
+from container_runner.quantities import parse_size
 
 _NEEDED: Final[Mapping[Any, Mapping[str, Any]]] = {
     ContainerConfig: {"image": "image"},
@@ -77,8 +77,6 @@ def _parse(name: str, value: Any) -> Any:
         return value if isinstance(value, bool) else refuse(name, value, "true or false")
     if (name.endswith("timeout") or name == "line_limit") and value == 0 and not isinstance(value, bool):
         return None  # no limit, which TOML has no word for
-    if isinstance(value, str) and name.endswith("timeout"):
-        value = parse_duration(value, name)
     if isinstance(value, str) and name == "line_limit":
         value = parse_size(value, name)
     return _made(name, value)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import attrs
 
 from container_runner.config.laws import refuse
-from container_runner.config.values import DAY, GIB, MIB, parse_duration, parse_size
+from container_runner.quantities import DAY, GIB, MIB, parse_duration, parse_size
 
 
 def _limit(field: str, value: object, parse: Callable[[str, str], float]) -> float:

@@ -13,7 +13,8 @@ from container_runner.config.container import ContainerConfig
 from container_runner.config.fields import FIELDS, RECORDS, Tables, flag, parse
 from container_runner.config.keys import refuse_key
 from container_runner.config.laws import NOT_SHOWN, refuse
-from container_runner.config.values import GIB, MIB, Mount, Tmpfs
+from container_runner.config.values import Mount, Tmpfs
+from container_runner.quantities import GIB, MIB
 
 DEFAULT: Final = "default"
 """The source of a value that nobody set."""

@@ -1,10 +1,9 @@
-"""Values in a configuration, and how the text of a person becomes one: sizes, times, mounts, ports, tmpfs."""
+"""Values in a configuration, and how the text of a person becomes one: mounts, ports, tmpfs."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal, Self
 
@@ -12,9 +11,7 @@ import attrs
 
 from container_runner.config import paths
 from container_runner.config.laws import boolean, is_address, is_line, law, one_of, refuse, whole
-
-KIB, MIB, GIB = 1024, 1024**2, 1024**3
-DAY = 86_400
+from container_runner.quantities import MIB, parse_size
 
 RESERVED_TARGETS = ("/proc", "/sys", "/dev")
 """Paths in the container that nothing is mounted on or below: they are the kernel's."""
@@ -24,52 +21,6 @@ OWN_TARGETS = (paths.WORKSPACE, "/tmp")  # noqa: S108  a path in the container
 
 ENGINE_SOCKETS = frozenset({"docker.sock", "podman.sock", "containerd.sock", "crio.sock", "buildkitd.sock"})
 """Sockets whose holder controls the engine, and so the whole machine; a read-only mount does not help."""
-_QUANTITY = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)([A-Za-z]*)")
-_SIZE_UNITS = {"": 1, "b": 1} | {
-    letter + ending: KIB**power for power, letter in enumerate("kmgt", 1) for ending in ("", "b", "ib")
-}
-_DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": DAY}
-_LARGEST_SIZE = 2**63 - 1  # what the engines count in
-_LONGEST_DURATION = 10_000 * DAY
-
-
-def _quantity(value: object, units: Mapping[str, int]) -> int | float | None:
-    """The number that *value* stands for, or None if it stands for none."""
-    if isinstance(value, str) and (match := _QUANTITY.fullmatch(value)):
-        number, unit = match.groups()
-        if unit.lower() in units:
-            return (float(number) if "." in number else int(number)) * units[unit.lower()]
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def parse_size(value: int | str, field: str = "size", *, least: int = 1) -> int:
-    """Bytes from "2g", "512m", "1.5GiB", "1024k" or "2048", in powers of 1024; an int is bytes already.
-
-    Raises:
-        ConfigError: naming *field*, if it is not a size, or fewer than *least* bytes.
-    """
-    size = _quantity(value, _SIZE_UNITS)
-    if isinstance(value, float):
-        size = None  # a file may say 0.5, and there is no half byte
-    if size is None or not least <= size <= _LARGEST_SIZE:
-        floor = f"of at least {least // MIB}m" if least >= MIB else "of more than 0"
-        refuse(field, value, f"a size {floor}, such as 512m or 2g")
-    return int(size)
-
-
-def parse_duration(
-    value: float | str, field: str = "duration", *, least: float = 0, most: float = _LONGEST_DURATION
-) -> float:
-    """Seconds from "90s", "30m", "4h", "1.5d" or "30"; a number is seconds already.
-
-    Raises:
-        ConfigError: naming *field*, if it is not a duration, is 0, or is not within *least* and *most*.
-    """
-    seconds = _quantity(value, _DURATION_UNITS)
-    if seconds is None or not (seconds > 0 and least <= seconds <= most):
-        bounds = f"of {least:g} seconds to {most / DAY:g} days" if least else "of more than 0"
-        refuse(field, value, f"a time {bounds}, such as 90s, 30m, 4h or 1d")
-    return float(seconds)
 
 
 def _is_source(value: Any) -> bool:

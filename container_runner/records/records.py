@@ -23,9 +23,9 @@ import attrs
 import orjson
 
 from container_runner.config.limits import RecordLimits
-from container_runner.config.values import DAY
 from container_runner.errors import ConfigError
 from container_runner.folders import open_file, open_folder, open_to_read
+from container_runner.quantities import DAY
 from container_runner.records.summary import Outcome, RunSummary, shortened
 
 _log = logging.getLogger(__name__)

@@ -236,6 +236,18 @@ def test_a_command_succeeds_with_exit_code_0(code: int, fails: bool) -> None:
     assert (CommandRuntime("agent").outcome(None, code, "") is not None) is fails
 
 
+@pytest.mark.parametrize(
+    ("said", "fails"),
+    [({"is_error": True}, True), ({"is_error": False}, False), ({"subtype": "success"}, False), ({}, False)],
+)
+def test_a_command_that_says_that_it_failed_has_failed(said: dict[str, Any], fails: bool) -> None:
+    """A script around claude may exit with 0 though claude failed."""
+    line = CommandRuntime("agent").parse_line(json.dumps({"type": "result", **said}).encode())
+
+    assert isinstance(line, ResultMessage)
+    assert (CommandRuntime("agent").outcome(line, 0, "") is not None) is fails
+
+
 def test_a_commands_lines_need_not_be_json() -> None:
     line = CommandRuntime("agent").parse_line(b"plain text")
 

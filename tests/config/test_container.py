@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from container_runner.config.container import ContainerConfig
-from container_runner.config.values import Mount, PortBinding, Tmpfs, parse_duration, parse_size
+from container_runner.config.values import Mount, PortBinding, Tmpfs
 from container_runner.errors import ConfigError
+from container_runner.quantities import parse_duration, parse_size
 
 FIELDS = [field.name for field in attrs.fields(ContainerConfig)]
 

@@ -14,9 +14,9 @@ from container_runner.config.keys import ELSEWHERE
 from container_runner.config.limits import RecordLimits
 from container_runner.config.tiers import default_file
 from container_runner.config.tightening import Setting
-from container_runner.config.values import GIB, MIB
 from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions
+from container_runner.quantities import GIB, MIB
 from tests.config.places import Place
 
 BOX = [field.name for field in attrs.fields(ContainerConfig)]

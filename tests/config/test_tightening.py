@@ -17,7 +17,8 @@ from container_runner.config.container import ContainerConfig
 from container_runner.config.fields import FIELDS
 from container_runner.config.tiers import Effective
 from container_runner.config.tightening import LABEL_COUNT, TIGHTENING, TMPFS_COUNT, TMPFS_PLACES
-from container_runner.config.values import GIB, MIB, Mount, PortBinding, Tmpfs
+from container_runner.config.values import Mount, PortBinding, Tmpfs
+from container_runner.quantities import GIB, MIB
 from tests.config.places import Place
 
 BOX = [field.name for field in attrs.fields(ContainerConfig)]
