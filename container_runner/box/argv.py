@@ -43,6 +43,9 @@ class Dialect:
     keep_id: bool = False
     """Whether the caller's uid must be mapped to itself: without it, a rootless podman's agent can not write."""
 
+    not_in_overlay: str = ""
+    """The characters that a folder's path must not have for an overlay of it."""
+
 
 # ~/.docker/config.json may name proxies, passwords included.
 DOCKER: Final = Dialect(name="docker", blank=script.PROXIES)
@@ -58,6 +61,8 @@ PODMAN: Final = Dialect(
     tmpfs=("notmpcopyup",),
     # It would wait for the stop timeout first.
     remove=("--time=0",),
+    # Its --volume knows no escapes.
+    not_in_overlay=":,\\",
 )
 
 PODMAN_ROOTLESS: Final = attrs.evolve(PODMAN, keep_id=True)
@@ -75,6 +80,7 @@ def run_argv(
     env: ContainerEnv,
     run_id: str,
     command: Iterable[str] = (),
+    carried: Iterable[str] = (),
 ) -> list[str]:
     """`docker run`: start the container.
 
@@ -109,11 +115,12 @@ def run_argv(
         f"--pids-limit={config.pids_limit}",
         *(f"--ulimit={limit}" for limit in config.ulimits),
         *([f"--shm-size={config.shm_size}"] if config.shm_size is not None else []),
-        *([f"--gpus={_csv(config.gpus)}"] if config.gpus is not None else []),
+        *([f"--gpus={csv(config.gpus)}"] if config.gpus is not None else []),
         *(f"--device={device}" for device in config.devices),
         *(f"--add-host={entry}" for entry in config.add_host),
         *(f"--publish={_port(port)}" for port in config.ports),
-        *(f"--tmpfs={_tmpfs(tmpfs, dialect)}" for tmpfs in mounts.tmpfs),
+        *(f"--tmpfs={tmpfs_flag(tmpfs, dialect)}" for tmpfs in mounts.tmpfs),
+        *carried,
         *(f"--mount={_bind(mount)}" for mount in mounts.mounts),
         *(f"--env={name}=" for name in dialect.blank),
         *([f"--env={variable}" for variable in env.spelled] if config.ephemeral else []),
@@ -244,7 +251,7 @@ def try_argv(binary: str, *, image: str, program: str, arguments: Iterable[str])
         "--security-opt=no-new-privileges",
         "--read-only",
         *(f"--env={name}=" for name in script.PROXIES),
-        f"--tmpfs={_tmpfs(Tmpfs('/tmp', size=TMP_SIZE, executable=True))}",  # noqa: S108  a path in the container
+        f"--tmpfs={tmpfs_flag(Tmpfs('/tmp', size=TMP_SIZE, executable=True))}",  # noqa: S108  a path in the container
         "--network=none",
         "--log-driver=none",
         "--",
@@ -255,10 +262,10 @@ def try_argv(binary: str, *, image: str, program: str, arguments: Iterable[str])
 
 def _bind(mount: Mount) -> str:
     readonly = ["readonly"] if mount.read_only else []
-    return _csv("type=bind", f"src={mount.source}", f"dst={mount.target}", *readonly)
+    return csv("type=bind", f"src={mount.source}", f"dst={mount.target}", *readonly)
 
 
-def _csv(*fields: str) -> str:
+def csv(*fields: str) -> str:
     """Fields as --mount reads them: CSV, in which ',' and '"' and newlines must be quoted."""
     return ",".join('"' + field.replace('"', '""') + '"' if set(field) & set(',"\n\r') else field for field in fields)
 
@@ -268,7 +275,8 @@ def _port(port: PortBinding) -> str:
     return f"{address}:{port.host_port}:{port.container_port}/{port.protocol}"
 
 
-def _tmpfs(tmpfs: Tmpfs, dialect: Dialect = DOCKER) -> str:
+def tmpfs_flag(tmpfs: Tmpfs, dialect: Dialect = DOCKER) -> str:
+    """A tmpfs as --tmpfs reads it."""
     # docker mounts noexec unless told otherwise, podman exec: both are always said.
     execute = "exec" if tmpfs.executable else "noexec"
     options = ("rw", "nosuid", "nodev", execute, f"size={tmpfs.size}", f"mode={tmpfs.mode:o}", *dialect.tmpfs)

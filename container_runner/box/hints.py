@@ -8,13 +8,14 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 
-from container_runner.box import gitconfig, repository, sources
+from container_runner.box import gitconfig, sources
 from container_runner.box.protect import is_harmless
 from container_runner.box.sources import resolve_workspace
 from container_runner.config.container import ContainerConfig
 from container_runner.config.protected import PROTECTED
 from container_runner.errors import ConfigError
 from container_runner.options import Agent
+from container_runner.workspace import repositories
 
 MOST_NAMES = 5
 """How many names a hint tells."""
@@ -33,18 +34,18 @@ def hints(workspace: Path, unprotected: Collection[str] = (), *, read_only: bool
     """
     if found := [str(path.relative_to(workspace)) for path in sources.sockets(workspace)]:
         yield (f"Sockets in the workspace: {_some(found)}. The agent can speak to who listens there without a network.")
-    top = repository.enclosing_repository(workspace)
-    git = repository.git_folder(workspace)
+    top = repositories.enclosing_repository(workspace)
+    git = repositories.git_folder(workspace)
     if top is not None and git is None:
         yield f"Git finds no repository in the container: it is above the workspace. --workspace={top} gives all of it."
-    elif git is not None and not git.is_relative_to(workspace) and repository.find_worktree(workspace) is None:
+    elif git is not None and not git.is_relative_to(workspace) and repositories.find_worktree(workspace) is None:
         where = f" --workspace={top} gives all of it." if (top := _above(workspace)) else ""
         yield f"Git finds no repository in the container: it is in {git}, outside of the workspace.{where}"
     if read_only:
         return
-    nested = repository.nested_repositories(workspace)
-    if len(nested) > repository.MOST_REPOSITORIES:
-        first = nested[repository.MOST_REPOSITORIES][0].relative_to(workspace)
+    nested = repositories.nested_repositories(workspace)
+    if len(nested) > repositories.MOST_REPOSITORIES:
+        first = nested[repositories.MOST_REPOSITORIES][0].relative_to(workspace)
         yield f"Of {len(nested)} repositories in folders those from {first} on have hooks that the agent can write."
     if git is not None and (names := _tracked(git, {*PROTECTED} - {*unprotected})):
         flags = " ".join(f"--unprotected={name}" for name in names[:MOST_NAMES])
@@ -73,17 +74,20 @@ def _some(names: Sequence[str]) -> str:
 def gitlinks(workspace: Path) -> frozenset[str]:
     """The paths that the workspace's repository takes for repositories of their own: `git status` goes into each, and
     obeys the configuration that it finds there."""
-    git = repository.git_folder(workspace)
+    git = repositories.git_folder(workspace)
     return frozenset() if git is None else frozenset(path for path, is_link in _index(git) if is_link)
 
 
 def git_files(workspace: Path) -> Mapping[str, tuple[int, int]]:
     """The files that say what git runs, in each repository of the workspace and in the one that it is a worktree of,
     with what changes when they do. Their paths are relative to the workspace, if they are in it."""
-    own = repository.git_folder(workspace)
-    common = None if own is None else repository.common_folder(own)
+    own = repositories.git_folder(workspace)
+    common = None if own is None else repositories.common_folder(own)
     facts = {}
-    for git in [*([] if common is None else [common]), *(git for _, git in repository.nested_repositories(workspace))]:
+    for git in [
+        *([] if common is None else [common]),
+        *(git for _, git in repositories.nested_repositories(workspace)),
+    ]:
         for file in (git / name for name in ("commondir", "config", "config.worktree", "hooks")):
             with suppress(OSError):
                 seen = file.lstat()
@@ -102,8 +106,8 @@ def _tracked(git: Path, names: AbstractSet[str]) -> list[str]:
 
 
 def _index(git: Path) -> Iterator[tuple[str, bool]]:
-    settings = dict(gitconfig.read((repository.common_folder(git) or git) / "config"))
-    return repository.read_index(git, sha256=settings.get("extensions.objectformat", "").lower() == "sha256")
+    settings = dict(gitconfig.read((repositories.common_folder(git) or git) / "config"))
+    return repositories.read_index(git, sha256=settings.get("extensions.objectformat", "").lower() == "sha256")
 
 
 def _above(workspace: Path) -> Path | None:

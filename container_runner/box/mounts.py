@@ -15,7 +15,7 @@ import attrs
 
 from container_runner.agents.claude import CREDENTIALS, KEPT
 from container_runner.agents.runtime import Credentials
-from container_runner.box import gitconfig, protect, repository, script
+from container_runner.box import gitconfig, protect, script
 from container_runner.box.environment import host_environment
 from container_runner.box.sources import check_sockets, contains, resolve_source, resolve_workspace
 from container_runner.box.user import User, check_workspace_access
@@ -26,6 +26,7 @@ from container_runner.config.values import Mount, Tmpfs
 from container_runner.errors import ConfigError, StateError
 from container_runner.folders import read_regular
 from container_runner.options import Agent
+from container_runner.workspace import repositories
 
 EMPTY: Final = "empty"
 """The folder of the state folder that is mounted over the latter, where that lies in a workspace."""
@@ -70,9 +71,9 @@ class ContainerMounts:
             table: this machine's /proc/self/mountinfo; "" where there is none.
         """
         host = [_HostMount(*line.split(" ")[2:6]) for line in reversed(table.splitlines())]  # the upper ones first
-        lines = [f"{_escaped(tmpfs.target)} rw tmpfs /" for tmpfs in self.tmpfs]
+        lines = [f"{escaped(tmpfs.target)} rw tmpfs /" for tmpfs in self.tmpfs]
         for mount in self.mounts:
-            source, target = _escaped(mount.source), _escaped(mount.target)
+            source, target = escaped(mount.source), escaped(mount.target)
             above = max((on for on in host if _lies_in(source, on.target)), key=lambda on: len(on.target), default=None)
             where = "- -" if above is None else above.place_of(source)
             read_only = mount.read_only or (above is not None and above.options.startswith("ro"))
@@ -95,7 +96,8 @@ def build_container_mounts(
     """The mounts for *agent*: its workspace, its sessions folder, its credentials file, the configured volumes.
 
     In a writable workspace what the host acts on later is read-only (see `container_runner.box.protect`), and a git
-    worktree comes with its repository.
+    worktree comes with its repository. One that is carried is not mounted from the host, and needs none of this: see
+    `container_runner.box.carried`.
 
     Nothing is created: see `prepare_sessions`.
 
@@ -118,13 +120,13 @@ def build_container_mounts(
         environ = [name for name, value in host_environment().items() if value]
     if not is_line(str(state)):
         raise ConfigError("state_dir", str(state), "a path without control characters")
-    if agent.workspace is not None:
-        workspace = resolve_workspace(agent)
+    workspace = None if agent.workspace is None else resolve_workspace(agent)
+    if workspace is not None and contains(state, workspace):
+        allowed = f"a folder that is not inside our state folder {state}"
+        raise ConfigError("agent.workspace", str(agent.workspace), allowed)
+    if workspace is not None and config.workspace_mode != "carried":
         check_workspace_access(user, workspace, config)
         check_sockets(workspace, "agent.workspace")
-        if contains(state, workspace):
-            allowed = f"a folder that is not inside our state folder {state}"
-            raise ConfigError("agent.workspace", str(agent.workspace), allowed)
         mounts.append(Mount(str(workspace), paths.WORKSPACE, config.workspace_mode == "ro"))
         try:
             if config.workspace_mode == "rw":
@@ -207,7 +209,7 @@ def mount_table() -> tuple[str, str]:
         return "", ""
 
 
-def _escaped(path: str) -> str:
+def escaped(path: str) -> str:
     """A path as mountinfo spells it."""
     return re.sub(r"[ \t\n\\]", lambda match: f"\\{ord(match[0]):03o}", path)
 
@@ -287,7 +289,7 @@ def _inode(mount: Mount) -> str:
 
 def _worktree(workspace: Path, config: ContainerConfig, state: Path) -> list[Mount]:
     """What git needs in a workspace that is a worktree, unless a configured volume provides it."""
-    worktree = repository.find_worktree(workspace)
+    worktree = repositories.find_worktree(workspace)
     if worktree is None or worktree.target in {volume.target for volume in config.volumes}:
         return []
     for index, tmpfs in enumerate(config.tmpfs):
@@ -306,7 +308,7 @@ def _worktree(workspace: Path, config: ContainerConfig, state: Path) -> list[Mou
 def _copied(mount: Mount, copies: dict[str, bytes], state: Path) -> Mount:
     """The mount of a submodule's configuration, as a copy with which git can update the submodule; or *mount*."""
     path = Path(mount.source)
-    if path.name != "config" or "modules" not in path.parts or not repository.is_repository(path.parent):
+    if path.name != "config" or "modules" not in path.parts or not repositories.is_repository(path.parent):
         return mount
     try:
         text = read_regular(path).decode("utf-8", "surrogateescape")
@@ -344,9 +346,9 @@ def _check_objects(workspace: Path, mounts: Iterable[Mount], config: ContainerCo
 
     They are not mounted unasked, because the agent could have written the name of any folder there.
     """
-    git = repository.git_folder(workspace)
+    git = repositories.git_folder(workspace)
     there = [*(mount.target for mount in (*config.volumes, *mounts))]
-    for objects in [] if git is None else repository.objects_elsewhere(git, workspace):
+    for objects in [] if git is None else repositories.objects_elsewhere(git, workspace):
         if not any(contains(Path(target), objects) for target in there):
             allowed = (
                 f"a repository that has all its objects; this one borrows those in {objects}. Type "

@@ -11,10 +11,13 @@ import attrs
 
 from container_runner.box import argv, guest
 from container_runner.box.argv import Dialect
+from container_runner.box.carried import Ways, in_kernel
 from container_runner.box.mounts import ContainerMounts, mount_table, prepare_copies, prepare_sessions, recheck
 from container_runner.box.user import User
+from container_runner.config import paths
 from container_runner.config.values import Mount
 from container_runner.errors import ConfigError
+from container_runner.workspace.carry import Carry
 
 LONGEST_VARIABLE = 128 * 1024
 """The longest variable in bytes, its name included, that Linux gives to a program (MAX_ARG_STRLEN)."""
@@ -55,6 +58,9 @@ class Plan:
 
     command: tuple[str, ...]
     """The agent's program and its arguments."""
+
+    carry: Carry | None = None
+    """How the workspace is carried; None for one that is mounted."""
 
     mounted: ContainerMounts = attrs.field(repr=False)
     """What is mounted in the container."""
@@ -112,13 +118,28 @@ class Plan:
         return self.mounted.mounts
 
     @property
+    def workspace(self) -> str | None:
+        """The folder on this machine that the agent writes to, or whose copy it writes to."""
+        if self.carry is not None:
+            return self.carry.workspace
+        mounted = (mount.source for mount in self.mounts if mount.target == paths.WORKSPACE and not mount.read_only)
+        return next(mounted, None)
+
+    @property
     def program(self) -> str:
         """The agent's program."""
         return self.command[0]
 
     @property
+    def ways(self) -> Ways | None:
+        """The commands that carry the workspace in and out, beside `waiting`; None for one that is mounted."""
+        return None if self.carry is None else Ways.of(self.carry, self.run[0], self.dialect)
+
+    @property
     def commands(self) -> tuple[tuple[str, ...], ...]:
         """All commands, in their order: the one run; of a kept container look for it, run, exec."""
+        if self.ways is not None:
+            return self.ways.around(self.waiting)
         if self.ephemeral:
             return (self.run,)
         return tuple(argv.list_argv(self.run[0], self.reuse_labels)), self.run, self.exec
@@ -142,7 +163,7 @@ class Plan:
             self.prompt,
             token=self.token,
             grace=self.grace,
-            mounts=self.mounted.in_kernel(table),
+            mounts=[*self.mounted.in_kernel(table), *(in_kernel(self.carry, self.dialect) if self.carry else [])],
             kernel=kernel,
             other_mounts=self.other_mounts,
             values=self.values,

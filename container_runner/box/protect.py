@@ -20,13 +20,14 @@ from typing import Final, Literal
 
 import attrs
 
-from container_runner.box import gitconfig, repository
-from container_runner.box.repository import Worktree, is_repository, read_line, resolved
+from container_runner.box import gitconfig
 from container_runner.config import paths
 from container_runner.config.laws import is_line
 from container_runner.config.protected import PROTECTED
 from container_runner.config.values import Mount
 from container_runner.errors import ConfigError
+from container_runner.workspace import repositories
+from container_runner.workspace.repositories import Worktree, is_repository, read_line, resolved
 
 RESERVED: Final[Mapping[str, str | None]] = {
     "commondir": "./\n",  # not ".", in which libgit2 finds no repository
@@ -70,10 +71,10 @@ def protect(workspace: Path, unprotected: Collection[str], protected: Iterable[s
         if name != COMMONDIR and _listed(workspace, name):
             walls.add([(workspace / name, True)])
     if ".git" in kept:
-        git = workspace / ".git" if (workspace / ".git").is_dir() else repository.git_folder(workspace)
+        git = workspace / ".git" if (workspace / ".git").is_dir() else repositories.git_folder(workspace)
         if git is not None and (git == workspace or workspace in git.parents):
             walls.add(_repository(git, workspace, kept, walls, reserve=COMMONDIR in protected, strict=True))
-        for root, nested in repository.nested_repositories(workspace)[: repository.MOST_REPOSITORIES]:
+        for root, nested in repositories.nested_repositories(workspace)[: repositories.MOST_REPOSITORIES]:
             if ".git/modules" in kept or git is None or git / "modules" not in nested.parents:
                 walls.add(_repository(nested, root, kept, walls, reserve=COMMONDIR in protected))
     return walls.mounts()
@@ -129,7 +130,7 @@ def worktree_mounts(
     if ".git/modules" in kept and _kind(common / "modules", ".git/modules"):
         walls.add([(common / "modules", True)])
     walls.add(_worktree(own))
-    for module in repository.modules(own) if ".git/modules" in kept else []:
+    for module in repositories.modules(own) if ".git/modules" in kept else []:
         walls.add(_repository(module, None, kept, walls, reserve=reserve))
     return found + walls.mounts()
 
@@ -245,14 +246,14 @@ def _repository(
             if name == "worktrees":
                 yield from _worktrees(git, walls, own)
             else:
-                for module in repository.modules(git):
+                for module in repositories.modules(git):
                     yield from _repository(module, None, kept, walls, reserve=reserve)
 
 
 def _worktrees(git: Path, walls: _Walls, own: Path | None) -> Iterator[tuple[Path, bool]]:
     """The worktrees of a repository. One whose files are not in the container is read-only, because to git in there it
     looks as if it were gone; one whose files are nowhere but there was made in a container, and is left to it."""
-    folders = repository.folders(git / "worktrees")
+    folders = repositories.folders(git / "worktrees")
     if len(folders) > _MOST_WORKTREES:
         yield git / "worktrees", True
     for folder in folders[:_MOST_WORKTREES]:

@@ -131,7 +131,7 @@ podman's client loses what an exec that ends at once has written, so a refusal s
 
 _MOUNTS: Final = """\
 check_mounts() {
-  here=
+  here= made=
   IFS= read -r here </proc/sys/kernel/random/boot_id
   seen=$nl
   while read -r id parent device root target options rest; do
@@ -144,6 +144,14 @@ check_mounts() {
       *"$nl$target $access $device $root$nl"*) ;;
       *"$nl$target $access tmpfs /$nl"*)
         case $here$rest in "$kernel"*'- tmpfs '*) ;; "$kernel"*) refuse mounts "$target" ;; esac
+        ;;
+      *"$nl$target $access overlay "*)
+        made=${mounts#*"$nl$target $access overlay "} made=${made%%"$nl"*}
+        case $here,$rest, in "$kernel,"*'- overlay '*",$made,"*) ;; *) refuse mounts "$target" ;; esac
+        ;;
+      *"$nl$target $access volume "*)
+        made=${mounts#*"$nl$target $access volume "} made=${made%%"$nl"*}
+        case $root in */"$made"/_data) ;; *) refuse mounts "$target" ;; esac
         ;;
       *"$nl$target * $device $root$nl"*) continue ;;
       *"$nl$target $access "*) [ "$here" != "$kernel" ] || refuse mounts "$target" ;;

@@ -183,8 +183,11 @@ async def _open(workspace: Path, flags: WorkFlags) -> Shadow:
 
 
 async def _find(run: str, flags: WorkFlags) -> tuple[Shadow, str]:
-    """The run that is meant, and the shadow that it is in."""
+    """The run that is meant, and the shadow that it is in. What a run that was killed has left is fetched first."""
+    from container_runner.runner.carrier import fetch_unfetched
+
     shadow = await _open(flags.workspace, flags)
+    await fetch_unfetched(state_folder(flags.state_dir), None if run else shadow.workspace, run)
     kept = [name for name, _ in await _kept(shadow)]
     if not run:
         if not kept:

@@ -80,6 +80,11 @@ def effective_from_flags(flags: RunFlags, box: Any) -> Effective:
     hints = typing.get_type_hints(ContainerConfig)
     for name, value in ({} if box is None else attrs.asdict(box, recurse=False)).items():
         given[name] = dict(_pair(name, word) for word in value) if typing.get_origin(hints[name]) is Mapping else value
+    if flags.carried:
+        if given.get("workspace_mode") not in (None, "carried"):
+            allowed = f"--carried or --workspace-mode={given['workspace_mode']}, but not both"
+            raise ConfigError("--carried", True, allowed)
+        given["workspace_mode"] = "carried"
     return effective(
         agent=agent_name(flags),
         workspace=flags.workspace,
@@ -105,6 +110,7 @@ class RunFlags:
 
     Attributes:
         workspace: The folder that the agent works on.
+        carried: Let it work on a copy, whose changes come back as data: short for --workspace-mode=carried.
         agent: The agent's name. Its sessions are kept under it. Default: made of the workspace's path.
         model: The model to use.
         system_prompt: Replaces the agent's own system prompt.
@@ -129,6 +135,7 @@ class RunFlags:
     """
 
     workspace: Annotated[Path, Parameter(alias="-w", group=AGENT_GROUP)] = Path()
+    carried: Annotated[bool, Parameter(group=AGENT_GROUP, negative=())] = False
     agent: Annotated[str | None, Parameter(group=AGENT_GROUP)] = None
     model: Annotated[str | None, Parameter(group=AGENT_GROUP)] = None
     system_prompt: Annotated[str | None, Parameter(group=AGENT_GROUP)] = None

@@ -24,11 +24,13 @@ def prune(
 ) -> None:
     """Remove the containers that nobody needs, of all state folders.
 
+    What runs that were killed have left of a carried workspace, in this state folder, is fetched first.
+
     Args:
         dry_run: Only say what would be removed, and why.
         json: Print a JSON list for programs.
     """
-    found, left = anyio.run(_prune, flags or ContainerFlags(), dry_run)
+    found, left, fetched = anyio.run(_prune, flags or ContainerFlags(), dry_run)
     removed = [info for info in found if info.name not in left]
     if json:
         from container_runner.engine.manager import AGENT_LABEL
@@ -45,18 +47,26 @@ def prune(
         ]
         print_json(answer)
     else:
+        for run in fetched:
+            print(f"{'would fetch' if dry_run else 'fetched'} the work of run {run}")
         for info in removed:
             print(f"{'would remove' if dry_run else 'removed'} {info.name}: {reason(info)}")
-        if not found:
+        if not found and not fetched:
             print("There is nothing to remove.", file=sys.stderr)
     containers.refuse_left(left)
 
 
-async def _prune(flags: ContainerFlags, dry_run: bool) -> tuple[Sequence[ContainerInfo], dict[str, str]]:
+async def _prune(flags: ContainerFlags, dry_run: bool) -> tuple[Sequence[ContainerInfo], dict[str, str], Sequence[str]]:
+    """The containers, why some of them could not be removed, and the runs whose work was fetched."""
+    from container_runner.runner.carrier import fetch_left, unfetched
+
     manager = await containers.open_manager(flags)
     # What nobody needs now, nobody will need later: the dead stay dead, and what has ended is not started again.
     found = await manager.prune(dry_run=True)
-    return found, {} if dry_run else await containers.remove(manager, found)
+    if dry_run:
+        return found, {}, [carry.run for carry in unfetched(manager.state_dir)]
+    fetched = [carrier.carry.run for carrier in await fetch_left(manager)]
+    return found, await containers.remove(manager, found), fetched
 
 
 def reason(info: ContainerInfo) -> str:

@@ -6,7 +6,7 @@ import datetime as dt
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 import attrs
@@ -15,6 +15,9 @@ from cyclopts import Parameter
 from container_runner.cli.containers import ContainerFlags, JsonFlag, Row, age, open_manager, print_json, rows
 from container_runner.cli.logs import columns
 from container_runner.cli.text import clean
+
+if TYPE_CHECKING:
+    from container_runner.workspace.carry import Carry
 
 
 def ps(
@@ -31,7 +34,7 @@ def ps(
         all_: Those of every state folder, not only of this one.
         json: Print a JSON list for programs instead of a table for people.
     """
-    found = anyio.run(_rows, flags or ContainerFlags(), all_)
+    found, left = anyio.run(_found, flags or ContainerFlags(), all_)
     if json:
         print_json([attrs.asdict(row) for row in found])
     elif found:
@@ -40,10 +43,17 @@ def ps(
     else:
         where = "" if all_ else " in this state folder; --all shows those of others"
         print(f"There are no containers{where}.", file=sys.stderr)
+    for carry in left:
+        told = f"work not fetched: run {carry.run[:12]} of {clean(carry.agent)} on {clean(carry.workspace)}"
+        print(f"{told}; `container-runner prune` fetches it.", file=sys.stderr)
 
 
-async def _rows(flags: ContainerFlags, everywhere: bool) -> list[Row]:
-    return await rows(await open_manager(flags), everywhere=everywhere)
+async def _found(flags: ContainerFlags, everywhere: bool) -> tuple[list[Row], list[Carry]]:
+    """The containers, and the carried workspaces whose work nobody has fetched."""
+    manager = await open_manager(flags)
+    from container_runner.runner.carrier import unfetched
+
+    return await rows(manager, everywhere=everywhere), unfetched(manager.state_dir)
 
 
 GIVE_WAY = ("KIND", "OWNER", "IN USE", "AGE", "STATUS")

@@ -16,7 +16,7 @@ import anyio
 import attrs
 
 from container_runner.box import hints, protect
-from container_runner.cli.changes import file_rows
+from container_runner.cli.changes import file_rows, finding_rows, next_rows
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.look import Snapshot, changed, snapshot
 from container_runner.cli.options import ExecuteFlags, read_prompt, spelled
@@ -28,7 +28,7 @@ from container_runner.options import ExecuteOptions
 from container_runner.records.tally import Tally
 from container_runner.runner import ContainerRunner
 from container_runner.stream.messages import Message
-from container_runner.workspace.changes import ChangedFile
+from container_runner.workspace.changes import ChangedFile, Changes
 
 if TYPE_CHECKING:
     from container_runner.cli.live import RunView
@@ -105,7 +105,8 @@ async def _run(
     again: list[str] | None = None,
 ) -> int:
     """Run it; with the command that would run it *again*, tell at the end how it went."""
-    messages = runner.execute(options)
+    came: list[Changes] = []
+    messages = runner.execute(options, on_end=lambda _, changes: came.extend(filter(None, [changes])))
     before = await _look(runner, options) if again is not None else None
     began = time.monotonic()
 
@@ -120,6 +121,7 @@ async def _run(
     if again is not None:
         after = await _look(runner, options) if before is not None else None
         rows = ending(tally, seconds, before, after, stopped.left if stopped else None)
+        rows += [row for changes in came for row in _carried(changes)]
         view.end([*rows, *_resumption(runner, options, tally, again)])
     elif stopped is not None:
         view.note(stopped.left)
@@ -147,7 +149,7 @@ class Look:
 
 async def _look(runner: ContainerRunner, options: ExecuteOptions) -> Look | None:
     """Look at a workspace that the agent may write; None if there is none."""
-    if options.agent.workspace is None or runner.config.workspace_mode == "ro":
+    if options.agent.workspace is None or runner.config.workspace_mode != "rw":
         return None
     given, unprotected = Path(options.agent.workspace), runner.config.unprotected
 
@@ -168,6 +170,13 @@ def ending(tally: Tally, seconds: float, before: Look | None, after: Look | None
         files = changed(before.files, after.files)
         rows += [*_changed(files), *_warnings(before, after, files or ())]
     return rows
+
+
+def _carried(found: Changes) -> list[str]:
+    """What came out of a carried workspace."""
+    rows = [*file_rows(found.files), *finding_rows(found.findings)]
+    more = next_rows(found.run) if found.files or found.commits else []
+    return [f"  {row}" for row in (*rows, *more)]
 
 
 def _resumption(runner: ContainerRunner, options: ExecuteOptions, tally: Tally, again: list[str]) -> list[str]:

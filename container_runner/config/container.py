@@ -8,7 +8,6 @@ raises `ConfigError`, and nothing else, whatever the value was.
 from __future__ import annotations
 
 import os
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,11 @@ from container_runner.config.laws import (
     NOT_SHOWN,
     boolean,
     each,
+    flag_only,
     is_address,
+    is_extra_arg,
+    is_history,
+    is_ignore_pattern,
     is_line,
     is_name,
     is_place,
@@ -170,26 +173,6 @@ def _is_device(value: Any) -> bool:
     return bool(_looks_like_device(value)) and ".." not in value
 
 
-_taken_flag = re.compile(
-    r"--(?:attach|cidfile|detach|entrypoint|help|init|interactive|name|pid|replace|rm|tty|user|workdir)(?:=|\Z)"
-    r"|-[Pq]*[adituw]"  # the engines take -Pit as well as -it
-)
-
-_relative_path = re.compile(r"(?:[=,:]|\A-[A-Za-z])\.{1,2}/")
-"""The engine is called in a folder of its own (`Dialect.run_in`), so a path would not be where it seems to be."""
-
-
-def _is_extra_arg(value: Any) -> bool:
-    if not is_text(value) or not value.startswith("-") or not value.strip("-"):
-        return False
-    return not _taken_flag.match(value) and not _relative_path.search(value)
-
-
-def _flag_only(value: object) -> object:
-    """What may be shown of an argument: what follows `--env=NAME=` or stands alone may be a secret."""
-    return value.partition("=")[0] if isinstance(value, str) and value.startswith("-") else NOT_SHOWN
-
-
 @by_name(refuse_key)
 @attrs.frozen(kw_only=True)
 class ContainerConfig:
@@ -228,7 +211,14 @@ class ContainerConfig:
             Each is used once.
         volumes: More folders of the host: "host:container", with ":ro" to only read them, or tables with the fields of
             `Mount`. Folders that hold keys or the system are refused when the container is made.
-        workspace_mode: `rw` lets the agent change the workspace, `ro` only read it.
+        workspace_mode: `rw` lets the agent change the workspace, `ro` only read it, and `carried` gives it a copy whose
+            changes come back as data, so that nothing of this machine is writable in the box.
+            docs/explanation/carried.md tells how.
+        carry: How a carried workspace gets into the box. `overlay` lays what the agent writes over the folder, which
+            takes no time and shows it all of it, `stream` copies what git does not ignore into a volume, and `auto`
+            takes the first that the engine can do.
+        carry_ignored: Patterns, as in .gitignore, of ignored files that a stream takes along, such as ".env.test".
+        history: How many commits of history a stream takes along: a number from 0, or `all`.
         unprotected: Paths in a writable workspace that the agent may write although the host acts on them later:
             `.git/hooks`, `.git/config`, `.claude`, `.envrc` and the like are read-only if they exist. `.git` stands for
             all below it. docs/how-to/configuration.md has the list.
@@ -295,7 +285,18 @@ class ContainerConfig:
     max_containers: int = attrs.field(default=5, validator=whole(1, 10_000))
     pool: int = attrs.field(default=0, validator=whole(0, 100))
     volumes: tuple[Mount, ...] = attrs.field(default=(), converter=_volumes)
-    workspace_mode: Literal["rw", "ro"] = attrs.field(default="rw", validator=one_of("rw", "ro"))
+    workspace_mode: Literal["rw", "ro", "carried"] = attrs.field(default="rw", validator=one_of("rw", "ro", "carried"))
+    carry: Literal["auto", "overlay", "stream"] = attrs.field(
+        default="auto", validator=one_of("auto", "overlay", "stream")
+    )
+    carry_ignored: tuple[str, ...] = attrs.field(
+        default=(),
+        converter=_strings,
+        validator=each("a pattern of .gitignore on one line that does not begin with ! or #", is_ignore_pattern),
+    )
+    history: int | Literal["all"] = attrs.field(
+        default="all", validator=law("a number of commits from 0, or all", is_history)
+    )
     unprotected: tuple[str, ...] = attrs.field(
         default=(),
         converter=_strings,
@@ -350,8 +351,8 @@ class ContainerConfig:
         validator=each(
             "one flag in one word, such as --runtime=runsc, with absolute paths, and none of those that every run sets"
             " itself: --entrypoint, --init, --name, --pid, --rm, --user, --workdir, -d, -i, -t and their like",
-            _is_extra_arg,
-            _flag_only,
+            is_extra_arg,
+            flag_only,
         ),
     )
     time_limit: int = attrs.field(default=DAY, converter=_time_limit)
@@ -373,12 +374,33 @@ class ContainerConfig:
         for index, name in enumerate(self.secrets):
             if name in self.env:
                 refuse(f"secrets[{index}]", name, "a variable that env does not set as well")
+        if self.workspace_mode == "carried":
+            self._check_carried()
         listening = set()
         for index, port in enumerate(self.ports):
             end = (port.host_ip, port.host_port, port.protocol)
             if end in listening:
                 refuse(f"ports[{index}]", port.host_port, "one binding for an address and port of the host")
             listening.add(end)
+
+    def _check_carried(self) -> None:
+        """Refuse what a carried workspace can not be combined with."""
+        if not self.ephemeral:
+            allowed = (
+                'ephemeral = true with workspace_mode = "carried", whose work is fetched when its container ends; '
+                'or workspace_mode = "rw"'
+            )
+            refuse("ephemeral", self.ephemeral, allowed)
+        if self.pool:
+            allowed = 'pool = 0 with workspace_mode = "carried", which begins with the files as they are at that moment'
+            refuse("pool", self.pool, allowed)
+        for field in ("volumes", "tmpfs"):
+            for index, value in enumerate(getattr(self, field)):
+                if f"{value.target}/".startswith(f"{paths.WORKSPACE}/"):
+                    allowed = (
+                        f'a path that is not below {paths.WORKSPACE}, all of which is carried; or workspace_mode = "rw"'
+                    )
+                    refuse(f"{field}[{index}]", value.target, allowed)
 
     @property
     def uid_gid(self) -> tuple[int, int] | None:

@@ -108,3 +108,31 @@ def is_address(value: object) -> bool:
     except ValueError:
         return False
     return True
+
+
+_taken_flag = re.compile(
+    r"--(?:attach|cidfile|detach|entrypoint|help|init|interactive|name|pid|replace|rm|tty|user|workdir)(?:=|\Z)"
+    r"|-[Pq]*[adituw]"  # the engines take -Pit as well as -it
+)
+
+_relative_path = re.compile(r"(?:[=,:]|\A-[A-Za-z])\.{1,2}/")
+"""The engine is called in a folder of its own (`Dialect.run_in`), so a path would not be where it seems to be."""
+
+
+def is_extra_arg(value: Any) -> bool:
+    if not is_text(value) or not value.startswith("-") or not value.strip("-"):
+        return False
+    return not _taken_flag.match(value) and not _relative_path.search(value)
+
+
+def flag_only(value: object) -> object:
+    """What may be shown of an argument: what follows `--env=NAME=` or stands alone may be a secret."""
+    return value.partition("=")[0] if isinstance(value, str) and value.startswith("-") else NOT_SHOWN
+
+
+def is_ignore_pattern(value: Any) -> bool:
+    return bool(is_line(value)) and value == value.strip() and not value.startswith(("!", "#"))
+
+
+def is_history(value: object) -> bool:
+    return value == "all" or (type(value) is int and 0 <= value <= 2**31 - 1)

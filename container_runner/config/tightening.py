@@ -53,6 +53,10 @@ class _Rule:
     words: str
 
 
+def _at_most_history(value: Any, now: Any) -> bool:
+    return bool(now == "all" or (value != "all" and value <= now))
+
+
 def _some_mounts_of(value: tuple[Mount, ...], now: tuple[Mount, ...]) -> bool:
     read_only = {(mount.source, mount.target): mount.read_only for mount in now}
     return all(mount.read_only >= read_only.get((mount.source, mount.target), 2) for mount in value)
@@ -74,7 +78,12 @@ TIGHTENING: Final[Mapping[str, _Rule]] = {
     "max_containers": _MOST,
     "pool": _MOST,
     "volumes": _Rule(_some_mounts_of, "some of {now}, or the same with read_only"),
-    "workspace_mode": _Rule(lambda value, _: value == "ro", '"ro"'),
+    "workspace_mode": _Rule(
+        lambda value, now: value == "ro" or (value, now) == ("carried", "rw"), '"ro", or "carried" for "rw"'
+    ),
+    "carry": _Rule(lambda value, _: value == "stream", '"stream"'),
+    "carry_ignored": _SUBSET,
+    "history": _Rule(_at_most_history, "at most {now}"),
     "unprotected": _SUBSET,
     "protected": _Rule(lambda *_: True, "any"),  # what it names is added
     "credentials": _Rule(lambda value, _: value == "none", '"none"'),

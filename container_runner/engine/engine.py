@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -23,7 +24,8 @@ from container_runner.engine.failures import classify, spawn_error
 from container_runner.errors import ContainerGoneError, EngineError, EngineNotFoundError
 from container_runner.stream import command as commands
 from container_runner.stream.command import Completed
-from container_runner.stream.process import Process
+from container_runner.stream.pipe import Pipe, open_pipe
+from container_runner.stream.process import TERM_GRACE, Process
 
 CONTROL_TIMEOUT: Final = 30.0
 """Seconds that a control command may take. A stopped daemon would let it hang for ever."""
@@ -212,6 +214,25 @@ class Engine:
             )
         except OSError as error:
             raise spawn_error(command, error) from None
+
+    @asynccontextmanager
+    async def pipe(
+        self, command: Sequence[str], stdin: bytes | AsyncIterable[bytes] | None = b""
+    ) -> AsyncIterator[Pipe]:
+        """Start a command that bytes run through, see `open_pipe`. Who leaves the block before its end, ends it.
+
+        Raises:
+            ConfigError: its arguments are too long.
+            EngineError: the program can not be started.
+        """
+        cwd = self._run_place if command[1] == "run" else None
+        async with AsyncExitStack() as stack:
+            opened = open_pipe(command, env=self.environ, cwd=cwd, stdin=stdin, grace=TERM_GRACE)
+            try:
+                pipe = await stack.enter_async_context(opened)
+            except OSError as error:
+                raise spawn_error(command, error) from None
+            yield pipe
 
     async def ran_out_of_memory(self, name: str, *, since: float) -> bool:
         """Whether the kernel killed something in a container for its memory, though it has been removed since.

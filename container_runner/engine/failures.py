@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from container_runner.box.guest import Report
@@ -129,3 +129,11 @@ def refused(report: Report, plan: Plan, exit_code: int, stderr: str) -> Containe
     kind, message = kinds[report.refusal or ""]
     exit_code = {"no-command": 127, "not-executable": 126}.get(report.refusal or "", exit_code)  # as a shell has it
     return kind(message, exit_code=exit_code, stderr=stderr)
+
+
+def scrub(text: str, values: Mapping[str, str]) -> str:
+    """*text* with the values of variables replaced by their names. One of less than 4 characters tells nothing."""
+    for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
+        if len(value) >= 4:
+            text = text.replace(value, f"[{name}]")
+    return text

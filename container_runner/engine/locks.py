@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -118,3 +119,28 @@ class LockFile:
             yield
         finally:
             self.release()
+
+
+async def claim(state_dir: Path, workspace: str, *, carried: bool) -> LockFile:
+    """Keep runs that write to *workspace* apart from those that carry it, for which it must stand still and be safe.
+
+    Any number of the one sort may be at work at a time. The caller releases what it gets.
+
+    Raises:
+        StateError: a run of the other sort is at work there.
+    """
+    digest = hashlib.sha256(workspace.encode("utf-8", "surrogateescape")).hexdigest()[:20]
+    mine, other = (
+        LockFile(state_dir / "locks" / f"workspace.{digest}.{sort}.lock")
+        for sort in (("carried", "rw") if carried else ("rw", "carried"))
+    )
+    await mine.acquire(shared=True)  # before the look, so that of two that come at once one sees the other
+    if other.try_acquire():
+        other.release(remove=True)
+        return mine
+    mine.release()
+    there, here = ("rw", "carried") if carried else ("carried", "rw")
+    raise StateError(
+        f"{workspace} is being worked on by a run with workspace_mode = {there}.",
+        next_step=f"Wait for its end (`container-runner ps`), or type --workspace-mode={there} instead of {here}.",
+    )

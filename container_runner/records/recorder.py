@@ -26,10 +26,11 @@ from container_runner.folders import open_folder
 from container_runner.options import ExecuteOptions
 from container_runner.records.records import FOLDER, RESERVE, RunRecord, clean_after, clean_once, lock, stamp
 from container_runner.records.scrubber import Scrubber
-from container_runner.records.summary import Outcome, RunSummary, shortened
+from container_runner.records.summary import Outcome, RunSummary, Work, shortened
 from container_runner.records.tracing import RunTrace
 from container_runner.stream.lines import OversizedLine
 from container_runner.stream.messages import AgentMessage, ErrorMessage, Message, ResultMessage
+from container_runner.workspace.changes import Changes
 
 _log = logging.getLogger(__name__)
 
@@ -156,14 +157,17 @@ class Recorder:
         """The agent was stopped, by this rung of the ladder."""
         _log.info("run %s was stopped by %s", self._plan.run_id, rung, extra={**self._ids, "rung": rung})
 
-    def finish(self, error: BaseException | None, *, stop: str | None = None) -> RunSummary:
+    def finish(
+        self, error: BaseException | None, *, stop: str | None = None, changes: Changes | None = None
+    ) -> RunSummary:
         """End the record.
 
         Args:
             error: what ended the run; None if nothing went wrong.
             stop: the rung of the stop ladder that was needed.
+            changes: what came out of a carried workspace.
         """
-        summary = self._ended(error)
+        summary = attrs.evolve(self._ended(error), changes=None if changes is None else self._shown(Work.of(changes)))
         if isinstance(error, ContainerRunnerError):
             self.note("error", **ErrorMessage.from_error(error, stop=stop).to_dict())
         if self._fd is not None:
@@ -219,6 +223,11 @@ class Recorder:
             session_id=None if kind == SessionNotFoundError.kind else self._session or self._summary.session_id,
             model=self._model,
         )
+
+    def _shown(self, work: Work) -> Work:
+        """*work* without secrets, and short enough for a summary."""
+        told = ((kind, shortened(self._scrubber.text(path))) for kind, path in work.findings)
+        return attrs.evolve(work, findings=tuple(told))
 
     def _look_for_session(self, messages: Sequence[Message]) -> None:
         for message in messages[: _SESSION_WITHIN - self._seen]:

@@ -10,6 +10,7 @@ import attrs
 
 from container_runner.config.converter import structured, unstructured
 from container_runner.stream.messages import Usage
+from container_runner.workspace.changes import Changes
 
 Outcome = Literal["succeeded", "failed", "stopped", "running", "interrupted"]
 """How a run ended: "stopped" by its consumer, "interrupted" with the process that ran it; or that it has not ended."""
@@ -20,6 +21,41 @@ def _usage(value: Usage | Mapping[str, Any] | None) -> Usage | None:
         return value
     counts = structured(Mapping[str, int], value, "tokens")  # type: ignore[type-abstract]  # cattrs takes it
     return Usage(**{name: counts[name] for name in Usage.__struct_fields__ if name in counts})
+
+
+@attrs.frozen(kw_only=True)
+class Work:
+    """What came out of a carried workspace. The ids are those of commits in its shadow."""
+
+    base: str
+    """The folder as it was."""
+
+    result: str
+    """As it came out."""
+
+    head: str | None = None
+    """The agent's last commit, if it made one."""
+
+    files: int = 0
+    """How many files are not as they were."""
+
+    findings: tuple[tuple[str, str], ...] = ()
+    """What was not taken over, or is to be looked at: kinds and paths, the first 30."""
+
+    @classmethod
+    def of(cls, changes: Changes) -> Work:
+        """What is told of *changes* in a summary."""
+        return cls(
+            base=changes.base,
+            result=changes.result,
+            head=changes.head,
+            files=len(changes.files),
+            findings=tuple((it.kind, it.path.decode("utf-8", "backslashreplace")) for it in changes.findings[:30]),
+        )
+
+
+def _work(value: Work | Mapping[str, Any] | None) -> Work | None:
+    return value if value is None or isinstance(value, Work) else structured(Work, value, strangers=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -38,6 +74,7 @@ class RunSummary:
         engine: The engine's program.
         container: The container's name.
         complete: Whether the transcript holds every message.
+        changes: What came out of a carried workspace.
     """
 
     run_id: str
@@ -60,6 +97,7 @@ class RunSummary:
     engine: str | None = None
     container: str | None = None
     complete: bool = True
+    changes: Work | None = attrs.field(default=None, converter=_work)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""

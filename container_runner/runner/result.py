@@ -10,6 +10,7 @@ from container_runner.records.records import RunRecord
 from container_runner.records.tally import Tally
 from container_runner.stream.blocks import Usage
 from container_runner.stream.messages import Message
+from container_runner.workspace.changes import Changes
 
 
 @attrs.frozen(kw_only=True)
@@ -23,7 +24,7 @@ class RunResult:
         usage: The tokens that were used.
         cost_usd: US dollars, by the agent's own reckoning.
         structured_output: The answer in the shape that was asked for.
-        changes: What has changed in the workspace.
+        changes: What came out of a carried workspace.
         record: What is kept of the run in the state folder, for `Records`.
         messages: All messages, if they were asked for.
     """
@@ -34,12 +35,14 @@ class RunResult:
     usage: Usage = attrs.field(factory=Usage)
     cost_usd: float | None = None
     structured_output: Any = None
-    changes: None = None
+    changes: Changes | None = None
     record: RunRecord | None = attrs.field(default=None, repr=False)
     messages: tuple[Message, ...] = attrs.field(default=(), repr=False)
 
     @classmethod
-    def of(cls, tally: Tally, record: RunRecord | None, messages: tuple[Message, ...]) -> RunResult:
+    def of(
+        cls, tally: Tally, changes: Changes | None, record: RunRecord | None, messages: tuple[Message, ...]
+    ) -> RunResult:
         """What a run that has ended came to."""
         last = tally.result
         return cls(
@@ -49,6 +52,7 @@ class RunResult:
             usage=Usage() if last is None else last.usage,
             cost_usd=tally.cost_usd,
             structured_output=None if last is None else last.structured_output,
+            changes=changes,
             record=record,
             messages=messages,
         )

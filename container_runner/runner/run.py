@@ -16,7 +16,8 @@ from container_runner.agents import CommandLineRuntime
 from container_runner.box import guest, script
 from container_runner.box.plan import Plan
 from container_runner.engine.engine import PULL_TIMEOUT, RUN_TIMEOUT, ContainerInfo, start_limiter
-from container_runner.engine.failures import classify, refused
+from container_runner.engine.failures import classify, refused, scrub
+from container_runner.engine.locks import LockFile, claim
 from container_runner.engine.manager import CLEANUP_TIMEOUT, DAEMON_LOST, Container, Containers
 from container_runner.engine.pool import Pool
 from container_runner.errors import (
@@ -34,6 +35,7 @@ from container_runner.errors import (
 )
 from container_runner.options import ExecuteOptions
 from container_runner.records.recorder import Recorder
+from container_runner.runner.carrier import Carrier, may_refuse_overlay
 from container_runner.stream.command import Completed
 from container_runner.stream.messages import Message
 from container_runner.stream.process import STDERR_TAIL, Process, settle
@@ -67,8 +69,9 @@ class Run:
     _options: ExecuteOptions
     _plan: Plan
     """What is to be done, prepared. Once there is a container, with that one's name and end."""
-    _make_plan: Callable[[], Plan]
-    """Makes the plan anew, for another attempt to start, because a name is never used twice."""
+    _make_plan: Callable[[bool], Plan]
+    """Makes the plan anew, for another attempt to start, because a name is never used twice; with False, for an engine
+    that has refused an overlay."""
     _pools: Mapping[str, Pool]
     """Containers that are ready, by the agent that they are for."""
     _record: Recorder
@@ -78,6 +81,9 @@ class Run:
     _find: Callable[[Plan], Awaitable[Container]]
     """Finds or makes a kept container."""
 
+    carrier: Carrier | None = attrs.field(default=None, init=False)
+    """What carries the workspace, if it is carried."""
+    _claim: LockFile | None = attrs.field(default=None, init=False)
     _container: Container | None = attrs.field(default=None, init=False)
     """A kept one."""
     _process: Process | None = attrs.field(default=None, init=False)
@@ -98,12 +104,19 @@ class Run:
             TotalTimeoutError: the options' total clock ran out.
             ContainerRunnerError: it could not be started, in `START_ATTEMPTS` attempts if the reason was transient.
         """
-        timeout = self._options.timeout
+        timeout, plan = self._options.timeout, self._plan
         with anyio.move_on_at(math.inf if timeout is None else self._began_at + timeout):
+            if plan.workspace is not None:
+                self._claim = await claim(plan.state_dir, plan.workspace, carried=plan.carry is not None)
             try:
                 return await self._start()
             except TRANSIENT as error:
                 return await self._retry(error)
+            except EngineError as error:
+                if not may_refuse_overlay(plan.carry, error):
+                    raise
+                self._note_restart(error)
+                return await self._start_again(overlay=False)
         raise total_timeout(self._options)
 
     async def outcome(self) -> ContainerRunnerError | None:
@@ -124,6 +137,15 @@ class Run:
         if self._stream.result is None and (signalled := killed(exit_code, stderr)):
             return signalled
         return failure
+
+    async def fetch(self) -> bool:
+        """Fetch the work of a carried workspace, whose agent has ended; True if so, and there may be more to read."""
+        if self.carrier is None or not (self._running.is_kept and self._running.has_said_all):
+            return False
+        with self._record.trace.span("fetch"):
+            await self.carrier.fetch()
+        self._running.is_kept = False
+        return True
 
     async def stop(self) -> list[Message]:
         """Climb the ladder until the agent's client has ended.
@@ -163,7 +185,7 @@ class Run:
             self._record.cut()
         return said
 
-    async def finish(self, max_containers: int) -> EngineError | None:
+    async def finish(self, max_containers: int) -> ContainerRunnerError | None:
         """Leave nothing behind, whatever is cancelled meanwhile; what could not be removed is an error."""
         if self._process is not None:
             self._process.close_stdin()  # it takes no await, so nothing can come in between: the agent will end
@@ -171,7 +193,11 @@ class Run:
             if self._has_started:
                 self._stream.parse([])  # the record has also what was read and nobody asked for
         finally:
-            left = await settle(lambda: self._finish(max_containers))
+            left: ContainerRunnerError | None = await settle(lambda: self._finish(max_containers))
+        if self.carrier is not None and left is None:
+            left = await settle(self.carrier.finish)
+        if self._claim is not None:
+            self._claim.release(remove=self._claim.try_upgrade())
         return left
 
     @property
@@ -219,6 +245,12 @@ class Run:
             self._plan = attrs.evolve(plan, container=warm.plan.container, ends_at=warm.plan.ends_at)
             self._process = warm.process
             self._process.send(plan.stdin(with_command=True), gate=gate, end=end, line_limit=limit)
+        elif plan.carry is not None:
+            self.carrier = Carrier(self._manager, plan.carry)
+            waiting = self._process = await self.carrier.start(plan)
+            if not await self.carrier.bring(waiting, PULL_TIMEOUT if plan.may_pull else RUN_TIMEOUT):
+                return False
+            waiting.send(plan.stdin(with_command=True), gate=gate, end=end, line_limit=limit)
         elif plan.ephemeral:
             self._process = await engine.start(plan.run, plan.stdin(), gate=gate, end=end, line_limit=limit)
             timeout = PULL_TIMEOUT if plan.may_pull else RUN_TIMEOUT
@@ -230,8 +262,7 @@ class Run:
     async def _retry(self, error: EngineError) -> MessageStream:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-        _log.info("starting again: %s", error.message)
-        self._record.note("restart", kind=error.kind, message=error.message)
+        self._note_restart(error)
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(TRANSIENT),
             stop=stop_after_attempt(START_ATTEMPTS - 1),
@@ -240,10 +271,19 @@ class Run:
             reraise=True,
         ):
             with attempt:
-                await settle(self._clear)
-                self._plan = self._make_plan()
-                return await self._start()
+                return await self._start_again()
         raise error
+
+    def _note_restart(self, error: EngineError) -> None:
+        _log.info("starting again: %s", error.message)
+        self._record.note("restart", kind=error.kind, message=error.message)
+
+    async def _start_again(self, *, overlay: bool = True) -> MessageStream:
+        await settle(self._clear)
+        if self.carrier is not None:
+            await settle(self.carrier.discard)
+        self._plan = self._make_plan(overlay)
+        return await self._start()
 
     async def _finish(self, max_containers: int) -> EngineError | None:
         name = self._plan.container
@@ -298,7 +338,8 @@ class Run:
 
     @property
     def _has_started(self) -> bool:
-        return self._process is not None and self._process.gate_line is not None
+        line = None if self._process is None else self._process.gate_line
+        return line is not None and line.startswith(guest.started_line(self._plan.token))
 
     async def _remove(self) -> None:
         try:
@@ -405,11 +446,3 @@ class Run:
         """What the engine knows of the container; None if it is not there any more."""
         infos = await self._manager.engine.inspect([self._plan.container])
         return infos[0] if infos else None
-
-
-def scrub(text: str, values: Mapping[str, str]) -> str:
-    """*text* with the values of variables replaced by their names. One of less than 4 characters tells nothing."""
-    for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
-        if len(value) >= 4:
-            text = text.replace(value, f"[{name}]")
-    return text

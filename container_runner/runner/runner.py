@@ -16,7 +16,8 @@ from typing import Any
 import anyio
 
 from container_runner.agents import Describes, Runtime, command_line
-from container_runner.box import argv, gitconfig, repository, script
+from container_runner.box import argv, gitconfig, script
+from container_runner.box.carried import carried_flags, plan_carry
 from container_runner.box.environment import build_container_env, host_environment
 from container_runner.box.mounts import build_container_mounts
 from container_runner.box.plan import Plan
@@ -41,12 +42,16 @@ from container_runner.errors import AgentError, ConfigError, ContainerRunnerErro
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.records.recorder import Recorder
 from container_runner.records.records import RunRecord
+from container_runner.records.summary import RunSummary
 from container_runner.records.tally import Tally
+from container_runner.runner.carrier import fetch_left
 from container_runner.runner.result import RunResult
 from container_runner.runner.run import Run
 from container_runner.stream.messages import ErrorMessage, Message
 from container_runner.stream.process import settle
 from container_runner.stream.stream import MessageStream, total_timeout
+from container_runner.workspace import repositories
+from container_runner.workspace.changes import Changes
 
 PRUNE_TIMEOUT = 5.0
 """Seconds that the first run gives to removing what dead processes have left."""
@@ -98,20 +103,29 @@ class ContainerRunner:
         self._manager: Containers | None = None
         self._has_pruned = False
         self._pools: dict[str, Pool] = {}
+        self._may_overlay = True
+        """Whether the engine has not refused an overlay yet."""
 
-    def execute(self, options: ExecuteOptions) -> AsyncGenerator[Message, None]:
+    def execute(
+        self, options: ExecuteOptions, *, on_end: Callable[[RunSummary, Changes | None], None] | None = None
+    ) -> AsyncGenerator[Message, None]:
         """Run the agent and yield its messages.
 
         Whatever fails on the way is one last `ErrorMessage`. When the iteration ends, breaks, raises or is
         cancelled, the agent is stopped and its container removed. After a `break` that happens when the generator
         is closed, which `contextlib.aclosing` does at once.
 
+        Args:
+            on_end: called with the run's summary, and what came out of a carried workspace, when all of that is done.
+
         Raises:
             ConfigError: the options or the configuration can not be carried out; raised here, before the first
                 message is asked for.
             EngineNotFoundError: likewise, if the configuration names a program that is not there.
         """
-        return self._execute(options, self.plan(options))
+        return self._execute(
+            options, self.plan(options), on_end and (lambda summary, changes, *_: on_end(summary, changes))
+        )
 
     async def run(
         self,
@@ -132,16 +146,16 @@ class ContainerRunner:
                 by then: the session to resume, and what it has cost.
         """
         tally, kept = Tally(), list[Message]()
-        ends: list[tuple[RunRecord | None, ContainerRunnerError | None]] = []
-        async with aclosing(self._execute(options, self.plan(options), ends)) as messages:
+        ends: list[tuple[Changes | None, RunRecord | None, ContainerRunnerError | None]] = []
+        async with aclosing(self._execute(options, self.plan(options), lambda _, *end: ends.append(end))) as messages:
             async for message in messages:
                 tally.add(message)
                 if keep_messages:
                     kept.append(message)
                 if on_message is not None:
                     on_message(message)
-        ((record, error),) = ends
-        result = RunResult.of(tally, record, tuple(kept))
+        ((changes, record, error),) = ends
+        result = RunResult.of(tally, changes, record, tuple(kept))
         if error is not None:
             error.result = result
             raise error
@@ -158,8 +172,11 @@ class ContainerRunner:
         Raises:
             ConfigError: the options or the configuration can not be carried out.
         """
-        if not isinstance(options, ExecuteOptions):
-            raise ConfigError("options", options, 'ExecuteOptions(prompt="...", agent=Agent(name="bot"))')
+        run_id = run_id or secrets.token_hex(16)
+        return self._plan(options, engine, run_id, work_id=run_id)
+
+    def _plan(self, options: ExecuteOptions, engine: Engine | None, run_id: str, work_id: str) -> Plan:
+        """See `plan`. By *work_id* the work of a carried workspace is known."""
         config, agent, environ = self.config, options.agent, host_environment()
         engine = engine or self._engine or Engine.guess(config.engine, environ)
         workspace = None if agent.workspace is None else resolve_workspace(agent)
@@ -180,10 +197,32 @@ class ContainerRunner:
         env = build_container_env(
             agent, config, command=command, environ=environ, credentials=mounts.credentials_by_name
         )
-        run_id = run_id or secrets.token_hex(16)
         name = f"container-runner-{agent.name}-{run_id[:12]}"
+        carry = None
+        if workspace is not None and config.workspace_mode == "carried":
+            carry = plan_carry(
+                config,
+                engine.dialect,
+                run=work_id,
+                agent=agent.name,
+                workspace=workspace,
+                state_dir=self.state_dir,
+                user=user,
+                engine=engine.binary,
+                container=name,
+                overlay=self._may_overlay,
+            )
         found_by = agent_labels(agent.name, self.state_dir, ephemeral=config.ephemeral)
-        run = partial(argv.run_argv, engine.binary, engine.dialect, config, user=user, mounts=mounts, env=env)
+        run = partial(
+            argv.run_argv,
+            engine.binary,
+            engine.dialect,
+            config,
+            user=user,
+            mounts=mounts,
+            env=env,
+            carried=carried_flags(carry, engine.dialect) if carry else (),
+        )
         # All that makes the container what it is: the command without what differs from run to run, and which files
         # its mounts really are. The engine's mount of a file ends when the host renames another one over it.
         made_of = "\0".join([*run(name="", labels=found_by, run_id=""), mounts.identity])
@@ -210,12 +249,13 @@ class ContainerRunner:
             exec=() if config.ephemeral else tuple(in_kept),
             waiting=waiting if config.ephemeral else (),
             command=command.argv,
+            carry=carry,
             mounted=mounts,
             kept=command.kept or (),
             other_mounts=any(word.startswith(MOUNTING) for word in config.extra_args),
             variables=env.named,
             values=env.values,
-            files=gitconfig.box_files(environ, None if workspace is None else repository.git_folder(workspace)),
+            files=gitconfig.box_files(environ, None if workspace is None else repositories.git_folder(workspace)),
             prompt=command.stdin,
             token=secrets.token_hex(16),
             grace=options.grace,
@@ -245,6 +285,9 @@ class ContainerRunner:
             EngineError: there is no engine, or it does not answer.
         """
         size = self.config.pool if size is None else size
+        if self.config.workspace_mode == "carried":
+            allowed = '"rw" or "ro" for warm containers: a carried workspace begins with the files as they are then'
+            raise ConfigError("workspace_mode", "carried", allowed)
         if size < 1 or not self.config.ephemeral:
             raise ConfigError("pool", size, "a number from 1, and ephemeral containers")
         options = ExecuteOptions(prompt="", agent=agent)
@@ -279,9 +322,10 @@ class ContainerRunner:
         self,
         options: ExecuteOptions,
         first: Plan,
-        ends: list[tuple[RunRecord | None, ContainerRunnerError | None]] | None = None,
+        on_end: Callable[[RunSummary, Changes | None, RunRecord | None, ContainerRunnerError | None], None]
+        | None = None,
     ) -> AsyncGenerator[Message, None]:
-        """Run *first*, and put into *ends* what is kept of it and what went wrong."""
+        """Run *first*, and tell *on_end* how it went, what is kept of it, and what went wrong."""
         began_at = anyio.current_time()
         run: Run | None = None
         error: ContainerRunnerError | None = None
@@ -297,12 +341,13 @@ class ContainerRunner:
                 # It was made for what the files on this machine tell, the first time without our folders.
                 if first.prepare() or (first.run[0], first.dialect) != (manager.engine.binary, manager.engine.dialect):
                     first = self.plan(options, run_id=first.run_id)
-                again = partial(self.plan, options)
+                await fetch_left(manager)
+                again = partial(self._plan_again, options, first)
                 run = Run(
                     manager, self.runtime, options, first, again, self._pools, record, began_at, self._find(manager)
                 )
                 stream = await self._start(run, manager)
-                while messages := await stream.read():
+                while (messages := await stream.read()) or await run.fetch():
                     for message in messages:
                         yield message
                 error = await run.outcome()
@@ -322,11 +367,19 @@ class ContainerRunner:
                     left = await run.finish(self.config.max_containers)
                     error = error or left
             finally:
-                record.finish(error or broken, stop=None if run is None else run.stopped_by)
-        if ends is not None:
-            ends.append((record.kept, error))
+                changes = None if run is None or run.carrier is None else run.carrier.changes
+                stop = None if run is None else run.stopped_by
+                summary = record.finish(error or broken, stop=stop, changes=changes)
+                if on_end is not None:
+                    on_end(summary, changes, record.kept, error)
         if error is not None:
             yield ErrorMessage.from_error(error, stop=None if run is None else run.stopped_by)
+
+    def _plan_again(self, options: ExecuteOptions, first: Plan, overlay: bool) -> Plan:
+        self._may_overlay = self._may_overlay and overlay
+        if first.carry is None:
+            return self.plan(options)
+        return self._plan(options, None, secrets.token_hex(16), first.carry.run)
 
     async def _start(self, run: Run, manager: Containers) -> MessageStream:
         """Start *run*, and the first time remove meanwhile what dead processes have left."""

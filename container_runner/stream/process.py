@@ -69,6 +69,8 @@ class Process:
     """The line of stderr that opened the gate."""
     end_line: bytes | None = attrs.field(default=None, init=False)
     """The line that ends stdout, once it has come."""
+    is_kept: bool = attrs.field(default=False, init=False)
+    """Whether its stdin stays open though it has said all, until `close_stdin`. `read` then has nothing more."""
 
     @classmethod
     async def start(
@@ -232,6 +234,8 @@ class Process:
             if lines:
                 return lines
             if self.has_said_all:  # and the reader, who asks for more, has got it all
+                if self.is_kept and "stdin" in self._fds:
+                    return []
                 self.close_stdin()
             if "stdout" not in self._fds and "stderr" not in self._fds:
                 return self._splitter.flush()

@@ -17,8 +17,8 @@ from typing import Final
 
 import attrs
 
-from container_runner.box.repository import common_folder, is_repository, read_line, resolved
 from container_runner.errors import WorkspaceError
+from container_runner.workspace.repositories import common_folder, is_repository, read_line, resolved
 
 LONGEST: Final = 16 * 1024**2
 

@@ -149,6 +149,7 @@ class _Work:
         self._edited: list[bytes] = []
         self._new: list[bytes] = []
         self._gone: list[bytes] = []
+        self._has_facts = False
         self._had: dict[bytes, bool] = {}
         self._rules: dict[bytes, str] = {}
         self._sizes: dict[bytes, int] = {}
@@ -224,6 +225,7 @@ class _Work:
 
     def _see(self, path: bytes, kind: bytes, facts: Facts) -> None:
         """Sort a file that is new, or may have changed."""
+        self._has_facts = bool(facts)
         is_new = path not in self._in_base
         if is_refused(path, link=kind == b"l"):
             self.find("refused name", path)
@@ -357,10 +359,11 @@ class _Work:
                 raise WorkspaceError("The box sends more than is taken.", next_step=TOO_MUCH, path=name)
             yield name, member
         missing += expected
-        if missing and block[len(_END) :].strip() == b"0":
+        went_well = block[len(_END) :].strip() == b"0"
+        if missing and went_well and self._has_facts:
             raise garbled()
-        for path in missing:
-            self.find("unreadable", path, lost=True)
+        for path in missing:  # a socket, where find does not tell what is one
+            self.find("no file" if went_well else "unreadable", path, lost=not went_well)
 
     def _that_fit(self, names: Iterable[bytes]) -> list[bytes]:
         """Those of *names* that are not too large, all together."""

@@ -248,6 +248,7 @@ def test_run_with_everything_on() -> None:
         ({"user": "5:6", "tmpfs": ["/x"]}, [], []),
         ({"env": {"A": "B"}, "secrets": ["C"]}, [], []),
         ({"pool": 3, "unprotected": [".envrc"]}, [], []),
+        ({"carry": "stream", "carry_ignored": [".env"], "history": 3, "protected": ["x"]}, [], []),
         ({"max_containers": 9, "credentials": "none", "workspace_mode": "ro", "engine": "x"}, [], []),
     ],
     ids=str,
@@ -420,7 +421,7 @@ def test_a_mount_reads_back_as_it_was_meant(path: str) -> None:
 
 def test_a_newline_in_a_path_stays_inside_its_field() -> None:
     # A resolved source may hold one, though no configured path may.
-    assert next(csv.reader(argv._csv("src=/a\nb", "dst=/c").splitlines(keepends=True))) == ["src=/a\nb", "dst=/c"]
+    assert next(csv.reader(argv.csv("src=/a\nb", "dst=/c").splitlines(keepends=True))) == ["src=/a\nb", "dst=/c"]
 
 
 @given(source=ANY_PATH, target=ANY_PATH, read_only=st.booleans())

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from container_runner.box import repository
 from container_runner.box.hints import git_files, gitlinks, hints
+from container_runner.workspace import repositories
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
@@ -71,7 +71,7 @@ def test_where_git_finds_no_repository_the_folder_that_has_one_is_told(top: Path
 
 
 def test_repositories_beyond_those_that_are_protected_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repository, "MOST_REPOSITORIES", 2)
+    monkeypatch.setattr(repositories, "MOST_REPOSITORIES", 2)
     for name in "abc":
         git(tmp_path, "init", "--quiet", name)
 

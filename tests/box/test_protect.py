@@ -15,13 +15,13 @@ from container_runner.agents.runtime import Credentials
 from container_runner.box import gitconfig
 from container_runner.box.mounts import ContainerMounts, build_container_mounts, prepare_copies, recheck
 from container_runner.box.protect import missing, protect
-from container_runner.box.repository import find_worktree
 from container_runner.box.user import User
 from container_runner.config.container import ContainerConfig
 from container_runner.config.protected import GIT, PROTECTED
 from container_runner.config.values import Mount
 from container_runner.errors import ConfigError
 from container_runner.options import Agent
+from container_runner.workspace.repositories import find_worktree
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 

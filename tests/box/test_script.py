@@ -330,6 +330,16 @@ SWAPPED = INFO.replace("8:1 /home/me/a\\040b /workspace", "8:1 /home/you /worksp
 BELOW = INFO + "27 23 8:2 / /workspace/data rw - ext4 /dev/sdb rw\n"
 ABOVE = INFO + "27 23 8:2 / /workspace rw - ext4 /dev/sdb rw\n"
 
+CARRIED = """\
+20 1 0:30 / / rw - overlay overlay rw,lowerdir=/engine/l,upperdir=/engine/u,workdir=/engine/w
+21 20 0:40 / /tmp rw,nosuid - tmpfs tmpfs rw
+22 20 0:50 / /workspace rw shared:7 - overlay overlay rw,lowerdir=/a\\040b\\134:c,upperdir=/u,workdir=/w,xino=on
+"""
+LAYERS = "lowerdir=/a\\040b\\134:c,upperdir=/u,workdir=/w"
+PLANNED_LAYERS = ["/tmp rw tmpfs /", f"/workspace rw overlay {LAYERS}"]
+VOLUME = CARRIED.replace("0:50 /", "8:1 /engine/volumes/NAME/_data")
+PLANNED_VOLUME = ["/tmp rw tmpfs /", "/workspace rw volume NAME"]
+
 CHECKS: list[tuple[str, str, list[str], dict[str, Any], str | None]] = [
     ("as planned", INFO, PLANNED, {}, ""),
     ("another folder", SWAPPED, PLANNED, {}, "/workspace"),
@@ -350,8 +360,19 @@ CHECKS: list[tuple[str, str, list[str], dict[str, Any], str | None]] = [
     ("over another one", ABOVE, PLANNED, {}, "/workspace"),
     ("over another one, though others may be", ABOVE, PLANNED, {"other_mounts": True}, "/workspace"),
     ("unknown here, and of the right mode", INFO, ["/workspace rw - -"], {"kernel": "", "other_mounts": True}, ""),
+    ("layers", CARRIED, PLANNED_LAYERS, {}, ""),
+    ("layers without more options", CARRIED.replace(",xino=on", ""), PLANNED_LAYERS, {}, ""),
+    ("layers over another folder", CARRIED.replace("/a", "/b"), PLANNED_LAYERS, {}, "/workspace"),
+    ("layers into another folder", CARRIED.replace("=/u,", "=/u2,"), PLANNED_LAYERS, {}, "/workspace"),
+    ("layers of more folders", CARRIED.replace(":c,", ":c:/d,"), PLANNED_LAYERS, {}, "/workspace"),
+    ("layers of another kernel's", CARRIED, PLANNED_LAYERS, {"kernel": "another"}, "/workspace"),
+    ("a bind in place of layers", CARRIED.replace("overlay overlay rw,lowerdir=/a", "ext4 x"), PLANNED_LAYERS, {},
+     "/workspace"),
+    ("a volume", VOLUME, PLANNED_VOLUME, {}, ""),
+    ("a volume, of another kernel's", VOLUME, PLANNED_VOLUME, {"kernel": "x"}, ""),
+    ("another volume", VOLUME.replace("NAME", "OTHER"), PLANNED_VOLUME, {}, "/workspace"),
     ("a name that only begins the same", INFO, ["/work rw 8:1 /x"], {}, None),
-]
+]  # fmt: skip
 """The last is the place that is named, "" if all is well, None for a refusal that may name any."""
 
 

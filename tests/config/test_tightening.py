@@ -36,6 +36,10 @@ BOX = [field.name for field in attrs.fields(ContainerConfig)]
         ('network = "host"', 'network = "bridge"', {"network": "bridge"}),
         ('network = "mine"', 'network = "mine"', {"network": "mine"}),
         ("", 'workspace_mode = "ro"', {"workspace_mode": "ro"}),
+        ("", 'workspace_mode = "carried"', {"workspace_mode": "carried"}),
+        ('workspace_mode = "carried"', 'workspace_mode = "ro"', {"workspace_mode": "ro"}),
+        ("", 'carry = "stream"', {"carry": "stream"}),
+        ("history = 5", "history = 4", {"history": 4}),
         ("ephemeral = false\nread_only = false", "ephemeral = true\nread_only = true", {"ephemeral": True}),
         ('pull = "always"', 'pull = "never"', {"pull": "never"}),
         ("", 'credentials = "none"', {"credentials": "none"}),
@@ -75,6 +79,13 @@ def test_a_workspace_may_tighten(place: Place, operator: str, local: str, expect
         ('network = "none"', 'network = "bridge"'),
         ("", 'network = "mine"'),
         ('workspace_mode = "ro"', 'workspace_mode = "rw"'),
+        ('workspace_mode = "ro"', 'workspace_mode = "carried"'),
+        ('workspace_mode = "carried"', 'workspace_mode = "rw"'),
+        ("", 'carry = "overlay"'),
+        ('carry = "stream"', 'carry = "auto"'),
+        ("", 'carry_ignored = [".env"]'),
+        ("history = 5", "history = 6"),
+        ("history = 5", 'history = "all"'),
         ("", "ephemeral = false"),
         ("", "read_only = false"),
         ("", 'pull = "missing"'),
@@ -242,8 +253,11 @@ SPOKEN: dict[str, st.SearchStrategy[Any]] = {
     "max_containers": st.integers(1, 20),
     "pool": st.integers(0, 5),
     "volumes": st.lists(MOUNTS, max_size=3, unique=True),
-    "workspace_mode": st.sampled_from(["rw", "ro"]),
     "protected": st.lists(st.sampled_from(["a", "b/c"]), max_size=2),
+    "workspace_mode": st.sampled_from(["rw", "ro", "carried"]),
+    "carry": st.sampled_from(["auto", "overlay", "stream"]),
+    "carry_ignored": st.lists(st.sampled_from([".env", "*.db"]), max_size=2),
+    "history": st.sampled_from([0, 3, "all"]),
     "unprotected": st.lists(st.sampled_from([".git", ".git/hooks", ".envrc"]), max_size=2),
     "credentials": st.sampled_from(["auto", "env", "file", "none"]),
     "secrets": st.lists(st.sampled_from("ABC"), max_size=3),
@@ -293,11 +307,12 @@ def spelled(table: Mapping[str, Any]) -> str:
 
 NOT_MORE = {"memory", "cpu_shares", "cpus", "cpu_quota", "pids_limit", "max_containers", "pool", "time_limit"}
 SAME = {"image", "engine", "user", "env", "ulimits", "gpus", "extra_args"}
-WITHIN = {"unprotected", "secrets", "ports", "add_host", "devices"}
+WITHIN = {"unprotected", "carry_ignored", "secrets", "ports", "add_host", "devices"}
 RANKS: dict[str, list[Any]] = {
     "ephemeral": [True, False],
     "read_only": [True, False],
-    "workspace_mode": ["ro", "rw"],
+    "workspace_mode": ["ro", "carried", "rw"],
+    "history": [0, 3, "all"],
     "pull": ["never", "missing", "always"],
 }
 
@@ -320,6 +335,8 @@ def is_as_tight(name: str, new: ContainerConfig, old: ContainerConfig) -> bool:
             return bool(value == "none" or (was == "host" and value == "bridge"))
         case "credentials":
             return bool(value == "none")
+        case "carry":
+            return bool(value == "stream")
         case "cpu_period":
             return bool(value >= (was or 100_000))
         case "shm_size":

@@ -95,6 +95,19 @@ class Images:
         return self._import("attacker", add)
 
     @cached_property
+    def git(self) -> str:
+        """`tiny` with git, and GNU's find and tar, of this machine."""
+        programs = {name: path for name in ("find", "git", "tar", "xargs") if (path := shutil.which(name))}
+
+        def add(archive: tarfile.TarFile) -> None:
+            add_tiny(archive)
+            for name in programs:
+                add_link(archive, f"usr/bin/{name}", f"/opt/bin/{name}")  # before busybox's on the PATH
+            add_programs(archive, programs, folder="opt/bin")
+
+        return self._import("git", add)
+
+    @cached_property
     def claude(self) -> str:
         """About 600 MB: Debian, git, Python 3, and the real `claude`, with `claude-offline` beside it.
 
@@ -188,11 +201,11 @@ def add_tiny(archive: tarfile.TarFile) -> None:
     add_link(archive, "usr/local/bin/claude", "scripted-agent")
 
 
-def add_programs(archive: tarfile.TarFile, programs: dict[str, str]) -> None:
-    """Add programs of this machine to /bin, and the libraries that they load."""
+def add_programs(archive: tarfile.TarFile, programs: dict[str, str], *, folder: str = "bin") -> None:
+    """Add programs of this machine to a folder, and the libraries that they load."""
     libraries = set[str]()
     for name, path in programs.items():
-        add_file(archive, f"bin/{name}", Path(path).read_bytes(), mode=0o755)
+        add_file(archive, f"{folder}/{name}", Path(path).read_bytes(), mode=0o755)
         # It fails, and prints no path, for a program that is linked statically.
         listed = subprocess.run(["ldd", path], check=False, capture_output=True, text=True).stdout
         libraries.update(re.findall(r"(/\S+) \(0x", listed))

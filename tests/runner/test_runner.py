@@ -30,12 +30,12 @@ from container_runner.box.mounts import mount_table
 from container_runner.box.plan import Plan
 from container_runner.config.container import ContainerConfig
 from container_runner.engine.engine import Engine
+from container_runner.engine.failures import scrub
 from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.records.sessions import Sessions
 from container_runner.runner import ContainerRunner
 from container_runner.runner import run as run_module
-from container_runner.runner.run import scrub
 from container_runner.stream import command as command_module
 from container_runner.stream.command import Completed
 from container_runner.stream.messages import ApiRetryMessage, AssistantMessage, ErrorMessage, Message, ResultMessage

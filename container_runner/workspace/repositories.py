@@ -133,7 +133,7 @@ def is_repository(folder: Path) -> bool:
     # os.stat and not is_file(), which newer Pythons let say no where one may not look: an agent can take our rights
     # away from what it owns, and must not lose its walls by that.
     try:
-        modes = [os.stat(folder / name).st_mode for name in ("HEAD", "objects", "refs")]  # noqa: PTH116  Path.stat would do the same with more words
+        modes = [os.stat(folder / name).st_mode for name in ("HEAD", "objects", "refs")]
     except (FileNotFoundError, NotADirectoryError):
         return False
     return stat.S_ISREG(modes[0]) and stat.S_ISDIR(modes[1]) and stat.S_ISDIR(modes[2])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from container_runner.box.repository import enclosing_repository, git_folder, read_index
+from container_runner.workspace.repositories import enclosing_repository, git_folder, read_index
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 

@@ -1,0 +1,286 @@
+"""Carried workspaces on real engines: what an agent does comes out exactly, and the host has nothing of it.
+
+tests/test_carrier.py has what is the same whatever the engine is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+
+from container_runner.records.summary import RunSummary
+from container_runner.runner.carrier import unfetched
+from container_runner.workspace.carry import LAYERS, Carry
+from container_runner.workspace.shadow import Shadow
+from tests.integration.engines import OWN
+from tests.integration.runs import ON_OWN_ROOTFUL, Box, on
+
+pytestmark = on(*OWN)
+
+WAYS = pytest.mark.parametrize("way", ["overlay", "stream"])
+GIT = ("git", "-c", "user.name=me", "-c", "user.email=me@x", "-c", "init.defaultBranch=main")
+
+
+@attrs.frozen
+class Carried:
+    """Makes carried runs, and reads what came out of them."""
+
+    box: Box
+    way: str
+
+    def run(self, prompt: str, **fields: Any) -> RunSummary:
+        """A run of `sh` from start to end."""
+        asked = {name: fields.pop(name) for name in ("timeout", "grace") & fields.keys()}
+        runner = self.box.runner(workspace_mode="carried", carry=self.way, **fields)
+        ended: list[RunSummary] = []
+
+        async def read() -> None:
+            options = self.box.options(prompt, **asked)
+            async with aclosing(runner.execute(options, on_end=lambda summary, _: ended.append(summary))) as messages:
+                async for _ in messages:
+                    pass
+
+        anyio.run(read)
+        (summary,) = ended
+        return summary
+
+    def git(self, *words: str) -> str:
+        """What git says in the shadow."""
+
+        async def ask() -> bytes:
+            shadow = await Shadow.open(self.box.workspace, self.box.state)
+            return await shadow.git(*words)
+
+        return anyio.run(ask).decode()
+
+    def result(self, run: str) -> dict[str, str]:
+        """The files that came out of a run, each with its mode's last three digits and what is in it."""
+        found = {}
+        for line in self.git("ls-tree", "-r", f"refs/container-runner/{run}/result").splitlines():
+            facts, _, name = line.partition("\t")
+            mode, _, blob = facts.split(" ")
+            found[name] = f"{mode[3:]} {self.git('cat-file', 'blob', blob)}"
+        return found
+
+    def nothing_is_left(self) -> None:
+        """Of a run whose work is fetched only the shadow is left."""
+        assert Carry.runs(self.box.state) == []
+        assert list((self.box.state / LAYERS).glob("*")) == []
+        assert self.box.engine.run("volume", "ls", "--quiet", "--filter=name=container-runner-").stdout == ""
+        assert self.box.containers() == []
+
+
+@pytest.fixture
+def carried(box: Box, way: str) -> Carried:
+    return Carried(box, way)
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """All below a folder, its `.git` included: modes and contents."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or path.is_file():
+            content = os.fsencode(path.readlink()) if path.is_symlink() else path.read_bytes()
+            found[str(path.relative_to(folder))] = (path.lstat().st_mode, content)
+    return found
+
+
+def make_files(box: Box) -> None:
+    """Files that an agent will edit, delete, and leave alone."""
+    for name, text in {"a": "1\n", "b": "2\n", "sub/c d": "3\n", "sub/e\nf": "4\n", "run": "#!/bin/sh\n"}.items():
+        file = box.workspace / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    (box.workspace / "run").chmod(0o755)
+    (box.workspace / "link").symlink_to("a")
+    own(box)
+
+
+def own(box: Box) -> None:
+    """Give all of the workspace to the agent's user."""
+    for path in (box.workspace, *box.workspace.rglob("*")):
+        os.chown(path, *box.engine.owner, follow_symlinks=False)
+
+
+def commit(box: Box) -> str:
+    """Make a repository of the workspace; its first commit."""
+    os.chown(box.workspace, os.geteuid(), os.getegid())  # git works in nobody else's folder
+    subprocess.run([*GIT, "init", "-q"], cwd=box.workspace, check=True)
+    subprocess.run([*GIT, "add", "--all"], cwd=box.workspace, check=True)
+    subprocess.run([*GIT, "commit", "-q", "-m", "first"], cwd=box.workspace, check=True)
+    said = subprocess.run([*GIT, "rev-parse", "HEAD"], cwd=box.workspace, check=True, capture_output=True, text=True)
+    own(box)
+    return said.stdout.strip()
+
+
+EDITS = "echo more >>a; rm b; mkdir new; echo x >new/x; mv 'sub/c d' c; chmod +x a; ln -sf run link; true"
+EDITED = {
+    "a": "755 1\nmore\n",
+    "c": "644 3\n",
+    "new/x": "644 x\n",
+    '"sub/e\\nf"': "644 4\n",
+    "run": "755 #!/bin/sh\n",
+    "link": "000 run",
+}
+
+
+@WAYS
+def test_what_an_agent_does_comes_out_and_the_folder_is_as_it_was(carried: Carried) -> None:
+    make_files(carried.box)
+    before = tree(carried.box.workspace)
+
+    summary = carried.run(f"sh {EDITS}")
+
+    assert (summary.outcome, summary.message) == ("succeeded", None)
+    assert carried.result(summary.run_id) == EDITED
+    assert tree(carried.box.workspace) == before
+    assert summary.changes is not None
+    assert (summary.changes.files, summary.changes.findings) == (6, ())
+    carried.nothing_is_left()
+
+
+@WAYS
+def test_commits_come_out_of_a_repository(carried: Carried) -> None:
+    box = carried.box
+    make_files(box)
+    (box.workspace / ".gitignore").write_text("ignored\n")
+    first = commit(box)
+    (box.workspace / "ignored").write_text("secret")
+    (box.workspace / "untracked").write_text("u\n")
+    own(box)
+    before = tree(box.workspace)
+    work = (
+        f"git status --short; {EDITS}; git add --all; git commit -q -m 'by the agent'; echo late >late; "
+        "git config core.fsmonitor 'touch /workspace/ran'; echo x >.git/hooks/pre-commit; cat ignored || true"
+    )
+
+    summary = carried.run(f"sh {work}", image=box.engine.images.git, env={
+        f"GIT_{who}_{what}": "agent" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+    })  # fmt: skip
+
+    assert summary.outcome == "succeeded", summary.message
+    others = {".gitignore": "644 ignored\n", "untracked": "644 u\n", "late": "644 late\n"}
+    assert carried.result(summary.run_id) == EDITED | others
+    assert tree(box.workspace) == before
+    assert summary.changes is not None
+    head = summary.changes.head
+    assert head is not None
+    assert carried.git("log", "--format=%s %P", head, "--").splitlines() == [f"by the agent {first}", "first "]
+    carried.nothing_is_left()
+
+
+@WAYS
+@ON_OWN_ROOTFUL
+def test_a_run_that_takes_too_long_is_fetched(carried: Carried) -> None:
+    make_files(carried.box)
+
+    summary = carried.run("sh echo x >c; rm a\nsleep 100", timeout=8.0, grace=1)
+
+    assert summary.kind == "total_timeout"
+    found = carried.result(summary.run_id)
+    assert found["c"] == "644 x\n"
+    assert "a" not in found
+    carried.nothing_is_left()
+
+
+KILLED = """
+import anyio, sys
+from contextlib import aclosing
+from container_runner import *
+async def main(engine, image, workspace, state, way):
+    config = ContainerConfig(engine=engine, image=image, network="none", credentials="none", workspace_mode="carried",
+                             carry=way)
+    runner = ContainerRunner(ClaudeRuntime(), config, state)
+    agent = Agent(name="tester", workspace=workspace)
+    options = ExecuteOptions(prompt="sh echo x >c; rm a\\nhere\\nsleep 100", agent=agent)
+    async with aclosing(runner.execute(options)) as messages:
+        async for message in messages:
+            print(getattr(message, "text", ""), flush=True)
+anyio.run(main, *sys.argv[1:])
+"""
+
+
+@contextlib.contextmanager
+def at_work(carried: Carried) -> Iterator[subprocess.Popen[str]]:
+    """Another process with a run whose agent has written a file and deleted another."""
+    box = carried.box
+    words = [box.engine.binary, box.engine.images.tiny, str(box.workspace), str(box.state), carried.way]
+    with subprocess.Popen([sys.executable, "-c", KILLED, *words], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert any(line == "here\n" for line in process.stdout)
+            yield process
+        finally:
+            process.kill()
+
+
+@WAYS
+@ON_OWN_ROOTFUL
+@pytest.mark.parametrize("who", ["we", "container"])
+def test_what_is_killed_is_fetched(carried: Carried, who: str) -> None:
+    make_files(carried.box)
+
+    with at_work(carried) as process:
+        (run,) = Carry.runs(carried.box.state)
+        if who == "we":
+            os.kill(process.pid, signal.SIGKILL)
+        else:
+            (container,) = carried.box.containers()
+            carried.box.engine.run("kill", "--signal=KILL", container)
+        process.wait()
+        assert [carry.run for carry in unfetched(carried.box.state)] == ([run] if who == "we" else [])
+    carried.run("sh echo y >d")
+
+    found = carried.result(run)
+    assert found["c"] == "644 x\n"
+    assert "a" not in found
+    assert "b" in found
+    carried.nothing_is_left()
+
+
+HOSTILE = (
+    "rm -rf sub; ln -s {victim} sub; echo taken >sub/file; echo taken >hard; "
+    "mkfifo fifo; mkdir -p nested/.git; echo '[core] fsmonitor = touch /tmp/ran' >nested/.git/config; "
+    "mkdir x; echo gitdir: /etc >x/.git; true"
+)
+
+
+@WAYS
+def test_nothing_of_the_host_is_reached(carried: Carried) -> None:
+    """Links out of the folder, a file that is a file elsewhere too, a socket, and what git would obey."""
+    box = carried.box
+    make_files(box)
+    victim = box.new_folder("victim")
+    (victim / "file").write_text("mine\n")
+    (victim / "other").write_text("mine\n")
+    (box.workspace / "hard").hardlink_to(victim / "other")
+    own(box)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(box.workspace / "socket"))
+        (box.workspace / "socket").chmod(0o777)
+        before, theirs = tree(box.workspace), tree(victim)
+
+        summary = carried.run(f"sh {HOSTILE.format(victim=victim)}")
+
+    assert summary.outcome == "succeeded", summary.message
+    assert tree(victim) == theirs
+    assert tree(box.workspace) == before
+    assert summary.changes is not None
+    told = {path for _, path in summary.changes.findings}
+    assert {"fifo", "sub"} <= told
+    found = carried.result(summary.run_id)
+    assert found["hard"] == "644 taken\n"
+    assert not any(".git" in name for name in found)
+    carried.nothing_is_left()
