@@ -23,7 +23,7 @@ from container_runner.box.sources import contains, resolve_source
 from container_runner.box.user import User
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
-from container_runner.config.values import GIB, Tmpfs
+from container_runner.config.values import Tmpfs
 from container_runner.errors import ConfigError
 from container_runner.workspace import repositories
 from container_runner.workspace.carry import LAYERS, Carry, Layer
@@ -32,6 +32,9 @@ from container_runner.workspace.way_out import OUT
 
 OPEN: Final = 'chmod 1777 "$1"'
 """Lets every user write to a folder: `sh -c OPEN sh FOLDER`, by its owner."""
+
+HELPER_MEMORY: Final = 1024**3
+"""The most bytes of memory of a container that only fetches."""
 
 WORK_LABEL: Final = f"{LABEL}work"
 """The id of the run whose work a volume holds."""
@@ -198,7 +201,7 @@ def helper_argv(
         "--read-only",
         f"--tmpfs={tmpfs_flag(Tmpfs('/tmp', size=TMP_SIZE), dialect)}",  # noqa: S108  a path in the container
         "--network=none",
-        f"--memory={GIB}",
+        f"--memory={HELPER_MEMORY}",
         "--pids-limit=256",
         "--log-driver=none",
         "--no-healthcheck",
