@@ -14,6 +14,7 @@ from typing import Final
 import attrs
 
 from container_runner.errors import WorkspaceError
+from container_runner.workspace.names import is_refused
 from container_runner.workspace.quarantine import Quarantine
 from container_runner.workspace.tar import BLOCK, Source, cut_off, garbled
 
@@ -61,6 +62,9 @@ class Commits:
     refused: str | None = None
     """Why it is not taken."""
 
+    gitlinks: tuple[bytes, ...] = ()
+    """Where it names another repository, or another commit of one, than before."""
+
 
 async def take_commits(source: Source, quarantine: Quarantine, user: str | None) -> Commits:
     """Read what `commits` has sent, to the end of *source*. What is taken is in *quarantine*, alone.
@@ -85,7 +89,23 @@ async def take_commits(source: Source, quarantine: Quarantine, user: str | None)
     await pack.drain()
     if (code := pack.check()) != 0:
         refused = f"git in the box failed with {code}"
-    return Commits(head=None if refused else head, branch=branch, refused=refused)
+    gitlinks: list[bytes] = []
+    if refused is None:
+        modes = await _modes(quarantine, head, user)
+        gitlinks = [path for path, mode in modes.items() if mode == b"160000"]
+        if any(mode == b"120000" and is_refused(path, link=True) for path, mode in modes.items()):
+            refused = ".gitmodules is a link"  # older gits let it pass
+    if refused is not None:
+        return Commits(head=None, branch=branch, refused=refused)
+    return Commits(head=head, branch=branch, gitlinks=tuple(gitlinks))
+
+
+async def _modes(quarantine: Quarantine, head: str, user: str | None) -> dict[bytes, bytes]:
+    """The paths at which a commit differs from another, or from nothing, with what it has there."""
+    nothing = (await quarantine.git("hash-object", "-t", "tree", "--stdin")).decode().strip()
+    raw = ("diff-tree", "-r", "-z", "--raw", "--no-renames", "--ignore-submodules=none")
+    said = (await quarantine.git(*raw, f"{user}^{{tree}}" if user else nothing, f"{head}^{{tree}}")).split(b"\0")
+    return {path: facts.split(b" ")[1] for facts, path in zip(said[::2], said[1::2], strict=False)}
 
 
 async def _take_pack(pack: _Pack, quarantine: Quarantine, head: str, user: str | None) -> str | None:

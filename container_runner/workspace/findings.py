@@ -39,6 +39,7 @@ MEANINGS: Final[Mapping[str, str]] = {
 """What is to be said of a path whose change has been taken over, by the kind of finding."""
 
 NOT_TAKEN: Final[Mapping[str, str]] = {
+    "commits refused": "git refuses what was committed, whose files are taken",
     "device": "it is a device",
     "door": "it is a door",
     "FIFO": "it is a FIFO",

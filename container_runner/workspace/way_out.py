@@ -112,6 +112,10 @@ async def receive(
         if shadow.is_repository:
             pipe.send(b"0 %s\n" % (user or "none").encode(), last=True)
             commits = await take_commits(source, packs, user)
+            for path in commits.gitlinks:
+                work.find("gitlink", path)
+            if commits.refused is not None:
+                work.find("commits refused", b".git")
         else:
             pipe.send(b"0\n", last=True)
         if await source.some():

@@ -10,6 +10,7 @@ import pytest
 
 from container_runner.errors import WorkspaceError
 from container_runner.workspace.commits import COMMITS
+from container_runner.workspace.findings import Finding
 from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.tar import END, file, member
 from container_runner.workspace.way_out import Outcome
@@ -29,6 +30,12 @@ PACKS = {
     ".gitmodules with a path for a name": (
         "printf '[submodule \"../../x\"]\\n path=x\\n url=https://e/x\\n' >.gitmodules; git add -A; git commit -qm g",
         "gitmodulesName",
+    ),
+    ".gitmodules is a link": (
+        "blob=$(printf a | git hash-object -w --stdin); "
+        "tree=$(printf '120000 blob %s\\t.gitmodules\\n' $blob | git mktree); "
+        "git update-ref HEAD $(git commit-tree -p HEAD -m g $tree)",
+        "",
     ),
 }
 TREE = """
@@ -81,7 +88,21 @@ async def test_commits_that_no_git_would_make_are_refused(committed: Shadow, wor
     assert outcome.commits is not None
     assert await committed.ref("r", "head") == outcome.commits.head == (head if reason is None else None)
     assert (reason or "") in (outcome.commits.refused or "")
+    assert (outcome.commits.refused is None) == (reason is None)
+    assert outcome.findings == (() if reason is None else (Finding("commits refused", b".git"),))
     assert await committed.ref("r", "result") == outcome.result
+
+
+async def test_a_gitlink_is_told(committed: Shadow, work: Path, user: Git) -> None:
+    user("clone", "-q", str(work), "../box")
+    agent(work.parent / "box", "git update-index --add --cacheinfo 160000,$(git rev-parse HEAD),mod; git commit -qm g")
+    head, said = out_of(work.parent / "box", user("rev-parse", "HEAD").strip())
+
+    outcome = await take_commits(committed, said)
+
+    assert outcome.commits is not None
+    assert outcome.commits.head == head
+    assert outcome.findings == (Finding("gitlink", b"mod"),)
 
 
 @pytest.mark.parametrize("what", ["cut off", "another head", "garbage", "no end"])
