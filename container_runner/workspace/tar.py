@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import aclosing
 from typing import Final, Literal
 
 import anyio.to_thread
@@ -115,6 +116,20 @@ async def in_thread(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
+async def joined(chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """The same, but in chunks of at least a quarter of a megabyte: each is a turn of the event loop to whoever sends it."""
+    held: list[bytes] = []
+    size = 0
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            held.append(chunk)
+            size += len(chunk)
+            if size >= CHUNK // 4:
+                yield b"".join(held)
+                held, size = [], 0
+    yield b"".join(held)
+
+
 # Reading.
 
 
@@ -158,6 +173,19 @@ class Source:
             parts.append(part)
             size -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def line(self) -> bytes:
+        """The bytes before the next newline, which is read too. Raises WorkspaceError if there is none."""
+        parts = []
+        while True:
+            data = await self.some()
+            if not data:
+                raise cut_off()
+            part, newline, rest = data.partition(b"\n")
+            parts.append(part)
+            if newline:
+                self.put_back(rest)
+                return b"".join(parts)
 
     async def skip(self, size: int) -> None:
         """Read over *size* bytes. Raises WorkspaceError if the stream ends before."""

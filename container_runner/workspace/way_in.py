@@ -15,14 +15,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
+import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Final, Literal
 
+from container_runner.errors import WorkspaceError
 from container_runner.workspace import tar
-from container_runner.workspace.git import git, user_config
+from container_runner.workspace.git import check, git, open_git, user_config
 from container_runner.workspace.manifest import LIST
 from container_runner.workspace.repository import Repository, read_some
 from container_runner.workspace.shadow import Shadow
@@ -66,23 +69,28 @@ _PASSWORD: Final = re.compile(r"(?<=://)[^/@]*@")
 
 
 async def send(
-    shadow: Shadow, *, history: int | Literal["all"] = "all", ignored: Sequence[str] = ()
+    shadow: Shadow, *, history: int | Literal["all"] = "all", ignored: Sequence[str] = (), run: str | None = None
 ) -> AsyncGenerator[bytes]:
     """The folder of *shadow* as a stream of tar, for IN.
 
     Args:
         history: how many of the commits before HEAD go along; "all" for all of its history.
         ignored: patterns, as in a .gitignore, of ignored files that go along.
+        run: send what this run has left, its files and its HEAD, instead of what the folder is now.
 
     Raises:
-        WorkspaceError: git failed, as it does with a damaged repository.
+        WorkspaceError: git failed, as it does with a damaged repository; or nothing came out of *run*.
     """
     contents = await shadow.contents()
+    result = await shadow.ref(run, "result") if run is not None else None
+    head = await shadow.ref(run, "head") if run is not None else None
+    if run is not None and result is None:
+        raise WorkspaceError(f"Nothing is kept of run {run}.", next_step="`container-runner logs --list` has the runs.")
     stage = Path(mkdtemp(prefix="in-", dir=shadow.folder))
     try:
         for number, repository in enumerate(contents.repositories):
             place = stage / str(number)
-            await _Copy(shadow, repository, place).make(history)
+            await _Copy(shadow, repository, place, head if repository is shadow.repository else None).make(history)
             under = os.path.join(repository.at, b".git", b"")
             yield b"".join(tar.member(under + name, kind=b"5", mode=0o755) for name in (b"", b"objects/", b"refs/"))
             names = [os.fsencode(file.relative_to(place)) for file in place.rglob("*") if file.is_file()]
@@ -91,7 +99,13 @@ async def send(
             shutil.rmtree(place)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-    names = [*contents.names, *await _chosen(shadow, contents.names, ignored)]
+    names = await _chosen(shadow, contents.names, ignored)
+    if result is None:
+        names = [*contents.names, *names]
+    else:
+        async with aclosing(tar.joined(_tree(shadow, result))) as chunks:
+            async for chunk in chunks:
+                yield chunk
     async for chunk in tar.in_thread(tar.write(os.fsencode(shadow.workspace), names)):
         yield chunk
     yield tar.END
@@ -110,13 +124,44 @@ async def _chosen(shadow: Shadow, names: Sequence[bytes], ignored: Sequence[str]
     return shadow.carried(set(found).difference(names))
 
 
-class _Copy:
-    """The `.git` of one repository for the box, in a folder of ours."""
+async def _tree(shadow: Shadow, tree: str) -> AsyncGenerator[bytes]:
+    """The files and links of a tree of the shadow's."""
+    lines = (await shadow.git("ls-tree", "-r", "-z", tree)).split(b"\0")[:-1]
+    entries = [(line[:6], line.partition(b"\t")[2]) for line in lines]
+    stdin = b"".join(b"%s\n" % line.partition(b"\t")[0].rpartition(b" ")[2] for line in lines)
+    async with open_git("cat-file", "--batch", "--buffer", folder=shadow.git_dir, stdin=stdin) as pipe:
+        source = tar.Source(pipe, sys.maxsize)
+        for mode, name in entries:
+            size = int((await source.line()).rpartition(b" ")[2])
+            if mode == b"120000":
+                yield tar.member(name, kind=b"2", mode=0o777, link=await source.exactly(size))
+            else:
+                yield tar.member(name, size=size, mode=0o755 if mode == b"100755" else 0o644, mtime=int(time.time()))
+                left = size
+                while left:
+                    data = await source.some(left)
+                    if not data:
+                        raise tar.cut_off()
+                    left -= len(data)
+                    yield data
+                yield tar.padding(size)
+            await source.skip(1)
+        await check(pipe, "cat-file")
 
-    def __init__(self, shadow: Shadow, repository: Repository, place: Path) -> None:
+
+class _Copy:
+    """The `.git` of one repository for the box, in a folder of ours.
+
+    Args:
+        head: a commit of the shadow's that HEAD is in the box; None for the repository's own.
+    """
+
+    def __init__(self, shadow: Shadow, repository: Repository, place: Path, head: str | None = None) -> None:
         self._shadow = shadow
+        self._head = head
         self._repository = repository
         self._place = place
+        self._objects_in = repository.folder if head is None else shadow.git_dir
 
     async def make(self, history: int | Literal["all"]) -> None:
         """Make it."""
@@ -124,6 +169,7 @@ class _Copy:
             (self._place / name).mkdir(parents=True)
         branch = (await self._ask("symbolic-ref", "--quiet", "HEAD", ok=(0, 1, 128))).strip()
         head = (await self._ask("rev-parse", "--quiet", "--verify", "HEAD^{commit}", ok=(0, 1, 128))).strip().decode()
+        head = self._head or head
         self._write("HEAD", b"ref: %s\n" % branch if branch else head.encode() + b"\n")
         if branch and head:
             self._write(os.fsdecode(branch), head.encode() + b"\n")
@@ -134,8 +180,8 @@ class _Copy:
             self._copy(name)
         self._write("info/exclude", await self._shadow.excludes(self._repository))
         self._write("config", await self._config())
-        await self._objects(tips, await self._cut(head, history) if head and history != "all" else [])
         await self._index()
+        await self._objects(tips, await self._cut(head, history) if head and history != "all" else [])
 
     async def _objects(self, tips: Sequence[str], cut: Sequence[str]) -> None:
         """What *tips* and the index reach, of a history that ends at *cut*."""
@@ -145,11 +191,12 @@ class _Copy:
         words = ("pack-objects", "--quiet", "--revs", "--indexed-objects", "--delta-base-offset")
         missing = ("--missing=allow-any",) if b"partialclone" in self._repository.read("config").lower() else ()
         stdin = "".join(f"{line}\n" for line in wanted).encode()
-        await self._ask(*words, *missing, str(self._place / "objects/pack/pack"), stdin=stdin)
+        place, env = str(self._place / "objects/pack/pack"), {"GIT_INDEX_FILE": str(self._place / "index")}
+        await git(*words, *missing, place, folder=self._objects_in, env=env, stdin=stdin)
 
     async def _cut(self, head: str, history: int) -> list[str]:
         """The commits whose parents stay behind, if *history* commits before *head* go along."""
-        lines = await self._ask("rev-list", "--parents", f"--max-count={history + 1}", head)
+        lines = await git("rev-list", "--parents", f"--max-count={history + 1}", head, folder=self._objects_in)
         parents = {commit: before for commit, *before in (line.decode().split() for line in lines.splitlines())}
         return [commit for commit, before in parents.items() if not parents.keys() >= set(before)]
 
@@ -171,6 +218,10 @@ class _Copy:
     async def _index(self) -> None:
         """The index, in which what a filter has made of a file counts as unchanged, if it is."""
         index = self._repository.folder / "index"
+        if self._head is not None:
+            env = {"GIT_INDEX_FILE": str(self._place / "index")}
+            await git("read-tree", self._head, folder=self._objects_in, env=env)
+            return
         if not index.is_file():
             return
         for file in (index, *self._repository.folder.glob("sharedindex.*")):

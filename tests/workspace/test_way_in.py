@@ -15,7 +15,7 @@ from container_runner.workspace.manifest import Facts, Manifest
 from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.tar import Source
 from container_runner.workspace.way_in import IN, send
-from tests.workspace.conftest import Git
+from tests.workspace.conftest import Box, Git
 
 pytestmark = pytest.mark.anyio
 
@@ -41,13 +41,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def carried(
-    folder: Path, state: Path, path: str, history: int | Literal["all"] = "all", ignored: tuple[str, ...] = ()
+    folder: Path,
+    state: Path,
+    path: str,
+    history: int | Literal["all"] = "all",
+    ignored: tuple[str, ...] = (),
+    run: str | None = None,
 ) -> Inside:
     """Carry *folder* into a box."""
     shadow = await Shadow.open(folder, state)
     box = state.parent / "inside"
     box.mkdir()
-    stream = send(shadow, history=history, ignored=ignored)
+    stream = send(shadow, history=history, ignored=ignored, run=run)
     found: dict[bytes, Facts] = {}
     async with open_pipe(
         ["sh", "-c", IN, "sh", str(box)], env={"PATH": path, "HOME": "/nonexistent"}, stdin=stream
@@ -300,3 +305,20 @@ async def test_nothing_that_git_obeys_goes_along(work: Path, state: Path, user: 
         *("core.bare", "core.repositoryformatversion", "core.filemode"),
     }
     assert inside.git("branch", "--format=%(refname)") == "refs/heads/main\n"
+
+
+@pytest.mark.parametrize("history", ["all", 0])
+async def test_what_an_earlier_run_has_left_can_be_carried_in(
+    work: Path, state: Path, box: Box, history: int | Literal["all"]
+) -> None:
+    box.sh("echo 1 >new; chmod 755 new; git add new; git commit -qm second; echo 2 >new; rm sub/b; ln -s new way")
+    await box.out()
+    (work / "a").write_text("changed by the user since\n")
+
+    inside = await carried(work, state, os.environ["PATH"], history=history, run="r")
+
+    assert inside.git("log", "--format=%s").split() == (["second", "first"] if history == "all" else ["second"])
+    assert inside.git("status", "--porcelain", "--branch") == "## main\n M new\n D sub/b\n?? way\n"
+    assert (inside.folder / "new").read_text() == "2\n"
+    assert (inside.folder / "a").read_text() == "a\n"
+    inside.git("fsck")
