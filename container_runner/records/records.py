@@ -59,7 +59,7 @@ class RunRecord:
 class Records:
     """The records of a state folder, for reading."""
 
-    _state_dir: Path
+    _state_dir: Path = attrs.field(converter=Path)
     """The state folder. It need not exist."""
 
     def agents(self) -> list[str]:

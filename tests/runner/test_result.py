@@ -40,7 +40,7 @@ async def test_a_run_gives_what_it_came_to(fake_engine: FakeEngine, runner: Cont
     assert (result.usage.total, result.structured_output, result.changes) == (13, {"sum": 4}, None)
     assert result.messages == ()
     assert result.record is not None
-    records = Records(runner.state_dir)
+    records = Records(str(runner.state_dir))
     assert records.find(result.record.run_id).name == result.record.name
     with records.open(result.record) as transcript:
         assert b'"4"' in os.read(transcript, 100_000)
