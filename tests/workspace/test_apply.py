@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,47 @@ async def test_two_runs_of_one_folder_are_both_applied(work: Path, state: Path) 
 
     assert (work / "a").read_text() == "one\n" + LINES + "nine\n"
     assert {"one", "two"} <= {path.name for path in work.iterdir()}
+
+
+@pytest.mark.parametrize("after", ["file", "program", "folder", "link"])
+@pytest.mark.parametrize("before", ["file", "program", "folder", "link"])
+async def test_each_kind_comes_in_the_place_of_each(tmp_path: Path, state: Path, before: str, after: str) -> None:
+    def make(folder: Path, kind: str) -> None:
+        if kind == "folder":
+            write(folder, {"x/y/z": "z\n", "x/w": "w\n"})
+        elif kind == "link":
+            (folder / "x").symlink_to("target")
+        else:
+            write(folder, {"x": f"{kind}\n"})
+            (folder / "x").chmod(0o755 if kind == "program" else 0o644)
+
+    def edit(box: Path) -> None:
+        if (box / "x").is_dir():
+            shutil.rmtree(box / "x")
+        else:
+            (box / "x").unlink()
+        make(box, after)
+
+    work, wanted = tmp_path / "work", tmp_path / "wanted"
+    for folder, kind in ((work, before), (wanted, after)):
+        folder.mkdir()
+        make(folder, kind)
+
+    applied = await (await changes_of(work, state, edit)).apply()
+
+    assert look(work) == look(wanted)
+    assert bool(applied.paths) is (before != after)
+
+
+async def test_what_the_folder_has_already_is_no_change(any_folder: Path, state: Path) -> None:
+    changes = await changes_of(any_folder, state, everything)
+    (any_folder / "b").unlink()
+    write(any_folder, {"a": LINES.replace("8", "eight"), "new/y": "y\n"})
+
+    applied = await changes.apply()
+
+    assert not {b"a", b"b", b"new/y"} & {*applied.paths}
+    assert len(applied.paths) == 10
 
 
 # What is in the way
