@@ -177,7 +177,7 @@ def _folder(workspace: Path) -> Path:
 
 async def _open(workspace: Path, flags: WorkFlags) -> Shadow:
     shadow = await Shadow.open(_folder(workspace), state_folder(flags.state_dir))
-    if (run := recover(shadow)) is not None:
+    if (run := recover(shadow.workspace, state_folder(flags.state_dir))) is not None:
         print(f"The apply of run {run[:12]} was cut off. It is undone.", file=sys.stderr)
     return shadow
 

@@ -51,6 +51,7 @@ from container_runner.stream.messages import ErrorMessage, Message
 from container_runner.stream.process import settle
 from container_runner.stream.stream import MessageStream, total_timeout
 from container_runner.workspace import repositories
+from container_runner.workspace.apply import recover
 from container_runner.workspace.changes import Changes
 
 PRUNE_TIMEOUT = 5.0
@@ -341,6 +342,8 @@ class ContainerRunner:
                 # It was made for what the files on this machine tell, the first time without our folders.
                 if first.prepare() or (first.run[0], first.dialect) != (manager.engine.binary, manager.engine.dialect):
                     first = self.plan(options, run_id=first.run_id)
+                if first.workspace is not None:
+                    recover(Path(first.workspace), first.state_dir)  # an apply that was killed, before it is read
                 await fetch_left(manager)
                 again = partial(self._plan_again, options, first)
                 run = Run(

@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from pathlib import Path
 from typing import Final
 
 import anyio
@@ -13,7 +14,7 @@ import anyio
 from container_runner.errors import ConflictError, StateError, WorkspaceError
 from container_runner.workspace.names import folded
 from container_runner.workspace.objects import contents, difference
-from container_runner.workspace.shadow import Shadow
+from container_runner.workspace.shadow import Shadow, kept_at
 from container_runner.workspace.target import JOURNAL, Journal, Target, was_changed
 
 LOCK: Final = "apply.lock"
@@ -49,7 +50,7 @@ async def write(shadow: Shadow, run: str, now: str, tree: str) -> tuple[bytes, .
     except OSError as error:
         journal = Journal.read(shadow.folder)
         if journal is not None and journal.steps:
-            raise _half_way(shadow, journal, error) from error
+            raise _half_way(shadow.workspace, journal, error) from error
         message = f"The work can not be written: {error.strerror}. The folder is as it was."
         raise WorkspaceError(message, next_step="Make it possible to write there, and try again.") from error
     return tuple(todo)
@@ -62,7 +63,7 @@ async def locked(shadow: Shadow) -> AsyncIterator[None]:
     Raises:
         StateError: another process has it for too long.
     """
-    fd = _open_lock(shadow)
+    fd = _open_lock(shadow.folder)
     try:
         with anyio.move_on_after(LOCK_TIMEOUT) as waiting:
             while not _try_lock(fd):
@@ -71,22 +72,28 @@ async def locked(shadow: Shadow) -> AsyncIterator[None]:
             raise StateError(
                 f"Another process applies to {shadow.workspace} for too long.", next_step="Try again later."
             )
-        _recover(shadow)
+        _recover(shadow.workspace, shadow.folder)
         yield
     finally:
         os.close(fd)
 
 
-def recover(shadow: Shadow) -> str | None:
+def recover(workspace: Path, state_dir: Path) -> str | None:
     """Undo an apply whose process was killed, and return the run that it was of; None if there was none.
 
     Call it before the folder is read. It does not wait: while an apply goes on, there is nothing to undo.
+
+    Raises:
+        WorkspaceError: it can not be undone, because the folder can not be written.
+        StateError: what was written down of it can not be read.
     """
-    if not (shadow.folder / JOURNAL).exists():
+    workspace = workspace.resolve()
+    folder = kept_at(workspace, state_dir.resolve())
+    if not (folder / JOURNAL).exists():
         return None
-    fd = _open_lock(shadow)
+    fd = _open_lock(folder)
     try:
-        return _recover(shadow) if _try_lock(fd) else None
+        return _recover(workspace, folder) if _try_lock(fd) else None
     finally:
         os.close(fd)
 
@@ -107,8 +114,8 @@ def refuse_twins(listed: Iterable[bytes], changed: Collection[bytes]) -> None:
         raise ConflictError(message, paths=twins, next_step="Let the agent rename them, or take them as a branch.")
 
 
-def _open_lock(shadow: Shadow) -> int:
-    return os.open(shadow.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def _open_lock(folder: Path) -> int:
+    return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def _try_lock(fd: int) -> bool:
@@ -119,23 +126,23 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def _recover(shadow: Shadow) -> str | None:
-    journal = Journal.read(shadow.folder)
+def _recover(workspace: Path, folder: Path) -> str | None:
+    journal = Journal.read(folder)
     if journal is None:
         return None
     try:
-        with closing(Target(shadow, journal)) as target:
+        with closing(Target(workspace, folder, journal)) as target:
             with suppress(FileNotFoundError):
                 target.resume()
             target.undo(journal.steps)
             target.end()
     except OSError as error:
-        raise _half_way(shadow, journal, error) from error
+        raise _half_way(workspace, journal, error) from error
     return journal.run if journal.steps else None
 
 
-def _half_way(shadow: Shadow, journal: Journal, error: OSError) -> WorkspaceError:
-    message = f"An apply to {shadow.workspace} was cut off, and can not be undone: {error.strerror}."
+def _half_way(workspace: Path, journal: Journal, error: OSError) -> WorkspaceError:
+    message = f"An apply to {workspace} was cut off, and can not be undone: {error.strerror}."
     step = f"Make it possible to write there, and type the command again. The old files are in {journal.stage}."
     return WorkspaceError(message, next_step=step)
 
@@ -144,7 +151,7 @@ def _half_way(shadow: Shadow, journal: Journal, error: OSError) -> WorkspaceErro
 def writing(shadow: Shadow, run: str) -> Iterator[Target]:
     """The folder with ours in it, which is gone at the end, however that comes."""
     journal = Journal(run=run)
-    with closing(Target(shadow, journal)) as target:
+    with closing(Target(shadow.workspace, shadow.folder, journal)) as target:
         journal.write(shadow.folder)
         try:
             target.begin()

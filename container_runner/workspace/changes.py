@@ -110,9 +110,8 @@ class Changes:
             GitNotFoundError: there is no git, or one that is too old.
             StateError: the state folder can not be written.
         """
-        shadow = await Shadow.open(workspace, state_dir)
-        apply.recover(shadow)
-        return await cls.load(shadow, run)
+        apply.recover(workspace, state_dir)
+        return await cls.load(await Shadow.open(workspace, state_dir), run)
 
     @classmethod
     async def load(cls, shadow: Shadow, run: str) -> Self:

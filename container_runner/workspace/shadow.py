@@ -71,6 +71,11 @@ class Contents:
     """The repositories in it, the folder's own first."""
 
 
+def kept_at(workspace: Path, state_dir: Path) -> Path:
+    """Where what is kept of a workspace lies, if there is anything. Both are real paths."""
+    return state_dir / "carried" / hashlib.sha256(os.fsencode(workspace)).hexdigest()[:20]
+
+
 class Shadow:
     """The shadow of one workspace. Make one with `Shadow.open`.
 
@@ -85,8 +90,7 @@ class Shadow:
     def __init__(self, workspace: Path, state_dir: Path) -> None:
         self.workspace = workspace.resolve(strict=True)
         self._state_dir = state_dir.resolve()
-        digest = hashlib.sha256(os.fsencode(self.workspace)).hexdigest()[:20]
-        self.folder = self._state_dir / "carried" / digest
+        self.folder = kept_at(self.workspace, self._state_dir)
         self.git_dir = self.folder / "shadow.git"
         self.objects = self.git_dir / "objects"
         self.repository = find_repository(self.workspace)

@@ -25,7 +25,6 @@ import attrs
 
 from container_runner.errors import ConflictError, StateError
 from container_runner.workspace.findings import LINK, Difference
-from container_runner.workspace.shadow import Shadow
 
 JOURNAL: Final = "apply.json"
 
@@ -117,12 +116,18 @@ def _in_the_way(path: bytes) -> ConflictError:
 
 
 class Target:
-    """A workspace that is written into, by names in folders that are open."""
+    """A workspace that is written into, by names in folders that are open.
 
-    def __init__(self, shadow: Shadow, journal: Journal) -> None:
-        self._shadow = shadow
+    Args:
+        workspace: its real path.
+        folder: where its journal lies.
+        journal: what is going on.
+    """
+
+    def __init__(self, workspace: Path, folder: Path, journal: Journal) -> None:
+        self._folder = folder
         self._journal = journal
-        self._top = os.open(shadow.workspace, _FOLDER)
+        self._top = os.open(workspace, _FOLDER)
         self._stage = -1
         self._made: dict[bytes, tuple[int, ...]] = {}
         self._is_whole = not journal.steps
@@ -149,7 +154,7 @@ class Target:
             for name in os.listdir(self._stage):
                 os.unlink(name, dir_fd=self._stage)
             os.rmdir(self._journal.stage, dir_fd=self._top)
-        os.unlink(self._shadow.folder / JOURNAL)
+        os.unlink(self._folder / JOURNAL)
 
     def close(self) -> None:
         """Close the folders. What is left in ours is for `recover`."""
@@ -232,7 +237,7 @@ class Target:
             ConflictError: a file is not what it was when the steps were planned.
             OSError: one of them failed.
         """
-        attrs.evolve(self._journal, steps=steps).write(self._shadow.folder)
+        attrs.evolve(self._journal, steps=steps).write(self._folder)
         self._is_whole = False
         try:
             for step in steps:
@@ -258,7 +263,7 @@ class Target:
         self._settle()
 
     def _settle(self) -> None:
-        attrs.evolve(self._journal, steps=()).write(self._shadow.folder)
+        attrs.evolve(self._journal, steps=()).write(self._folder)
         self._is_whole = True
 
     def _do(self, step: Step, folder: int, name: bytes) -> None:

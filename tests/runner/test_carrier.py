@@ -25,6 +25,7 @@ from container_runner.records.summary import RunSummary
 from container_runner.runner.carrier import fetch_left, together, unfetched
 from container_runner.workspace.carry import Carry
 from container_runner.workspace.shadow import Shadow
+from container_runner.workspace.target import Journal, Step
 from tests import carried_engine
 
 
@@ -105,6 +106,20 @@ async def test_what_an_agent_has_done_comes_out_and_the_folder_is_as_it_was(scen
     assert work is not None
     assert (work.files, work.findings, work.head) == (3, (), None)
     assert scene.left == []
+
+
+async def test_an_apply_that_was_killed_is_undone_before_the_folder_is_read(scene: Scene) -> None:
+    folder = (await Shadow.open(scene.workspace, scene.state)).folder
+    journal = Journal(run="x", steps=(Step(deed="take", path=b"a", number=0),))
+    stage = scene.workspace / journal.stage
+    stage.mkdir()
+    (scene.workspace / "a").rename(stage / "o0")
+    journal.write(folder)
+
+    summary = await scene.run("true")
+
+    assert await scene.result(summary) == {"a": "1\n", "b": "2\n"}
+    assert sorted(path.name for path in scene.workspace.iterdir()) == ["a", "b"]
 
 
 async def test_the_commands_are_those_of_the_plan(scene: Scene) -> None:

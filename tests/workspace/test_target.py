@@ -110,7 +110,7 @@ async def test_a_failure_at_any_step_leaves_all_as_it_was(
             carry_out(str)
             break
         failures += 1
-        apply.recover(shadow)  # what was not cleaned up is, once it can be
+        apply.recover(shadow.workspace, state)  # what was not cleaned up is, once it can be
         if (work / "blob").exists():  # all was done, and only our folder could not be removed
             break
         assert look(work) == before, step
@@ -145,8 +145,8 @@ async def test_a_kill_at_any_step_is_undone_also_if_that_is_killed(work: Path, s
             break
         kills += 1
         for again in (1 + step // 5, 1 + step // 2):
-            killed(lambda: apply.recover(shadow), again)
-        undone += apply.recover(shadow) == RUN
+            killed(lambda: apply.recover(shadow.workspace, state), again)
+        undone += apply.recover(shadow.workspace, state) == RUN
         after = look(work)
         assert not list(shadow.folder.glob("apply.json*"))
         if "blob" in after:  # the kill came when all was done
@@ -184,11 +184,11 @@ async def test_what_the_user_changed_after_a_kill_is_kept(work: Path, state: Pat
     while not (work / "new/y").exists():
         assert killed(lambda: carry_out(str), step)
         if not (work / "new/y").exists():
-            apply.recover(shadow)
+            apply.recover(shadow.workspace, state)
         step += 1
     (work / "new/y").write_text("edited by the user\n")
 
-    assert apply.recover(shadow) == RUN
+    assert apply.recover(shadow.workspace, state) == RUN
 
     assert (work / "new/y").read_text() == "edited by the user\n"
     assert (work / "a").read_text() == LINES
@@ -203,7 +203,7 @@ async def test_an_apply_that_goes_on_is_waited_for_and_not_undone(
     monkeypatch.setattr("container_runner.workspace.apply.LOCK_TIMEOUT", 0.2)
     async with apply.locked(changes.shadow):
         (changes.shadow.folder / "apply.json").write_text('{"run": "x", "steps": []}')
-        assert apply.recover(changes.shadow) is None
+        assert apply.recover(work, state) is None
         with pytest.raises(StateError, match="too long"):
             await changes.apply()
     assert len((await changes.apply()).paths) == 13
@@ -222,7 +222,7 @@ async def test_a_failure_that_can_not_be_undone_is_told_and_undone_by_the_next_c
     assert look(work) != before
 
     assert changes.shadow is not None
-    assert apply.recover(changes.shadow) == RUN
+    assert apply.recover(work, state) == RUN
     assert look(work) == before
 
 
