@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 import attrs
@@ -23,17 +23,20 @@ from container_runner.cli.options import ExecuteFlags, read_prompt, spelled
 from container_runner.cli.text import clean, render, summary
 from container_runner.cli.view import View, put, take_any_script, wants_live, watched
 from container_runner.config.protected import OBEYED
-from container_runner.errors import cli_exit_code
+from container_runner.errors import ConfigError, ContainerRunnerError, cli_exit_code
 from container_runner.options import ExecuteOptions
 from container_runner.records.tally import Tally
 from container_runner.runner import ContainerRunner
 from container_runner.stream.messages import Message
-from container_runner.workspace.changes import ChangedFile, Changes
+from container_runner.workspace.changes import ALL, Applied, ChangedFile, Changes
 
 if TYPE_CHECKING:
     from container_runner.cli.live import RunView
 
 SETUID = stat.S_ISUID | stat.S_ISGID
+
+When = Literal["clean", "always", "never"]
+"""When the work of a carried workspace is applied at the end of a run."""
 
 MOST_LISTED = 20
 """The most names in a warning."""
@@ -44,6 +47,7 @@ def run(
     *,
     prompt_file: Path | None = None,
     live: bool | None = None,
+    apply: When = "never",
     flags: RunFlags | None = None,
     more: ExecuteFlags | None = None,
     box: ConfigFlags | None = None,
@@ -54,24 +58,29 @@ def run(
         prompt: What to do. "-": read it from stdin.
         prompt_file: A file that holds the prompt.
         live: Show the live view. Default: if stdout is a terminal.
+        apply: Write the work of a carried workspace into the folder at the end. clean: if the agent succeeded and there
+            is nothing to look at first; always: whatever it is.
     """
     flags, more = flags or RunFlags(), more or ExecuteFlags()
     runner, options = prepare(read_prompt(prompt, prompt_file), flags, more, box)
     for hint in hints.hints_for(options.agent, runner.config):
         View().note(f"! {clean(hint)}")
+    if apply != "never" and runner.config.workspace_mode != "carried":
+        raise ConfigError("--apply", apply, "--carried beside it; a folder that is mounted has the work already")
     tally = Tally()
     again = ["container-runner", "run", *spelled(flags, more, box, without=("resume", "fork", "session_id"))]
+    again += [f"--apply={apply}"] if apply != "never" else []
     if flags.json:
-        return anyio.run(_run, runner, options, tally, _Json())
+        return anyio.run(_run, runner, options, tally, apply, _Json())
     take_any_script()
     if not wants_live(live):
-        return anyio.run(_run, runner, options, tally, _Plain(), again)
+        return anyio.run(_run, runner, options, tally, apply, _Plain(), again)
     from container_runner.cli.live import RunView  # rich takes a while to import
 
     if more.include_partial_messages is None:
         options = attrs.evolve(options, include_partial_messages=True)
     view = RunView(tally, options.prompt, f"{runner.config.image} on {_place(options)}")
-    return anyio.run(_run, runner, options, tally, view, again)
+    return anyio.run(_run, runner, options, tally, apply, view, again)
 
 
 def _place(options: ExecuteOptions) -> str:
@@ -101,6 +110,7 @@ async def _run(
     runner: ContainerRunner,
     options: ExecuteOptions,
     tally: Tally,
+    when: When,
     view: _Json | _Plain | RunView,
     again: list[str] | None = None,
 ) -> int:
@@ -118,16 +128,20 @@ async def _run(
 
     stopped = await watched(work, view, runner, stopping="stopping the agent")
     seconds = time.monotonic() - began
+    is_good = tally.error is None
+    done = [await _applied(found, when if stopped is None else "never", is_good=is_good) for found in came]
     if again is not None:
         after = await _look(runner, options) if before is not None else None
         rows = ending(tally, seconds, before, after, stopped.left if stopped else None)
-        rows += [row for changes in came for row in _carried(changes)]
+        rows += [row for found, said in zip(came, done, strict=True) for row in _carried(found, said)]
         view.end([*rows, *_resumption(runner, options, tally, again)])
     elif stopped is not None:
         view.note(stopped.left)
     if stopped is not None:
         return stopped.code
-    return 0 if tally.error is None else cli_exit_code(tally.error.kind)
+    if tally.error is not None:
+        return cli_exit_code(tally.error.kind)
+    return next((said.cli_exit_code for said in done if isinstance(said, ContainerRunnerError)), 0)
 
 
 @attrs.frozen
@@ -172,11 +186,28 @@ def ending(tally: Tally, seconds: float, before: Look | None, after: Look | None
     return rows
 
 
-def _carried(found: Changes) -> list[str]:
-    """What came out of a carried workspace."""
+async def _applied(found: Changes, when: When, *, is_good: bool) -> Applied | ContainerRunnerError | None:
+    """What became of the work if it is to be applied; None if it is not.
+
+    Args:
+        is_good: whether the agent has succeeded.
+    """
+    if when == "never" or (when == "clean" and (not is_good or found.findings)):
+        return None
+    try:
+        return await found.apply([ALL] if when == "always" else ())
+    except ContainerRunnerError as error:
+        return error
+
+
+def _carried(found: Changes, done: Applied | ContainerRunnerError | None) -> list[str]:
+    """What came out of a carried workspace, and what became of it."""
     rows = [*file_rows(found.files), *finding_rows(found.findings)]
-    more = next_rows(found.run) if found.files or found.commits else []
-    return [f"  {row}" for row in (*rows, *more)]
+    if isinstance(done, Applied):
+        rows += ["It is applied."] if done.paths else []
+    elif found.files or found.commits:
+        rows += [*(str(done).splitlines() if done else ()), *next_rows(found.run)]
+    return [f"  {clean(row)}" for row in rows]
 
 
 def _resumption(runner: ContainerRunner, options: ExecuteOptions, tally: Tally, again: list[str]) -> list[str]:

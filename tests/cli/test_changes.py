@@ -16,6 +16,7 @@ from container_runner.workspace.changes import Notes, write_notes
 from container_runner.workspace.findings import Finding
 from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.target import Journal
+from tests import carried_engine
 from tests.small_engine import Done
 from tests.workspace.scene import FILES, commit, git, make_folder, ran, write
 
@@ -224,3 +225,62 @@ def test_what_was_left_in_the_box_is_told_apart(done: Path, state: Path, cli: Cl
     ]
     assert "agent.sock" not in cli("apply").err
     assert (done / "a").read_text() == FILES["a"]
+
+
+# At the end of a run
+
+
+Agent = Callable[..., Done]
+
+
+@pytest.fixture
+def agent(work: Path, tmp_path: Path, cli: Cli) -> Agent:
+    """Runs a script as the agent on a carried workspace, on an engine that is played."""
+    engine = carried_engine.write(tmp_path / "engine")
+    work.chmod(0o777)
+
+    def run(script: str, *words: str) -> Done:
+        box = ("--carried", "--carry=stream", "--image=i", f"--engine={engine}", "--credentials=none", "--command=sh")
+        return cli("run", script, *box, *words)
+
+    return run
+
+
+def test_a_run_leaves_the_folder_as_it_was_and_says_what_can_be_done(work: Path, agent: Agent) -> None:
+    done = agent("echo more >>b")
+
+    assert done.code == 0, done.err
+    assert (work / "b").read_text() == FILES["b"]
+    assert "~ b  (+1 -0)" in done.err
+    assert "writes it into the folder" in done.err
+
+
+@pytest.mark.parametrize(
+    ("how", "script", "code", "is_applied"),
+    [
+        ("clean", "echo more >>b", 0, True),
+        ("clean", "echo more >>b; echo x >.envrc", 0, False),
+        ("clean", "echo more >>b; exit 7", 1, False),
+        ("always", "echo more >>b; echo x >.envrc", 0, True),
+        ("always", "echo more >>b; exit 7", 1, True),
+        ("clean", "echo more >>b; echo mine >{work}/b", 3, False),
+    ],
+)
+def test_a_run_applies_its_work_if_it_is_asked_to(
+    work: Path, agent: Agent, how: str, script: str, code: int, is_applied: bool
+) -> None:
+    done = agent(script.format(work=work), f"--apply={how}")
+
+    assert done.code == code, done.err
+    assert ((work / "b").read_text() == "b\nmore\n") is is_applied
+    assert (work / ".envrc").exists() is (is_applied and ".envrc" in script)
+    assert ("It is applied." in done.err) is is_applied
+    assert ("writes it into the folder" in done.err) is not is_applied
+    assert ("Nothing was applied." in done.err) is (code == 3)
+
+
+def test_a_mounted_folder_has_nothing_to_apply(work: Path, cli: Cli) -> None:
+    done = cli("run", "hello", "--image=i", "--apply=clean")
+
+    assert done.code == 2
+    assert "--carried beside it" in done.err
