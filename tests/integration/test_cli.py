@@ -41,7 +41,7 @@ def test_text_is_for_people(box: Box) -> None:
     assert code == 0, stderr
     assert "I edited made.txt." in stdout
     assert "Edit" in stdout
-    assert "done" in stderr
+    assert "succeeded" in stderr
     assert "--resume=" in stderr
     assert (box.workspace / "made.txt").read_text() == "hello\n"
     assert box.containers() == []

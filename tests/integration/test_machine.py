@@ -46,7 +46,7 @@ def machine() -> Machine:
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("place", [MACHINE])
 @pytest.mark.parametrize(
     "ran",
