@@ -117,7 +117,7 @@ async def in_thread(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def joined(chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """The same, but in chunks of at least a quarter of a megabyte: each is a turn of the event loop to whoever sends it."""
+    """The same, but in chunks of a quarter of a megabyte: each is a turn of the event loop to whoever sends it."""
     held: list[bytes] = []
     size = 0
     async with aclosing(chunks):
@@ -144,6 +144,7 @@ class Source:
     def __init__(self, chunks: AsyncIterator[bytes], limit: int) -> None:
         self._chunks = chunks
         self._held = b""
+        self._at = 0
         self._left = limit
 
     async def some(self, most: int = CHUNK) -> bytes:
@@ -152,15 +153,16 @@ class Source:
         Raises:
             WorkspaceError: the stream is longer than it may be.
         """
-        while not self._held:
+        while self._at >= len(self._held):
             chunk = await anext(self._chunks, None)
             if chunk is None:
                 return b""
             self._left -= len(chunk)
             if self._left < 0:
                 raise WorkspaceError("The box sends more than is taken.", next_step=TOO_MUCH)
-            self._held = chunk
-        data, self._held = self._held[:most], self._held[most:]
+            self._held, self._at = chunk, 0
+        data = self._held[self._at : self._at + most]
+        self._at += len(data)
         return data
 
     async def exactly(self, size: int) -> bytes:
@@ -176,16 +178,19 @@ class Source:
 
     async def line(self) -> bytes:
         """The bytes before the next newline, which is read too. Raises WorkspaceError if there is none."""
-        parts = []
+        parts: list[bytes] = []
         while True:
-            data = await self.some()
+            end = self._held.find(b"\n", self._at)
+            if end >= 0:
+                parts.append(self._held[self._at : end])
+                self._at = end + 1
+                return b"".join(parts)
+            parts.append(self._held[self._at :])
+            self._at = len(self._held)
+            data = await self.some(1)
             if not data:
                 raise cut_off()
-            part, newline, rest = data.partition(b"\n")
-            parts.append(part)
-            if newline:
-                self.put_back(rest)
-                return b"".join(parts)
+            self._at -= 1
 
     async def skip(self, size: int) -> None:
         """Read over *size* bytes. Raises WorkspaceError if the stream ends before."""
@@ -197,7 +202,7 @@ class Source:
 
     def put_back(self, data: bytes) -> None:
         """Have *data* read next."""
-        self._held = data + self._held
+        self._held, self._at = data + self._held[self._at :], 0
 
 
 TOO_MUCH: Final = "Let the agent remove what is not to be kept, or let .gitignore name it."
