@@ -115,7 +115,7 @@ def run_argv(
         f"--pids-limit={config.pids_limit}",
         *(f"--ulimit={limit}" for limit in config.ulimits),
         *([f"--shm-size={config.shm_size}"] if config.shm_size is not None else []),
-        *([f"--gpus={csv(config.gpus)}"] if config.gpus is not None else []),
+        *(_gpus(config.gpus, dialect) if config.gpus is not None else []),
         *(f"--device={device}" for device in config.devices),
         *(f"--add-host={entry}" for entry in config.add_host),
         *(f"--publish={_port(port)}" for port in config.ports),
@@ -258,6 +258,14 @@ def try_argv(binary: str, *, image: str, program: str, arguments: Iterable[str])
         image,
         *arguments,
     ]
+
+
+def _gpus(gpus: str, dialect: Dialect) -> list[str]:
+    if dialect.name == "docker":
+        return [f"--gpus={csv(gpus)}"]
+    # podman 4 takes --gpus and does nothing; a device that it can not give is an error.
+    which = map(str, range(int(gpus))) if gpus.isdecimal() else gpus.removeprefix("device=").split(",")
+    return [f"--device=nvidia.com/gpu={one}" for one in which]
 
 
 def _bind(mount: Mount) -> str:

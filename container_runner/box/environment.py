@@ -13,6 +13,7 @@ from container_runner.agents.claude import ClaudeRuntime
 from container_runner.agents.runtime import Command
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
+from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions
 
 ENGINE_VARIABLE: Final = "CONTAINER_RUNNER_ENGINE"
@@ -65,16 +66,25 @@ def build_container_env(
     Args:
         config: None: nothing is configured.
         command: what the runtime runs. None: what claude runs for *agent*.
-        environ: where the values of secrets come from. A name that is not set there is left out: an engine would
-            pass it bare, and podman would take a pattern for a list of names. None: this process's environment.
+        environ: where the values of secrets come from. None: this process's environment.
         credentials: whether those of the command that are variables are passed. None: if `config.credentials` says so.
+
+    Raises:
+        ConfigError: a secret that is not optional is not set.
     """
     environ = host_environment() if environ is None else environ
     if command is None:
         command = ClaudeRuntime().command(ExecuteOptions(prompt="", agent=agent), contained=True)
     if credentials is None:
         credentials = config is None or config.credentials in ("auto", "env")
-    configured, secrets = ({}, ()) if config is None else (config.env, config.secrets)
+    configured = {} if config is None else config.env
+    secrets = () if config is None else (*config.secrets, *config.optional_secrets)
+    for index, name in enumerate(() if config is None else config.secrets):
+        if name not in environ:
+            allowed = (
+                f"a variable that is set here. Type: export {name}=VALUE, or name it with --optional-secret={name}"
+            )
+            raise ConfigError(f"secrets[{index}]", name, allowed)
     spelled = {"HOME": paths.HOME, "LANG": "C.UTF-8", "TERM": "xterm-256color", **command.env}
     values: dict[str, str] = {}
     for name, value in configured.items():
@@ -85,7 +95,7 @@ def build_container_env(
             values[name] = value
     logins = [name for name in command.credentials.names if environ.get(name)] if credentials else []
     for name in (*logins, *secrets):
-        if name in environ:
+        if name in environ:  # an engine would pass on the name alone, and podman take a pattern for a list of names
             spelled.pop(name, None)
             values[name] = environ[name]
     return ContainerEnv(

@@ -3,11 +3,13 @@ what else is in there."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 
+from container_runner.agents.runtime import Credentials
 from container_runner.box import gitconfig, sources
 from container_runner.box.protect import is_harmless
 from container_runner.box.sources import resolve_workspace
@@ -16,6 +18,9 @@ from container_runner.config.protected import PROTECTED
 from container_runner.errors import ConfigError
 from container_runner.options import Agent
 from container_runner.workspace import repositories
+
+LOGIN = re.compile(r"(ANTHROPIC|CLAUDE_CODE|AWS|GOOGLE|VERTEX|OPENAI|GEMINI)_\w+")
+"""Variables by which an agent gets at a model in ways that are not ours to check."""
 
 MOST_NAMES = 5
 """How many names a hint tells."""
@@ -64,6 +69,25 @@ def hints_for(agent: Agent, config: ContainerConfig) -> list[str]:
         return [*hints(workspace, config.unprotected, read_only=config.workspace_mode != "rw")]
     except (ConfigError, OSError):
         return []
+
+
+def login_hints(credentials: Credentials, config: ContainerConfig, environ: Mapping[str, str]) -> Iterator[str]:
+    """That an agent gets nothing to log in with, if so. No value is looked at."""
+    if not credentials.names or config.credentials == "none":
+        return
+    by_name = credentials.names if config.credentials != "file" else ()
+    given = [
+        *config.env,
+        *(name for name in (*config.secrets, *config.optional_secrets, *by_name) if environ.get(name)),
+    ]
+    if any(name in credentials.names or LOGIN.fullmatch(name) for name in given):
+        return
+    if config.credentials != "env" and credentials.file and Path(credentials.file).expanduser().is_file():
+        return
+    yield (
+        f"The agent has no login: neither {' nor '.join(credentials.names)} is set, and there is no {credentials.file}. "
+        f"Type: export {credentials.names[0]}=YOUR-KEY"
+    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -231,7 +232,7 @@ def prepare_sessions(state: Path, agent: str, user: User, kept: Iterable[str] = 
 
     Raises:
         ConfigError: something that is no folder of ours stands in its place, such as a symlink elsewhere.
-        StateError: it can not be made.
+        StateError: it can not be made, or *user* can not write it.
     """
     folder, is_new = sessions_folder(state, agent), False
     try:
@@ -250,6 +251,9 @@ def prepare_sessions(state: Path, agent: str, user: User, kept: Iterable[str] = 
             # Also of one that was there: a start may have been killed between the two calls.
             if path not in ours and os.getuid() == 0 and path.lstat().st_uid == 0:
                 os.chown(path, user.uid, user.gid, follow_symlinks=False)
+            if path not in ours and not user.can_write(path):
+                step = f"Type: chown -R {user} {shlex.quote(str(folder))}, or choose another --agent"
+                raise StateError(f"The agent's user {user} can not write its sessions in {path}.", next_step=step)
     except OSError as error:
         raise StateError(f"The sessions folder {folder} can not be made: {error.strerror}.") from None
     return is_new

@@ -33,6 +33,7 @@ EXAMPLES: dict[str, str] = {
     "protected": '["deploy.sh"]',
     "env": '{ LANG = "C.UTF-8" }',
     "secrets": '["GITHUB_TOKEN"]',
+    "optional_secrets": '["NPM_TOKEN"]',
     "ports": '["8080:80"]',
     "tmpfs": '["/cache:size=64m"]',
     "labels": '{ team = "web" }',

@@ -16,6 +16,7 @@ import anyio
 import attrs
 
 from container_runner.box import hints, protect
+from container_runner.box.environment import host_environment
 from container_runner.cli.changes import file_rows, finding_rows, next_rows
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.look import Snapshot, changed, snapshot
@@ -63,7 +64,9 @@ def run(
     """
     flags, more = flags or RunFlags(), more or ExecuteFlags()
     runner, options = prepare(read_prompt(prompt, prompt_file), flags, more, box)
-    for hint in hints.hints_for(options.agent, runner.config):
+    login = runner.runtime.command(options, contained=True).credentials
+    told = hints.login_hints(login, runner.config, host_environment())
+    for hint in (*hints.hints_for(options.agent, runner.config), *told):
         View().note(f"! {clean(hint)}")
     if apply != "never" and runner.config.workspace_mode != "carried":
         raise ConfigError("--apply", apply, "--carried beside it; a folder that is mounted has the work already")

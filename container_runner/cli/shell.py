@@ -77,6 +77,7 @@ async def _prepare(
         user=who.user or known["user"].value,
         env={**known["env"].value, **dict(_pair("env", word) for word in who.env)},
         secrets=(*who.secret, *(known["secrets"].value if who.secrets else ())),
+        optional_secrets=known["optional_secrets"].value if who.secrets else (),
     )
     env = build_container_env(Agent(name=agent), config, credentials=who.secrets)
     manager = await open_manager(flags)

@@ -230,7 +230,8 @@ class ContainerConfig:
         env: Variables for the agent, as NAME = "value". The values are on no command line, and `repr` leaves them out;
             for a secret prefer `secrets`, which keeps it out of the configuration as well.
         secrets: Names of variables of this process to pass on to the agent. Only names: a value here is refused, and
-            not repeated in the error.
+            not repeated in the error. One that is not set ends the run before it begins.
+        optional_secrets: Names of variables that are passed on in the same way if they are set.
         ports: Ports of the container to open on the host: "8080:80" (host:container), "80" for both, with an address
             before it or "/udp" after it. Without an address only this machine can connect. They need a network of their
             own, so not `none` or `host`.
@@ -321,6 +322,11 @@ class ContainerConfig:
         converter=_strings,
         validator=each("the name of a variable, without its value", is_variable, lambda _: NOT_SHOWN),
     )
+    optional_secrets: tuple[str, ...] = attrs.field(
+        default=(),
+        converter=_strings,
+        validator=each("the name of a variable, without its value", is_variable, lambda _: NOT_SHOWN),
+    )
     ports: tuple[PortBinding, ...] = attrs.field(default=(), converter=_ports)
     tmpfs: tuple[Tmpfs, ...] = attrs.field(default=(), converter=_tmpfs)
     labels: Mapping[str, str] = attrs.field(
@@ -371,9 +377,10 @@ class ContainerConfig:
                 if value.target in targets:
                     refuse(f"{field}[{index}]", value.target, f"one mount for a path; {value.target} has one")
                 targets.add(value.target)
-        for index, name in enumerate(self.secrets):
-            if name in self.env:
-                refuse(f"secrets[{index}]", name, "a variable that env does not set as well")
+        for field in ("secrets", "optional_secrets"):
+            for index, name in enumerate(getattr(self, field)):
+                if name in self.env:
+                    refuse(f"{field}[{index}]", name, "a variable that env does not set as well")
         if self.workspace_mode == "carried":
             self._check_carried()
         listening = set()

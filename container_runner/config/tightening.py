@@ -29,7 +29,7 @@ TMPFS_SHARE: Final = 4
 
 LABEL_COUNT: Final = 32
 
-_SECRETIVE: Final = frozenset({"env", "secrets", "extra_args", "mcp_servers", "args"})
+_SECRETIVE: Final = frozenset({"env", "secrets", "optional_secrets", "extra_args", "mcp_servers", "args"})
 """Fields whose refused value may hold a secret."""
 
 
@@ -88,6 +88,7 @@ TIGHTENING: Final[Mapping[str, _Rule]] = {
     "protected": _Rule(lambda *_: True, "any"),  # what it names is added
     "credentials": _Rule(lambda value, _: value == "none", '"none"'),
     "secrets": _SUBSET,
+    "optional_secrets": _SUBSET,
     "ports": _SUBSET,
     "read_only": _TRUE,
     "pull": _Rule(lambda value, _: value == "never", '"never"'),

@@ -16,6 +16,7 @@ import attrs
 from container_runner.agents import Credentials
 from container_runner.box import argv
 from container_runner.box.environment import host_environment
+from container_runner.box.hints import LOGIN
 from container_runner.box.plan import Plan
 from container_runner.box.user import User
 from container_runner.config.container import ContainerConfig
@@ -69,7 +70,7 @@ def refusal(error: ConfigError) -> str:
     if error.field in ("image", "--image") and error.value is None:
         return "image"
     names = {"agent.workspace": "workspace", "credentials": "credentials", "state_dir": "sessions"}
-    return names.get(error.field, "configuration")
+    return names.get(error.field, "secrets" if re.fullmatch(r"secrets\[\d+\]", error.field) else "configuration")
 
 
 def check_refused(error: ConfigError, runner: ContainerRunner | None, wanted: str, engine: Engine | None) -> Check:
@@ -79,6 +80,8 @@ def check_refused(error: ConfigError, runner: ContainerRunner | None, wanted: st
     if name == "image":
         found = "no image is named, neither by --image nor in a configuration file"
         fix = advice.other_image(wanted)
+    elif name == "secrets":
+        found, fix = f"{error.value} is not set here", f"export {error.value}=VALUE"
     elif name == "workspace":
         folder = Path(str(error.value)).expanduser()
         if not folder.exists():
@@ -97,10 +100,6 @@ def check_refused(error: ConfigError, runner: ContainerRunner | None, wanted: st
     return Check(name=name, status="fail", found=found, fix=fix)
 
 
-_ELSEWHERE: Final = re.compile(r"(ANTHROPIC|CLAUDE_CODE|AWS|GOOGLE|VERTEX|OPENAI|GEMINI)_\w+")
-"""Variables by which an agent gets at a model in ways that are not ours to check."""
-
-
 def check_credentials(config: ContainerConfig, credentials: Credentials, plan: Plan) -> Check:
     """Whether the agent is given something to log in with. No value is looked at."""
     name = "credentials"
@@ -111,7 +110,7 @@ def check_credentials(config: ContainerConfig, credentials: Credentials, plan: P
     given = [
         variable
         for variable, value in plan.values.items()
-        if value and (variable in credentials.names or _ELSEWHERE.fullmatch(variable))
+        if value and (variable in credentials.names or LOGIN.fullmatch(variable))
     ]
     if given:
         return passed(name, f"{' and '.join(given)} from the environment")
@@ -123,11 +122,12 @@ def check_credentials(config: ContainerConfig, credentials: Credentials, plan: P
 
 def check_secrets(config: ContainerConfig, plan: Plan) -> Check:
     """Whether the secrets that are to be passed on are set here. No value is looked at."""
-    unset = [name for name in config.secrets if name not in plan.variables]
+    asked = (*config.secrets, *config.optional_secrets)
+    unset = [name for name in asked if name not in plan.variables]
     if unset:
         found = f"{', '.join(unset)} not set here, so the agent goes without"
         return Check(name="secrets", status="warn", found=found, fix=f"export {unset[0]}=VALUE")
-    return passed("secrets", f"{', '.join(config.secrets)} passed on" if config.secrets else "none are asked for")
+    return passed("secrets", f"{', '.join(asked)} passed on" if asked else "none are asked for")
 
 
 def check_engine(engine: Engine) -> Check:

@@ -61,7 +61,7 @@ async def _examine(prepare: Prepare, wanted: str) -> AsyncGenerator[Check, None]
             yield checks.check_secrets(runner.config, plan)
     except ConfigError as error:
         options, refused = None, error
-        if checks.refusal(error) in ("configuration", "credentials"):
+        if checks.refusal(error) in ("configuration", "credentials", "secrets"):
             yield checks.check_refused(error, runner, wanted, None)
             refused = None
     engine: Engine | None = None

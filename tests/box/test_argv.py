@@ -184,7 +184,8 @@ def test_run_with_everything_on() -> None:
         "--pids-limit=99",
         "--ulimit=nofile=1024:2048",
         "--shm-size=67108864",
-        '--gpus="device=0,1"',
+        "--device=nvidia.com/gpu=0",
+        "--device=nvidia.com/gpu=1",
         "--device=/dev/fuse",
         "--add-host=db:10.0.0.1",
         "--publish=127.0.0.1:8080:80/tcp",
@@ -395,6 +396,14 @@ def test_a_trial_of_an_image_has_no_network_no_rights_and_nothing_of_the_host() 
 ANY_PATH = st.text(st.characters(blacklist_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1).map(
     lambda text: "/" + text
 )
+
+
+@pytest.mark.parametrize(("gpus", "devices"), [("all", ["all"]), ("2", ["0", "1"]), ("device=GPU-1,3", ["GPU-1", "3"])])
+def test_a_gpu_of_podmans_is_a_device(gpus: str, devices: list[str]) -> None:
+    """podman 4 takes --gpus and does nothing."""
+    words = run_argv(PODMAN, gpus=gpus)
+
+    assert [word for word in words if "gpu" in word] == [f"--device=nvidia.com/gpu={device}" for device in devices]
 
 
 def test_docker_takes_no_proxy_from_its_own_configuration() -> None:

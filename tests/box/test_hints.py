@@ -7,10 +7,13 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from container_runner.box.hints import git_files, gitlinks, hints
+from container_runner.agents.runtime import Credentials
+from container_runner.box.hints import git_files, gitlinks, hints, login_hints
+from container_runner.config.container import ContainerConfig
 from container_runner.workspace import repositories
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -113,3 +116,28 @@ def test_a_socket_in_the_workspace_is_told(top: Path, monkeypatch: pytest.Monkey
     (told,) = hints(top, read_only=True)
     assert "dev.sock" in told
     assert "without a network" in told
+
+
+@pytest.mark.parametrize(
+    ("environ", "fields", "is_told"),
+    [
+        ({}, {}, True),
+        ({"KEY": ""}, {}, True),
+        ({"KEY": "k"}, {}, False),
+        ({"KEY": "k"}, {"credentials": "file"}, True),
+        ({}, {"credentials": "none"}, False),
+        ({"ANTHROPIC_AUTH_TOKEN": "t"}, {"secrets": ["ANTHROPIC_AUTH_TOKEN"]}, False),
+        ({"ANTHROPIC_AUTH_TOKEN": "t"}, {}, True),
+        ({}, {"env": {"CLAUDE_CODE_USE_BEDROCK": "1"}}, False),
+    ],
+)
+def test_an_agent_without_a_login_is_told(
+    tmp_path: Path, environ: dict[str, str], fields: dict[str, Any], is_told: bool
+) -> None:
+    login = Credentials(names=("KEY",), file=str(tmp_path / "login.json"), target="/x")
+    config = ContainerConfig(image="i", **fields)
+
+    assert [hint.endswith("export KEY=YOUR-KEY") for hint in login_hints(login, config, environ)] == [True] * is_told
+    (tmp_path / "login.json").touch()
+    assert [*login_hints(login, config, environ)] == []
+    assert [*login_hints(Credentials(), config, environ)] == []

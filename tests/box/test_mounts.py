@@ -446,6 +446,17 @@ def test_a_sessions_folder_that_a_killed_start_has_left_still_gets_its_owner(tmp
     assert (folder.stat().st_uid, folder.stat().st_gid) == (1234, 1235)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root makes folders for another user")
+def test_sessions_of_another_user_are_told_before_the_start(tmp_path: Path) -> None:
+    prepare_sessions(tmp_path, "bot", User(1000, 1000), ("a",))
+
+    with pytest.raises(StateError) as caught:
+        prepare_sessions(tmp_path, "bot", User(1234, 1235), ("a",))
+
+    assert "1234:1235 can not write" in caught.value.message
+    assert f"chown -R 1234:1235 {tmp_path}/sessions/bot" in caught.value.next_step
+
+
 def test_of_the_sessions_only_what_is_kept_is_the_hosts(tmp_path: Path) -> None:
     found = build(tmp_path, kept=("projects/-here", "tasks"))
 
