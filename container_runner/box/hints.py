@@ -85,7 +85,7 @@ def login_hints(credentials: Credentials, config: ContainerConfig, environ: Mapp
     if config.credentials != "env" and credentials.file and Path(credentials.file).expanduser().is_file():
         return
     yield (
-        f"The agent has no login: neither {' nor '.join(credentials.names)} is set, and there is no {credentials.file}. "
+        f"No login: neither {' nor '.join(credentials.names)} is set, and there is no {credentials.file}. "
         f"Type: export {credentials.names[0]}=YOUR-KEY"
     )
 

@@ -247,7 +247,7 @@ def test_run_with_everything_on() -> None:
         ({"time_limit": "2m"}, ["120"], ["86400"]),
         # What concerns who the agent is, its variables, the mounts, or us alone is given as values of its own.
         ({"user": "5:6", "tmpfs": ["/x"]}, [], []),
-        ({"env": {"A": "B"}, "secrets": ["C"]}, [], []),
+        ({"env": {"A": "B"}, "secrets": ["C"], "optional_secrets": ["D"]}, [], []),
         ({"pool": 3, "unprotected": [".envrc"]}, [], []),
         ({"carry": "stream", "carry_ignored": [".env"], "history": 3, "protected": ["x"]}, [], []),
         ({"max_containers": 9, "credentials": "none", "workspace_mode": "ro", "engine": "x"}, [], []),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from container_runner.agents.runtime import Command, Credentials
 from container_runner.box.environment import build_container_env, client_environment
 from container_runner.config.container import ContainerConfig
+from container_runner.errors import ConfigError
 from container_runner.options import Agent
 
 COMMAND = Command(
@@ -75,8 +76,17 @@ def test_a_variable_that_only_looks_like_the_clients_travels_by_name(name: str) 
     assert env.named == (name,)
 
 
+def test_a_secret_that_is_not_set_is_refused_with_the_line_to_type() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_container_env(AGENT, config(secrets=("THERE", "MISSING")), command=COMMAND, environ={"THERE": "t"})
+
+    assert caught.value.field == "secrets[1]"
+    assert "export MISSING=VALUE" in caught.value.next_step
+    assert "--optional-secret=MISSING" in caught.value.next_step
+
+
 def test_secrets_take_their_values_from_this_process_and_unset_ones_are_dropped() -> None:
-    given_ = config(secrets=("THERE", "EMPTY", "NOT_THERE"))
+    given_ = config(secrets=("THERE",), optional_secrets=("EMPTY", "NOT_THERE"))
 
     env = build_container_env(
         AGENT, given_, command=COMMAND, environ={"THERE": "t", "EMPTY": "", "OTHER": "o"}, credentials=False
@@ -138,7 +148,11 @@ def test_every_variable_travels_exactly_once_with_its_value(
     environ = dict.fromkeys(secrets[1:], there)
 
     env = build_container_env(
-        AGENT, config(env=configured, secrets=tuple(secrets)), command=COMMAND, environ=environ, credentials=False
+        AGENT,
+        config(env=configured, secrets=tuple(secrets[1:]), optional_secrets=tuple(secrets[:1])),
+        command=COMMAND,
+        environ=environ,
+        credentials=False,
     )
 
     spelled = dict(word.split("=", 1) for word in env.spelled)

@@ -317,6 +317,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "protected": (),
         "credentials": "auto",
         "secrets": (),
+        "optional_secrets": (),
         "ports": (),
         "tmpfs": (),
         "read_only": True,
@@ -373,6 +374,7 @@ GOOD: dict[str, list[Any]] = {
     "credentials": ["auto", "env", "file", "none"],
     "env": [{}, {"A": "", "_b1": "two\nlines = 'x' \u00fc \U0001f600"}],
     "secrets": [[], ["GITHUB_TOKEN", "_x"]],
+    "optional_secrets": [[], ["GITHUB_TOKEN", "_x"]],
     "ports": [[], ["80", "81:80"], [{"container_port": 80, "host_port": 80}], ["80", "80/udp"], [PortBinding(1, 1)]],
     "tmpfs": [[], ["/x", "/y:exec"], [{"target": "/x", "size": "1m", "mode": "700"}], [Tmpfs("/x")]],
     "labels": [{}, {"a.b-c_D": "", "container-runner": "x.y"}],
@@ -438,6 +440,7 @@ BAD: dict[str, list[Any]] = {
         *({"A": value} for value in [*TEXT[3:], None]),
     ],
     "secrets": [*LIST[:3], "TOKEN", {"TOKEN": "x"}, *LIST[5:], ["A=b"], ["A*"], ["A\n"], ["-"], ["1A"]],
+    "optional_secrets": [*LIST[:3], "TOKEN", {"TOKEN": "x"}, *LIST[5:], ["A=b"], ["A*"], ["A\n"], ["-"], ["1A"]],
     "ports": [*LIST, [80], "80", ["80", "80"], ["80", "127.0.0.1:80:90"], [{"container_port": True, "host_port": 1}]],
     "tmpfs": [*LIST, "/x", ["/x", "/x/"], [{"target": "/x", "size": 0}], [{"target": "/x", "size": True}]],
     "labels": [

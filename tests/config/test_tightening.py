@@ -261,6 +261,7 @@ SPOKEN: dict[str, st.SearchStrategy[Any]] = {
     "unprotected": st.lists(st.sampled_from([".git", ".git/hooks", ".envrc"]), max_size=2),
     "credentials": st.sampled_from(["auto", "env", "file", "none"]),
     "secrets": st.lists(st.sampled_from("ABC"), max_size=3),
+    "optional_secrets": st.lists(st.sampled_from("ABC"), max_size=3),
     "ports": st.lists(st.sampled_from(["80", "81", "0.0.0.0:80:80"]), max_size=2, unique=True),
     "tmpfs": st.lists(
         st.builds(
@@ -307,7 +308,7 @@ def spelled(table: Mapping[str, Any]) -> str:
 
 NOT_MORE = {"memory", "cpu_shares", "cpus", "cpu_quota", "pids_limit", "max_containers", "pool", "time_limit"}
 SAME = {"image", "engine", "user", "env", "ulimits", "gpus", "extra_args"}
-WITHIN = {"unprotected", "carry_ignored", "secrets", "ports", "add_host", "devices"}
+WITHIN = {"unprotected", "carry_ignored", "secrets", "optional_secrets", "ports", "add_host", "devices"}
 RANKS: dict[str, list[Any]] = {
     "ephemeral": [True, False],
     "read_only": [True, False],

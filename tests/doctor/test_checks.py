@@ -18,6 +18,7 @@ from container_runner.doctor.checks import (
     check_credentials,
     check_daemon,
     check_limits,
+    check_refused,
     check_rootless,
     check_secrets,
     check_versions,
@@ -29,6 +30,7 @@ from container_runner.doctor.checks import (
 )
 from container_runner.engine.engine import Engine
 from container_runner.errors import (
+    ConfigError,
     EngineTimeoutError,
     EngineUnreachableError,
 )
@@ -224,11 +226,19 @@ def test_a_login_of_any_kind_is_enough(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("bare")
-def test_a_secret_that_is_not_set_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner, options = request(tmp_path, secrets=("TOKEN", "PATH"))
+def test_an_optional_secret_that_is_not_set_is_a_warning_and_another_one_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, options = request(tmp_path, optional_secrets=("TOKEN", "PATH"))
 
     check = check_secrets(runner.config, runner.plan(options))
     assert (check.status, check.fix) == ("warn", "export TOKEN=VALUE")
+
+    runner, options = request(tmp_path, secrets=("TOKEN", "PATH"))
+    with pytest.raises(ConfigError) as caught:
+        runner.plan(options)
+    check = check_refused(caught.value, runner, "docker", None)
+    assert (check.name, check.status, check.fix) == ("secrets", "fail", "export TOKEN=VALUE")
 
     monkeypatch.setenv("TOKEN", "s3cret")
     assert check_secrets(runner.config, runner.plan(options)).status == "ok"
