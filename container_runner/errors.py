@@ -90,32 +90,56 @@ class ConfigError(ContainerRunnerError):
     Args:
         field: the field's name, as the configuration spells it ("volumes[0]", "memory").
         value: the value as it was given; None if there is none. It is shown, so never pass a secret.
-        allowed: what would have been accepted, in words, as the end of "... allowed: ".
+        allowed: what would have been accepted, in words, as the end of "it must be ...".
         source: the file or the flag that the value came from, or None for Python.
+        told: all of it in words, without the source, where "FIELD must be ..." does not say it well.
+        at: the line in the source, or "line:column"; "" if it is not known.
     """
 
     kind = "config"
     cli_exit_code = 2
     advice = "Give it a value that the message allows."
 
-    def __init__(self, field: str, value: object, allowed: str, *, source: str | None = None) -> None:
-        where = f"{source}: " if source else ""
+    def __init__(
+        self,
+        field: str,
+        value: object,
+        allowed: str,
+        *,
+        source: str | None = None,
+        told: str | None = None,
+        at: str = "",
+    ) -> None:
         try:
             shown = repr(value)
         except Exception:  # an int of 5,000 digits, a list 5,000 deep
             shown = "(not shown)"
         if len(shown) > 200:
             shown = f"{shown[:200]}… ({len(shown)} characters)"
-        told = f"{field} is missing" if value is None else f"{field} = {shown} is refused"
+        if told is None and value is None:
+            told = f"{field} is missing: give {allowed}"
+        elif told is None:
+            told = f"{field} must be {allowed}" + ("" if shown == "(not shown)" else f"; got {shown}")
+        where = f"{source}{at and ':'}{at}: " if source else ""
         super().__init__(f"{where}{told}.", next_step=f"Allowed: {allowed}.")
         self.field = field
         self.value = value
         self.allowed = allowed
         self.source = source
+        self.told = told
+        self.at = at
+
+    def __str__(self) -> str:
+        return self.message  # it says already what to do
 
     def with_source(self, source: str) -> ConfigError:
         """The same error, naming the file or flag that the value came from."""
-        return ConfigError(self.field, self.value, self.allowed, source=source)
+        return ConfigError(self.field, self.value, self.allowed, source=source, told=self.told, at=self.at)
+
+    def called(self, name: str, *, source: str | None = None, at: str = "") -> ConfigError:
+        """The same error, with the field under the name that somebody has typed."""
+        told = self.told.replace(self.field, name, 1) if self.field else f"{name}{self.told}"
+        return ConfigError(name, self.value, self.allowed, source=source, told=told, at=at or self.at)
 
 
 class UnsupportedRuntimeError(ContainerRunnerError):

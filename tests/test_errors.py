@@ -46,8 +46,19 @@ def test_the_text_is_what_happened_then_what_it_said_then_what_to_do() -> None:
 def test_a_config_error_names_the_field_the_value_what_is_allowed_and_the_file() -> None:
     error = ConfigError("memory", "0", "a size of at least 6m").with_source("box.toml")
 
-    assert str(error) == "box.toml: memory = '0' is refused.\nAllowed: a size of at least 6m."
+    assert str(error) == "box.toml: memory must be a size of at least 6m; got '0'."
     assert (error.field, error.value, error.source) == ("memory", "0", "box.toml")
+
+
+def test_a_config_error_can_be_told_otherwise_and_by_the_name_that_was_typed() -> None:
+    missing = ConfigError("image", None, "the name of an image")
+    placed = ConfigError("volumes[0]", "x", "a path").called("--volume", source="box.toml", at="3:1")
+    told = ConfigError("agent.workspace", "/nope", "a folder", told="agent.workspace /nope: no such folder")
+
+    assert str(missing) == "image is missing: give the name of an image."
+    assert str(placed) == "box.toml:3:1: --volume must be a path; got 'x'."
+    assert str(told.called("--workspace")) == "--workspace /nope: no such folder."
+    assert str(told.with_source("jobs:2")) == "jobs:2: agent.workspace /nope: no such folder."
 
 
 def test_a_long_value_is_cut() -> None:

@@ -71,7 +71,8 @@ def resolve_source(source: str | Path, field: str) -> Path:
     try:
         path = Path(source).expanduser().resolve(strict=True)
     except (OSError, RuntimeError, ValueError):
-        raise ConfigError(field, str(source), "a path that exists on this machine") from None
+        told = f"{field} {source}: no such {'folder' if field.endswith('workspace') else 'file or folder'}"
+        raise ConfigError(field, str(source), "a path that exists on this machine", told=told) from None
     if not is_line(str(path)):
         raise ConfigError(field, str(source), "a path without control characters")
     if path.name in ENGINE_SOCKETS:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 from container_runner.errors import ConfigError, ContainerRunnerError
@@ -13,11 +15,22 @@ _TYPED = {
     "agent.workspace": "--workspace",
     "agent.name": "--agent",
     "resume": "--resume",
-    "fork": "--fork",
     "session_id": "--session-id",
     "jobs": "--jobs",
 }
 """Fields that are no part of the configuration, by what a command line calls them."""
+
+HABITS = {
+    "--dangerously-skip-permissions": "--permission-mode=bypassPermissions",
+    "--name": "--agent",
+    "--output-format=stream-json": "--json",
+    "--rm": "--ephemeral",
+    "-c": "--continue",
+    "-e": "--env",
+    "-p": "--port",
+    "-v": "--volume",
+}
+"""Flags of docker and claude that mean the same here, by what they are called here."""
 
 
 def main(words: list[str] | None = None) -> NoReturn:
@@ -41,13 +54,19 @@ def run_command(words: list[str]) -> int:
         return 0
     from cyclopts import CycloptsError
 
-    from container_runner.cli.app import app, refusal
+    from container_runner.cli.app import app, refusal, show_all
 
+    if "--help-all" in words:
+        show_all()
+        words = ["--help" if word == "--help-all" else word for word in words]
     if words[:1] == ["help"]:  # as other programs have it
         words = [*words[1:], "--help"]
     # Scripts may say that nobody is there to answer. Nothing here ever asks.
     words = [word for number, word in enumerate(words) if word != "--no-input" or "--" in words[:number]]
-    if words[:1] in (["run"], ["argv"], ["batch"]):  # the parser takes a lone dash for an option without a name
+    if words[:1] in (["run"], ["argv"], ["batch"]):
+        end = words.index("--") if "--" in words else len(words)
+        words = [*_usual(words[:end]), *words[end:]]
+        # The parser takes a lone dash for an option without a name.
         name = "file" if words[0] == "batch" else "prompt"
         words = [f"--{name}=-" if word == "-" else word for word in words]
     try:
@@ -68,12 +87,33 @@ def run_command(words: list[str]) -> int:
         return 130
 
 
+def _usual(words: list[str]) -> Iterator[str]:
+    """The words of a command line as they are spelled here."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if word == "-p" and not re.fullmatch(r"[\w.:\[\]]*\d(/\w+)?", following):
+            continue  # claude's: print what it says, as is done here anyway
+        yield HABITS.get(word) or (f"{HABITS[name]}{equals}{value}" if name in HABITS else word)
+
+
 def _as_typed(error: ConfigError) -> ConfigError:
     """The same error, with the field called as the person who reads it has typed it."""
-    name = _TYPED.get(error.field, error.field)
-    if error.source is not None:  # a file of jobs, whose keys have no dashes
-        name = name.removeprefix("--").replace("-", "_")
-    return ConfigError(name, error.value, error.allowed, source=error.source)
+    from container_runner.config.fields import FIELDS
+    from container_runner.config.tiers import line_of
+
+    source, name = error.source, error.field.removeprefix("agent.")
+    bare = re.sub(r"[.\[].*", "", name)
+    if source is None or source == "command line" or source.startswith("--"):
+        from container_runner.cli.flags import typed
+
+        return error.called(typed(bare) if bare in FIELDS else _TYPED.get(error.field, error.field))
+    if source.startswith("environment "):
+        return error.called(source.removeprefix("environment "))
+    if found := re.fullmatch(r"(.+) \[([\w.-]+)\]", source):
+        file, table = found.groups()
+        return error.called(name, source=file, at=line_of(file, table, bare))
+    # A file of jobs, whose keys have no dashes.
+    return error.called(_TYPED.get(name, name).removeprefix("--").replace("-", "_"), source=source)
 
 
 def _complain(text: str) -> None:

@@ -4,16 +4,47 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from typing import Any
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownOptionError, UnusedCliTokensError
+from cyclopts.help import DefaultFormatter, HelpPanel
+from rich.console import Console, ConsoleOptions
 
 from container_runner import __version__
+from container_runner.config.keys import ELSEWHERE, near
 
 
 def _worth_showing(default: Any) -> str | None:
     """A default as the help shows it: what is off or empty goes without saying."""
     return str(default) if default or (isinstance(default, int | float) and default is not False) else None
+
+
+USUAL = {
+    "--agent", "--command", "--continue", "--image", "--jobs", "--json", "--live", "--memory", "--model", "--network",
+    "--prompt", "--resume", "--results", "--secret", "--timeout", "--volume", "--workspace",
+}  # fmt: skip
+"""The flags of the commands with many that most people need."""
+
+
+class Help(DefaultFormatter):
+    """Shows of commands with many flags those that most people need, unless all are asked for."""
+
+    shows_all = False
+
+    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+        """Show one group of flags, or of commands."""
+        entries = panel.entries
+        if not Help.shows_all and str(panel.title) in ("Agent", "Run", "Box"):
+            panel.entries = [entry for entry in entries if USUAL & {*entry.positive_names}]
+            left = len(entries) - len(panel.entries)
+            panel.description = f"{left} more flags are shown by --help-all."
+        super().__call__(console, options, panel)
+
+
+def show_all() -> None:
+    """Let the help show every flag."""
+    Help.shows_all = True
 
 
 COMMANDS = {
@@ -72,6 +103,7 @@ app = App(
     help_epilogue="Exit codes: 0 success, 1 the agent failed, 2 the command line or the configuration, "
     "3 no engine, or a conflict, 4 no image, 5 the engine failed, 6 a container was lost, 124 too slow, 130 Ctrl-C.",
     version=__version__,
+    help_formatter=Help(),
     default_parameter=Parameter(show_default=_worth_showing),
 )
 for _place, _help in COMMANDS.items():
@@ -94,6 +126,22 @@ def refusal(error: CycloptsError) -> str:
     elif isinstance(error, MissingArgumentError) and error.argument is not None and error.keyword is None:
         if error.argument.field_info.is_positional and not error.argument.tokens:
             told = f"{error.argument.name.removeprefix('--').upper()} is missing."
-    elif isinstance(error, UnknownOptionError) and chain == ("shell",):
-        told += " Before a command that has flags stands --, as in: container-runner shell AGENT -- sh -c 'ls -l'"
+    elif isinstance(error, UnknownOptionError):
+        told = _unknown(error)
+        if chain == ("shell",):
+            told += " Before a command that has flags stands --, as in: container-runner shell AGENT -- sh -c 'ls -l'"
     return f"{told}\nSee: {' '.join(('container-runner', *chain))} --help"
+
+
+def _unknown(error: UnknownOptionError) -> str:
+    """What is said to a flag that a command does not have: what it is called here, or which was meant."""
+    word = (error.token.keyword or error.token.value or "").partition("=")[0]
+    flags = {name for argument in error.argument_collection for name in argument.names}
+    told = f"Unknown option: {word}."
+    if meant := ELSEWHERE.get(word.lstrip("-").replace("-", "_")):
+        name, sign, rest = re.split(r"(\W|$)", meant.removeprefix("--").replace(" on the command line", ""), maxsplit=1)
+        spelled = {f"--{name.replace('_', '-')}", f"--{name.replace('_', '-').removesuffix('s')}"} & flags
+        return f"{told} Here: {min(spelled, key=len) if spelled else name}{sign}{rest}."
+    if guess := near(word, sorted(flags)):
+        told += f" Did you mean {guess}?"
+    return told

@@ -26,7 +26,7 @@ def argv(
     Secrets are in none of them: the agent's variables travel on stdin.
 
     Args:
-        prompt: What to do. "-": read it from stdin.
+        prompt: What to do. What is piped in is added to it, or is the prompt if there is no other.
         prompt_file: A file that holds the prompt.
         stable: Put a word in the place of all that differs between runs and machines, so that the text can be kept
             and compared. Scripts of ours become their names.

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 
 from container_runner.box.hints import hints_for
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
-from container_runner.cli.options import ExecuteFlags, prompt_in
+from container_runner.cli.options import ExecuteFlags, prompt_in, unreadable
 from container_runner.cli.text import clean, job_line, line
 from container_runner.cli.view import View, take_any_script, wants_live, watched
 from container_runner.config.converter import parse_toml, structured
@@ -143,7 +143,7 @@ def read_tables(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:
-        raise ConfigError("FILE", str(file), f"a file that can be read ({error.strerror})") from None
+        raise unreadable("FILE", file, error) from None
     if file.suffix == ".toml":
         whole = structured(JobFile, parse_toml(data, str(file)), source=str(file))
         yield from ((f"{file}, job {number}", {**whole.defaults, **table}) for number, table in enumerate(whole.job, 1))

@@ -20,9 +20,9 @@ from container_runner.agents import ClaudeRuntime, CommandRuntime
 from container_runner.cli.containers import state_folder
 from container_runner.cli.options import AGENT_GROUP, RUN_GROUP, ExecuteFlags, several
 from container_runner.config.container import ContainerConfig
-from container_runner.config.fields import FIELDS
+from container_runner.config.fields import FIELDS, HINTS, flag
 from container_runner.config.tiers import Effective, effective
-from container_runner.errors import ConfigError
+from container_runner.errors import ConfigError, SessionNotFoundError
 from container_runner.options import Agent, ExecuteOptions, PermissionMode
 from container_runner.runner import ContainerRunner
 
@@ -61,6 +61,13 @@ def _make_flags() -> type[Any]:
     return Parameter(name="*")(attrs.make_class("ConfigFlags", members, frozen=True, kw_only=True))
 
 
+def typed(name: str) -> str:
+    """How a command line spells the flag of a field: --volume for volumes, because it is given once for each."""
+    hint = HINTS[name]
+    kinds = {typing.get_origin(kind) for kind in (hint, *typing.get_args(hint))}
+    return next(iter(_singular(name)), flag(name)) if kinds & {tuple, Mapping} else flag(name)
+
+
 def _singular(name: str) -> tuple[str, ...]:
     """--volume for --volumes, because it is given once for each."""
     return (f"--{name.removesuffix('s').replace('_', '-')}",) if name.endswith("s") and name != "tmpfs" else ()
@@ -97,9 +104,8 @@ def effective_from_flags(flags: RunFlags, box: Any) -> Effective:
 def _pair(name: str, word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     if not equals:
-        typed = "--label" if name == "labels" else f"--{name}"
         also = f"; or --secret {key}, which passes on your own" if name == "env" and key.isidentifier() else ""
-        raise ConfigError(typed, key, f"NAME=VALUE, as in {typed} NAME=VALUE{also}")
+        raise ConfigError(typed(name), key, f"NAME=VALUE{also}")
     return key, value
 
 
@@ -121,6 +127,7 @@ class RunFlags:
         max_turns: How many turns it may take.
         command: Run this command in the container instead of claude, as "my-agent --fast". It gets the prompt on stdin.
         resume: The id of a session to go on with.
+        continue_: Go on with the last session of this workspace and agent.
         fork: Go on in a copy of that session.
         timeout: The time that the agent may take in all: "30m", or seconds. Default: any.
         idle_timeout: The time that it may be silent: "5m", or seconds; 0: any. Default: 30m.
@@ -146,6 +153,7 @@ class RunFlags:
     max_turns: Annotated[int | None, Parameter(group=AGENT_GROUP)] = None
     command: Annotated[str | None, Parameter(group=AGENT_GROUP)] = None
     resume: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
+    continue_: Annotated[bool, Parameter(name="--continue", group=RUN_GROUP, negative=())] = False
     fork: Annotated[bool, Parameter(group=RUN_GROUP, negative=())] = False
     timeout: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
     idle_timeout: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
@@ -167,11 +175,12 @@ def prepare(
     Raises:
         ConfigError: a value that is refused, named as the flag that it came from.
     """
-    if not prompt.strip():
-        raise ConfigError("prompt", prompt, "some text, or - to read it from stdin")
+    if flags.fork and not (flags.resume or flags.continue_):
+        raise ConfigError("--fork", True, "given with --resume=ID", told="--fork needs --resume ID or --continue")
     found = effective_from_flags(flags, box)
     agent = Agent(name=agent_name(flags), workspace=flags.workspace, **found.agent)
-    options = ExecuteOptions(prompt=prompt, agent=agent, resume=flags.resume, fork=flags.fork, **found.request)
+    resume = last_session(flags) if flags.continue_ else flags.resume
+    options = ExecuteOptions(prompt=prompt, agent=agent, resume=resume, fork=flags.fork, **found.request)
     try:
         words = None if found.command is None else shlex.split(found.command)
     except ValueError as error:
@@ -179,6 +188,25 @@ def prepare(
     runtime = ClaudeRuntime() if words is None else CommandRuntime(words)
     runner = ContainerRunner(runtime, found.config, state_folder(flags.state_dir), records=found.records)
     return runner, options if more is None else more.apply(options)
+
+
+def last_session(flags: RunFlags) -> str:
+    """The session that was used last, of this agent in this workspace: another folder's knows other files.
+
+    Raises:
+        SessionNotFoundError: there is none.
+    """
+    from container_runner.records.sessions import Sessions
+
+    agent, place = agent_name(flags), str(flags.workspace.expanduser().absolute())
+    if flags.resume:
+        raise ConfigError("--continue", True, "given alone", told="--continue and --resume exclude each other")
+    for session in reversed(Sessions(state_folder(flags.state_dir)).of(agent)):
+        # An agent that is called after its folder has no other one.
+        places = {run.summary.workspace for run in session.runs} or {place if flags.agent is None else None}
+        if place in places:
+            return session.id
+    raise SessionNotFoundError(f"The agent {agent} has no session in {place} to go on with.")
 
 
 def agent_name(flags: RunFlags) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import stat
 import sys
 import typing
 from pathlib import Path
@@ -17,6 +20,10 @@ from container_runner.options import ExecuteOptions
 
 AGENT_GROUP = Group("Agent", sort_key=1)
 RUN_GROUP = Group("Run", sort_key=2)
+
+
+PIPE_PATIENCE = 3.0
+"""Seconds that may pass before something comes on a stdin that is added to a prompt."""
 
 
 def several(alias: str) -> Parameter:
@@ -91,7 +98,7 @@ def load_mcp_servers(path: Path) -> dict[str, Any]:
     try:
         loaded = orjson.loads(path.read_bytes())
     except OSError as error:
-        raise ConfigError("--mcp-config", str(path), f"a file that can be read ({error.strerror})") from None
+        raise unreadable("--mcp-config", path, error) from None
     except orjson.JSONDecodeError as error:
         raise ConfigError("--mcp-config", str(path), f"a file with JSON ({error})") from None
     servers = loaded.get("mcpServers", loaded) if isinstance(loaded, dict) else None
@@ -101,22 +108,64 @@ def load_mcp_servers(path: Path) -> dict[str, Any]:
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The prompt that a command line gives: as an argument ("-" stands for stdin) or in a file.
+    """The prompt that a command line gives: as an argument, in a file, and by what is piped in.
+
+    What is piped in is the prompt where there is no other, and is added to it where there is one.
 
     Raises:
         ConfigError: there is none, or there are two.
     """
     if prompt is not None and file is not None:
-        raise ConfigError("--prompt-file", str(file), "a prompt as an argument, or in a file, but not both")
-    if file is not None:
-        return prompt_in(file, "--prompt-file")
-    if prompt is None:
-        raise ConfigError("prompt", None, "some text, - to read it from stdin, or --prompt-file=FILE")
+        told = "The prompt must be an argument or --prompt-file, not both"
+        raise ConfigError("--prompt-file", str(file), "the only prompt", told=told)
     if prompt == "-":
         if sys.stdin.isatty():
             print("Type the prompt; Ctrl-D ends it.", file=sys.stderr)
-        return sys.stdin.buffer.read().decode("utf-8", "replace")
-    return prompt
+        return _some(sys.stdin.buffer.read())
+    given = prompt_in(file, "--prompt-file") if file is not None else prompt
+    piped = _piped(is_all=given is None)
+    if given is None and piped is not None:
+        return _some(piped)
+    if given is None:
+        raise ConfigError("prompt", None, "some text, pipe it in, or use --prompt-file=FILE")
+    if not given.strip():
+        raise ConfigError("prompt", given, "some text", told="The prompt is empty")
+    if not piped or not piped.strip():
+        return given
+    print(f"· {len(piped)} bytes from stdin are added to the prompt.", file=sys.stderr)
+    return f"{given}\n\n{piped.decode('utf-8', 'replace')}"
+
+
+def _some(piped: bytes) -> str:
+    if not piped.strip():
+        raise ConfigError("prompt", "", "some text on stdin", told="The prompt is empty: nothing came on stdin")
+    return piped.decode("utf-8", "replace")
+
+
+def _piped(*, is_all: bool) -> bytes | None:
+    """What is piped into this process; None if nothing is.
+
+    Args:
+        is_all: whether it is all there is of a prompt, and so is waited for. Otherwise a pipe that stays silent, as one
+            that a program has left open, is let be.
+    """
+    try:
+        fd = sys.stdin.fileno()
+        mode = os.fstat(fd).st_mode
+    except (AttributeError, OSError, ValueError):  # there is no stdin, or it is no file
+        return None
+    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
+        return None
+    if not is_all and not select.select([fd], [], [], PIPE_PATIENCE)[0]:
+        print("· stdin is a pipe on which nothing comes: it is not read.", file=sys.stderr)
+        return None
+    return sys.stdin.buffer.read()
+
+
+def unreadable(name: str, path: Path, error: OSError) -> ConfigError:
+    """The error for a file that can not be read."""
+    told = f"{name} {path}: {(error.strerror or 'it can not be read').lower()}"
+    return ConfigError(name, str(path), "a file that can be read", told=told)
 
 
 def prompt_in(file: Path, name: str) -> str:
@@ -128,7 +177,7 @@ def prompt_in(file: Path, name: str) -> str:
     try:
         text = file.read_bytes().decode("utf-8", "replace")
     except OSError as error:
-        raise ConfigError(name, str(file), f"a file that can be read ({error.strerror})") from None
+        raise unreadable(name, file, error) from None
     if not text.strip():
         raise ConfigError(name, str(file), "a file with some text in it")
     return text

@@ -24,7 +24,16 @@ from container_runner.cli.options import ExecuteFlags, read_prompt, spelled
 from container_runner.cli.text import clean, render, summary
 from container_runner.cli.view import View, put, take_any_script, wants_live, watched
 from container_runner.config.protected import OBEYED
-from container_runner.errors import ConfigError, ContainerRunnerError, cli_exit_code
+from container_runner.errors import (
+    AgentError,
+    CommandNotExecutableError,
+    CommandNotFoundError,
+    ConfigError,
+    ContainerRunnerError,
+    SessionNotFoundError,
+    cli_exit_code,
+    error_class,
+)
 from container_runner.options import ExecuteOptions
 from container_runner.records.tally import Tally
 from container_runner.runner import ContainerRunner
@@ -56,7 +65,7 @@ def run(
     """Run an agent on a folder, and show what it does.
 
     Args:
-        prompt: What to do. "-": read it from stdin.
+        prompt: What to do. What is piped in is added to it, or is the prompt if there is no other.
         prompt_file: A file that holds the prompt.
         live: Show the live view. Default: if stdout is a terminal.
         apply: Write the work of a carried workspace into the folder at the end. clean: if the agent succeeded and there
@@ -182,6 +191,8 @@ async def _look(runner: ContainerRunner, options: ExecuteOptions) -> Look | None
 
 def ending(tally: Tally, seconds: float, before: Look | None, after: Look | None, stopped: str | None) -> list[str]:
     """How a run went, and what it changed."""
+    if stopped is None and not _has_begun(tally):
+        return []  # why it could not is all there is to say
     rows = [summary(tally, seconds) if stopped is None else f"✗ {stopped}"]
     if before is not None and after is not None:
         files = changed(before.files, after.files)
@@ -211,6 +222,15 @@ def _carried(found: Changes, done: Applied | ContainerRunnerError | None) -> lis
     elif found.files or found.commits:
         rows += [*(str(done).splitlines() if done else ()), *next_rows(found.run)]
     return [f"  {clean(row)}" for row in rows]
+
+
+def _has_begun(tally: Tally) -> bool:
+    """Whether anything of the agent has run."""
+    if tally.error is None or tally.model or tally.turns or tally.text:
+        return True
+    kind = error_class(tally.error.kind)
+    never = (CommandNotFoundError, CommandNotExecutableError, SessionNotFoundError)
+    return issubclass(kind, AgentError) and not issubclass(kind, never)
 
 
 def _resumption(runner: ContainerRunner, options: ExecuteOptions, tally: Tally, again: list[str]) -> list[str]:

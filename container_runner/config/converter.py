@@ -56,7 +56,10 @@ def parse_toml(data: bytes, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:  # also a number or a nesting that Python does not take
-        refuse("syntax", str(error), "TOML, see https://toml.io", source=source)
+        what, _, place = str(error).partition(" (at line ")
+        at = ":".join(place.removesuffix(")").split(", column "))
+        told = f"{what[:1].lower()}{what[1:]}"
+        refuse("syntax", str(error), "TOML, see https://toml.io", source=source, at=at, told=told)
 
 
 def unstructured(value: object) -> Any:
@@ -183,7 +186,7 @@ def _refuse_first(error: BaseException, path: str, source: str | None) -> NoRetu
     if isinstance(error, KeyError):
         refuse(path, None, "a value; this key is required", source=source)
     if isinstance(error, ConfigError):
-        refuse(_below(path, error.field), error.value, error.allowed, source=source)
+        raise error.called(_below(path, error.field), source=source) from None
     raise error
 
 

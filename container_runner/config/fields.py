@@ -67,7 +67,8 @@ def parse(name: str, given: object, source: str) -> Any:
         allowed = error.allowed.removesuffix(", or None")  # which a flag and a file have no word for
         if name.endswith("timeout"):
             allowed = "a number of seconds, or a time such as 90s, 30m or 4h, up to 30 days; 0 for no limit"
-        raise ConfigError(error.field, error.value, allowed, source=source) from None
+        told = error.told if allowed == error.allowed else None
+        raise ConfigError(error.field, error.value, allowed, source=source, told=told) from None
 
 
 def _parse(name: str, value: Any) -> Any:

@@ -9,15 +9,17 @@ from typing import Final, NoReturn
 from container_runner.config.laws import NOT_SHOWN, refuse
 
 ELSEWHERE: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("add_dirs", "binds", "mount", "mounts", "volume"), "volumes"),
+    **dict.fromkeys(("add_dir", "add_dirs", "binds", "mount", "mounts", "volume"), "volumes"),
     **dict.fromkeys(("cli_path", "entrypoint"), "command"),
     **dict.fromkeys(("continue_conversation", "resume"), "--resume on the command line"),
     **dict.fromkeys(("cwd", "working_directory", "workspace"), "--workspace on the command line"),
     **dict.fromkeys(("enabled", "sandbox"), "nothing: an agent always runs in a container here"),
     **dict.fromkeys(("net", "network_mode"), "network"),
     "allow_tools": "allowed_tools",
+    "append_system_prompt_file": "append_system_prompt",
     "base_image": "image",
     "cap_add": "extra_args, if it must be: all capabilities are dropped",
+    **dict.fromkeys(("d", "detach"), "nothing: run it in the background with &, and read along with logs --follow"),
     "cap_drop": "nothing: all capabilities are dropped anyway",
     "cpu": "cpus",
     "denied_tools": "disallowed_tools",
@@ -27,13 +29,19 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "fork_session": "--fork on the command line",
     "host_config": "the field for what it sets (network, shm_size, ulimits, devices, add_host, gpus), or extra_args",
     "init": "nothing: there is always one",
+    **dict.fromkeys(("i", "it", "t", "interactive", "tty"), "nothing: a run asks nothing; see the command shell"),
+    "fallback_model": "args, as --arg=--fallback-model=NAME",
+    "m": "memory, or model",
+    "max_budget_usd": "args, as --arg=--max-budget-usd=5",
     "max_concurrent": "--jobs of `container-runner batch`",
     "mem_limit": "memory",
     "memory_swap": "memory: swap is off, so it is the limit of both",
     "message_limit": "max_turns",
+    "output_format": "--json, which prints claude's stream-json",
     "name": "--agent on the command line, or the NAME in [agents.NAME]",
     "plugins": "plugin_dirs",
     "privileged": "extra_args, if it must be: it undoes the box",
+    **dict.fromkeys(("print", "verbose"), "nothing: a run prints all that the agent says"),
     "prompt": "the prompt on the command line",
     "publish": "ports",
     "restart": "nothing: a container lives for its runs",
@@ -70,8 +78,6 @@ def refuse_key(
     Raises:
         ConfigError: always.
     """
-    import difflib  # slow to import, and only a mistake needs it
-
     keys, shown = list(known), spelled(key)
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(key)).replace("-", "_").lower()
     if meant := ELSEWHERE.get(snake):
@@ -80,10 +86,19 @@ def refuse_key(
     elif snake != key and snake in keys:
         allowed = f"{snake}, as it is called here"
     else:
-        guess = difflib.get_close_matches(snake, keys, n=1)
+        guess = near(snake, keys)
         allowed = f"the keys are {', '.join(keys)}"
         if guess and len(keys) > 9:
             allowed = listed or "`container-runner config` lists all keys"
         if guess:
-            allowed = f"perhaps {prefix}{guess[0].upper() if prefix else guess[0]}; {allowed}"
-    refuse(f"{where}{prefix}{shown.upper() if prefix else shown}", NOT_SHOWN, allowed, source=source)
+            allowed = f"perhaps {prefix}{guess.upper() if prefix else guess}; {allowed}"
+    name = f"{where}{prefix}{shown.upper() if prefix else shown}"
+    refuse(name, NOT_SHOWN, allowed, source=source, told=f"{name} is no key here: {allowed}")
+
+
+def near(word: str, known: Iterable[str]) -> str | None:
+    """The one of the *known* words that was meant, if it is not far-fetched."""
+    import difflib  # slow to import, and only a mistake needs it
+
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
+    return found[0] if found else None

@@ -26,13 +26,15 @@ class _NotShown:
 NOT_SHOWN = _NotShown()
 
 
-def refuse(field: str, value: object, allowed: str, *, source: str | None = None) -> NoReturn:
+def refuse(
+    field: str, value: object, allowed: str, *, source: str | None = None, told: str | None = None, at: str = ""
+) -> NoReturn:
     """Raise the `ConfigError` of these facts. What led to it is left out: it may hold what is not shown."""
     try:
         repr(value)
     except Exception:  # an int of 5,000 digits, a list 5,000 deep
         value = NOT_SHOWN
-    raise ConfigError(field, value, allowed, source=source) from None
+    raise ConfigError(field, value, allowed, source=source, told=told, at=at) from None
 
 
 Test = Callable[[Any], object]

@@ -158,7 +158,8 @@ def _operator_tiers(
             content = parse_toml(file.read_bytes(), str(file))
         except OSError as error:
             name = "--config" if is_required else "file"
-            refuse(name, str(file), f"a file that can be read ({error.strerror})")
+            told = f"{name} {file}: {(error.strerror or 'it can not be read').lower()}"
+            refuse(name, str(file), "a file that can be read", told=told)
     for key in content:
         if key in FIELDS:
             refuse(key, NOT_SHOWN, f"{key} below [defaults], [agents.NAME] or [profiles.NAME]", source=str(file))
@@ -187,6 +188,23 @@ def _environment_tiers(environ: Mapping[str, str]) -> Iterator[tuple[str, Mappin
             allowed = f"{name} in a file, or {flag(name)}: a variable holds one value"
             refuse(variable, NOT_SHOWN, allowed, source="environment")
         yield f"environment {variable}", {name: fields.from_text(name, environ[variable])}
+
+
+def line_of(file: str, table: str, key: str) -> str:
+    """The number of the line on which a TOML file sets a *key* of a table; "" if it can not be told."""
+    try:
+        lines = Path(file).read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        return ""
+    here = ""
+    for number, line in enumerate(lines, 1):
+        if head := re.match(r"\s*\[+\s*([\w.-]+)", line):
+            here = head[1]
+        if here == table and re.match(rf"\s*{re.escape(key)}\s*[.=]", line):
+            return str(number)
+        if here == f"{table}.{key}":
+            return str(number)
+    return ""
 
 
 def _known(table: Mapping[str, Any], source: str) -> Mapping[str, Any]:

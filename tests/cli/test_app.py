@@ -26,10 +26,11 @@ from pytest_subprocess import FakeProcess
 
 import container_runner
 from container_runner.cli import main
-from container_runner.cli.app import app
+from container_runner.cli.app import Help, app
 from container_runner.cli.flags import ConfigFlags, field_help
 from container_runner.cli.text import clean, render
 from container_runner.config.container import ContainerConfig
+from container_runner.config.keys import ELSEWHERE
 from container_runner.stream.messages import ErrorMessage, OutputLine, parse_line
 from container_runner.testing import Call, FakeEngine
 from tests.small_engine import Done
@@ -71,8 +72,11 @@ def test_the_version(words: list[str], command: Command) -> None:
         assert command(*words) == Done(0, f"{container_runner.__version__}\n", "")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["argv", "--help"]])
-def test_help_names_every_command_and_flag(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help-all"], ["argv", "--help-all"]])
+def test_help_names_every_command_and_flag(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Help, "shows_all", False)  # and so it is again afterwards
     with pytest.raises(SystemExit) as caught:
         main(words)
 
@@ -84,6 +88,18 @@ def test_help_names_every_command_and_flag(words: list[str], capsys: pytest.Capt
     else:
         flags = {f"--{field.name.replace('_', '-')}" for field in attrs.fields(ContainerConfig)}
         assert flags <= set(re.findall(r"--[a-z-]+", text))
+
+
+def test_help_shows_the_flags_that_people_need_and_where_the_others_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+
+    text = capsys.readouterr().out
+    shown = set(re.findall(r"^│ .*?(--[a-z-]+)", text, re.MULTILINE))
+    assert {"--workspace", "--image", "--continue", "--memory", "--json"} <= shown
+    assert "--cpu-quota" not in text
+    assert "more flags are shown by --help-all" in text
+    assert len(text.splitlines()) < 60
 
 
 def test_every_field_of_the_box_has_a_flag_with_its_help() -> None:
@@ -172,23 +188,25 @@ def test_no_secret_is_printed(command: Command, fake_engine: FakeEngine, monkeyp
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["run", "x", "--memory=lots"], "memory = 'lots' is refused"),
-        (["run", "x", "--workspace=/etc"], "--workspace = "),
-        (["run", "x", "--workspace=/nowhere"], "--workspace = "),
+        (["run", "x", "--memory=lots"], "--memory must be a size of at least 6m, such as 512m or 2g; got 'lots'."),
+        (["run", "x", "--workspace=/etc"], "--workspace must be "),
+        (["run", "x", "--workspace=/nowhere"], "container-runner: --workspace /nowhere: no such folder.\n"),
         (["run", ""], "prompt"),
         (["run", "  \n"], "prompt"),
-        (["run", "x", "--agent=-x"], "--agent = "),
+        (["run", "x", "--agent=-x"], "--agent must be "),
         (["run", "x", "--permission-mode=everything"], "--permission-mode"),
         (["run", "x", "--credentials=all"], '"auto", "env", "file", "none"'),
         (["run", "x", "--timeout=-1"], "timeout"),
-        (["run", "x", "--fork"], "fork"),
-        (["run", "x", "--env=NOVALUE"], "--env = 'NOVALUE' is refused"),
+        (["run", "x", "--fork"], "--fork needs --resume ID"),
+        (["run", "x", "--continue", "--resume=a"], "--continue and --resume"),
+        (["run", "x", "--max-turns=0"], "--max-turns must be a whole number from 1; got 0."),
+        (["run", "x", "--env=NOVALUE"], "--env must be NAME=VALUE"),
         (["run", "x", "--command='unclosed"], "command"),
-        (["run", "x", "--volume=relative:/x"], "volumes[0]"),
+        (["run", "x", "--volume=relative:/x"], "--volume must be "),
         (["argv", "x", "--cpus=many"], "cpus"),
         (["run", "x", "--nosuch"], "nosuch"),
         (["run", "x", "--env=TOKEN"], "--secret TOKEN"),
-        (["run", "x", "--label=a"], "--label NAME=VALUE"),
+        (["run", "x", "--label=a"], "--label must be NAME=VALUE"),
         (["run"], "prompt"),
         (["nosuch"], "nosuch"),
         (["run", "x", "--timeout=soon"], "timeout"),
@@ -205,6 +223,77 @@ def test_what_is_refused_exits_with_2_and_says_why(
     assert "Traceback" not in done.out + done.err
     assert "\033" not in done.out + done.err
     assert fake_engine.calls == []
+
+
+@pytest.mark.parametrize(
+    ("words", "here"),
+    [
+        (["--rm"], ["--ephemeral"]),
+        (["-v", "/opt:/data:ro"], ["--volume=/opt:/data:ro"]),
+        (["-e", "A=b"], ["--env=A=b"]),
+        (["--name=bot"], ["--agent=bot"]),
+        (["-p", "8080:80", "--network=bridge"], ["--port=8080:80", "--network=bridge"]),
+        (["-p"], []),
+        (["--dangerously-skip-permissions"], ["--permission-mode=bypassPermissions"]),
+    ],
+    ids=" ".join,
+)
+def test_flags_of_docker_and_claude_that_mean_the_same_are_taken(
+    command: Command, words: list[str], here: list[str], tmp_path: Path
+) -> None:
+    usual, ours = (command("argv", "--stable", *given, "x") for given in (words, here))
+
+    assert (usual.code, usual.out) == (0, ours.out)
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("--privileged", "Here: --extra-arg, if it must be"),
+        ("--cap-add=X", "Here: --extra-arg, if it must be"),
+        ("-it", "Here: nothing: a run asks nothing"),
+        ("--add-dir=/x", "Here: --volume."),
+        ("--max-budget-usd=3", "Here: --arg, as --arg=--max-budget-usd=5."),
+        ("--mem-limit=1g", "Here: --memory."),
+        ("--cwd=/x", "Here: --workspace."),
+        ("--imgae=x", "Did you mean --image?"),
+    ],
+)
+def test_flags_of_other_tools_are_answered_from_the_table_that_files_have(
+    command: Command, word: str, says: str
+) -> None:
+    done = command("run", "x", word)
+
+    assert done.code == 2
+    assert f"Unknown option: {word.partition('=')[0]}. {says}" in done.err
+
+
+def test_a_failure_before_the_agent_began_is_all_there_is_to_say(command: Command, fake_engine: FakeEngine) -> None:
+    fake_engine.fail("image_not_found")
+
+    done = command("run", "x")
+
+    assert done.code == 4
+    assert "image" in done.out
+    assert "after" not in done.err
+    assert "No file has changed" not in done.out + done.err
+
+
+@pytest.mark.parametrize("name", [*ELSEWHERE])
+def test_no_flag_is_answered_with_one_that_is_not_there(command: Command, name: str) -> None:
+    done = command("run", "x", f"--{name.replace('_', '-')}=1")
+
+    if "Unknown option" in done.err:  # others are flags, too
+        told = done.err.partition("Here: ")[2].partition("\n")[0]
+        flags = {*re.findall(r"--[a-z-]+", told.partition("=--")[0])}
+        known = {name for argument in app["run"].assemble_argument_collection() for name in argument.names}
+        assert told
+        assert flags <= {*known, "--follow", "--jobs"}
+
+
+@pytest.mark.parametrize("word", ["--remove", "--zzz", "--qwerty=1", "--max-cost"])
+def test_no_guess_is_far_fetched(command: Command, word: str) -> None:
+    assert "Did you mean" not in command("run", "x", word).err
 
 
 @pytest.mark.parametrize(

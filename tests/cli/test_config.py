@@ -153,7 +153,7 @@ def test_json_has_sizes_in_bytes_and_the_file(home: Home) -> None:
     [
         (["--memory=lots"], ["--memory", "memory", "size"]),
         (["--config=nowhere.toml"], ["--config", "outside"]),
-        (["--config=/nowhere.toml"], ["/nowhere.toml", "can be read"]),
+        (["--config=/nowhere.toml"], ["--config /nowhere.toml: no such file or directory."]),
         (["--profile=ci"], ["--profile", "there are none"]),
         (["--memry=1g"], ["--memory"]),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -274,16 +275,16 @@ def test_a_prompt_comes_as_an_argument_from_stdin_or_from_a_file(place: Place, t
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "--prompt-file"),
+        ([], "nothing came on stdin"),
         (["hello", "--prompt-file=/etc/hostname"], "not both"),
-        (["--prompt-file=/no/such/file"], "No such file"),
+        (["--prompt-file=/no/such/file"], "no such file"),
         (["--prompt-file=/dev/null"], "some text"),
-        (["-"], "some text"),
+        (["-"], "nothing came on stdin"),
         (["hello", "--grace=1000"], "grace"),
-        (["hello", "--line-limit=9"], "line_limit"),
-        (["hello", "--line-limit=lots"], "line_limit"),
-        (["hello", "--session-id=../x"], "session_id"),
-        (["hello", "--mcp-config=/no/such/file"], "No such file"),
+        (["hello", "--line-limit=9"], "--line-limit"),
+        (["hello", "--line-limit=lots"], "--line-limit"),
+        (["hello", "--session-id=../x"], "--session-id"),
+        (["hello", "--mcp-config=/no/such/file"], "no such file"),
         (["hello", "--mcp-config=/dev/null"], "JSON"),
     ],
 )
@@ -491,3 +492,74 @@ def test_a_line_is_one_line_and_short() -> None:
 )
 def test_a_tool_call_tells_what_it_is_about(arguments: dict[str, object], told: str) -> None:
     assert tool_call("Tool", arguments) == ("Tool", told)
+
+
+# What is piped in
+
+
+def test_what_is_piped_in_is_the_prompt_where_there_is_no_other(place: Place) -> None:
+    done = place.run("run", stdin="say this")
+
+    assert done.returncode == 0
+    assert "say this" in done.stdout
+
+
+def test_what_is_piped_in_is_added_to_a_prompt(place: Place) -> None:
+    done = place.run("run", "say this", stdin="and that\n")
+
+    assert done.returncode == 0
+    assert "say this" in done.stdout
+    assert "and that" in done.stdout
+    assert "9 bytes from stdin are added to the prompt" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["-"]])
+def test_a_prompt_that_is_piped_and_empty_is_refused(place: Place, words: list[str]) -> None:
+    done = place.run("run", *words, stdin=" \n")
+
+    assert done.returncode == 2
+    assert "The prompt is empty: nothing came on stdin." in done.stderr
+
+
+def test_a_pipe_that_stays_silent_holds_nothing_up_and_is_told(place: Place) -> None:
+    silent, held = os.pipe()
+    try:
+        done = subprocess.run(
+            [COMMAND, "run", "say this", *place.flags],
+            cwd=place.workspace, stdin=silent, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(silent)
+        os.close(held)
+
+    assert done.returncode == 0
+    assert "say this" in done.stdout
+    assert "stdin is a pipe on which nothing comes" in done.stderr
+
+
+# Going on
+
+
+def test_continue_goes_on_with_the_last_session_of_this_workspace_and_agent(place: Place) -> None:
+    other = place.folder / "other"
+    shutil.copytree(place.workspace, other)
+    if os.geteuid() == 0:
+        os.chown(other, 1000, 1000)
+    sessions = []
+    for folder in (place.workspace, other):
+        done = place.run("run", "hello", "--agent=bot", f"--workspace={folder}")
+        sessions += re.findall(r"--resume=([\w-]+)", done.stderr)
+
+    done = place.run("run", "more", "--agent=bot", "--continue")
+
+    assert len(set(sessions)) == 2
+    assert done.returncode == 0, done.stderr
+    assert f"--resume={sessions[0]}" in place.agent_argv()
+
+
+def test_continue_without_a_session_says_where_sessions_are(place: Place) -> None:
+    done = place.run("run", "more", "--continue")
+
+    assert done.returncode == 2
+    assert "has no session in" in done.stderr
+    assert "container-runner sessions list" in done.stderr

@@ -192,7 +192,7 @@ def test_the_operators_file_need_not_be_there_unless_it_is_named(
     assert place.ask(file=None).file == tmp_path / "nowhere/config.toml"
     refused = place.refusal(file=tmp_path / "nowhere/config.toml")
     assert (refused.field, refused.value) == ("--config", f"{tmp_path}/nowhere/config.toml")
-    assert "No such file" in refused.next_step
+    assert "no such file" in refused.message
 
 
 def test_the_operators_file_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
