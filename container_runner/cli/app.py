@@ -27,7 +27,7 @@ USUAL = {
 """The flags of the commands with many that most people need."""
 
 
-class Help(DefaultFormatter):
+class _Help(DefaultFormatter):
     """Shows of commands with many flags those that most people need, unless all are asked for."""
 
     shows_all = False
@@ -35,7 +35,7 @@ class Help(DefaultFormatter):
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         """Show one group of flags, or of commands."""
         entries = panel.entries
-        if not Help.shows_all and str(panel.title) in ("Agent", "Run", "Box"):
+        if not _Help.shows_all and str(panel.title) in ("Agent", "Run", "Box"):
             panel.entries = [entry for entry in entries if USUAL & {*entry.positive_names}]
             left = len(entries) - len(panel.entries)
             panel.description = f"{left} more flags are shown by --help-all."
@@ -44,7 +44,7 @@ class Help(DefaultFormatter):
 
 def show_all() -> None:
     """Let the help show every flag."""
-    Help.shows_all = True
+    _Help.shows_all = True
 
 
 COMMANDS = {
@@ -103,7 +103,7 @@ app = App(
     help_epilogue="Exit codes: 0 success, 1 the agent failed, 2 the command line or the configuration, "
     "3 no engine, or a conflict, 4 no image, 5 the engine failed, 6 a container was lost, 124 too slow, 130 Ctrl-C.",
     version=__version__,
-    help_formatter=Help(),
+    help_formatter=_Help(),
     default_parameter=Parameter(show_default=_worth_showing),
 )
 for _place, _help in COMMANDS.items():

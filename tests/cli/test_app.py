@@ -26,7 +26,7 @@ from pytest_subprocess import FakeProcess
 
 import container_runner
 from container_runner.cli import main
-from container_runner.cli.app import Help, app
+from container_runner.cli.app import _Help, app
 from container_runner.cli.flags import ConfigFlags, field_help
 from container_runner.cli.text import clean, render
 from container_runner.config.container import ContainerConfig
@@ -76,7 +76,7 @@ def test_the_version(words: list[str], command: Command) -> None:
 def test_help_names_every_command_and_flag(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Help, "shows_all", False)  # and so it is again afterwards
+    monkeypatch.setattr(_Help, "shows_all", False)  # and so it is again afterwards
     with pytest.raises(SystemExit) as caught:
         main(words)
 
