@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Final
 
 from container_runner.workspace.git import git
@@ -30,14 +28,11 @@ class Rules:
     @asynccontextmanager
     async def open(cls, shadow: Shadow, blobs: Mapping[bytes, str]) -> AsyncIterator[Rules]:
         """The rules of some .gitignore files of the shadow's, by their ids."""
-        folder = Path(mkdtemp(prefix="rules-", dir=shadow.folder))
-        try:
+        with shadow.scratch() as folder:
             self = cls(shadow, folder)
             for path, blob in blobs.items():
                 self.add(path, await shadow.git("cat-file", "blob", blob))
             yield self
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def add(self, path: bytes, content: bytes) -> None:
         """Let a .gitignore say this. *path* must be one that `is_refused` lets through."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterable, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 
 from container_runner.workspace.shadow import Shadow
 
@@ -21,12 +19,9 @@ class Quarantine:
     @classmethod
     @asynccontextmanager
     async def open(cls, shadow: Shadow) -> AsyncIterator[Quarantine]:
-        folder = Path(mkdtemp(prefix="quarantine-", dir=shadow.folder))
-        try:
+        with shadow.scratch() as folder:
             (folder / "pack").mkdir()
             yield cls(shadow, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     async def git(
         self, *words: str | bytes, stdin: bytes | AsyncIterable[bytes] = b"", ok: Collection[int] = (0,)

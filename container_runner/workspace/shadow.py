@@ -28,7 +28,9 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import AsyncIterable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Final
@@ -55,6 +57,10 @@ folder without git, of which nothing is there yet; what is there already is read
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _KEPT: Final = f"{REFS}-kept/base"
 """The last base whose objects all lie in the shadow itself."""
+
+_SCRATCH: Final = "scratch-"
+_OLD: Final = 24 * 3600.0
+"""Seconds after which nobody works in a scratch folder any more."""
 
 _DEEPEST: Final = 32
 """How many folders deep repositories inside each other are looked into."""
@@ -111,6 +117,7 @@ class Shadow:
                 pass
             await check_version(self.folder)
             await self._make()
+            self._sweep()
         except OSError as error:
             raise StateError(f"{self.folder} can not be written: {error.strerror}.") from error
         return self
@@ -195,8 +202,7 @@ class Shadow:
         """
         names = await self.names()
         index = self.folder / "index"
-        work = Path(mkdtemp(prefix="index-", dir=self.folder))
-        try:
+        with self.scratch() as work:
             mine = work / "index"
             if index.exists():
                 shutil.copy2(index, mine)  # with its time, by which git knows what it can not be sure of
@@ -210,8 +216,6 @@ class Shadow:
             )
             tree = await self._in_tree("write-tree", env=env)
             mine.replace(index)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
         return tree.decode().strip()
 
     # The runs.
@@ -246,6 +250,25 @@ class Shadow:
         await self.git("update-ref", "--stdin", stdin=said)
 
     # How it is done.
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder beside the shadow, which is removed afterwards; if we are killed, by a later `open`."""
+        folder = Path(mkdtemp(prefix=_SCRATCH, dir=self.folder))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what killed processes have left."""
+        for left in (*self.folder.glob(f"{_SCRATCH}*"), *self.git_dir.glob("fast_import_crash_*")):
+            with suppress(OSError):
+                if left.lstat().st_mtime < time.time() - _OLD:
+                    if left.is_dir():
+                        shutil.rmtree(left)
+                    else:
+                        left.unlink()
 
     async def _make(self) -> None:
         """Make the repository, and write down what it borrows; that may have moved since the last time."""

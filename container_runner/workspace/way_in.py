@@ -20,7 +20,6 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Final, Literal
 
 from container_runner.errors import WorkspaceError
@@ -86,8 +85,7 @@ async def send(
     head = await shadow.ref(run, "head") if run is not None else None
     if run is not None and result is None:
         raise WorkspaceError(f"Nothing is kept of run {run}.", next_step="`container-runner logs --list` has the runs.")
-    stage = Path(mkdtemp(prefix="in-", dir=shadow.folder))
-    try:
+    with shadow.scratch() as stage:
         for number, repository in enumerate(contents.repositories):
             place = stage / str(number)
             await _Copy(shadow, repository, place, head if repository is shadow.repository else None).make(history)
@@ -97,8 +95,6 @@ async def send(
             async for chunk in tar.in_thread(tar.write(os.fsencode(place), names, under=under)):
                 yield chunk
             shutil.rmtree(place)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     names = await _chosen(shadow, contents.names, ignored)
     if result is None:
         names = [*contents.names, *names]

@@ -53,5 +53,5 @@ async def take(shadow: Shadow, *chunks: bytes, code: int = 0, asks: bytes | None
     stream = Stream(chunks, code)
     outcome = await receive(shadow, "r", cast("Pipe", stream))
     assert asks is None or stream.asked == asks
-    assert list(shadow.folder.glob("quarantine-*")) == []
+    assert list(shadow.folder.glob("scratch-*")) == []
     return outcome

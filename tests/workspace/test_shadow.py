@@ -101,3 +101,14 @@ async def test_the_base_outlives_what_the_user_throws_away(work: Path, state: Pa
 
     assert base is not None
     assert set(await files(shadow, base)) == {"a", "sub/b", "link", "staged"}
+
+
+async def test_what_a_killed_process_left_is_removed_when_it_is_old(work: Path, state: Path) -> None:
+    shadow = await Shadow.open(work, state)
+    for name in ("scratch-old", "scratch-new"):
+        (shadow.folder / name / "inside").mkdir(parents=True)
+    os.utime(shadow.folder / "scratch-old", (0, 0))
+
+    await Shadow.open(work, state)
+
+    assert [path.name for path in shadow.folder.glob("scratch-*")] == ["scratch-new"]

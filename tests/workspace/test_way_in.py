@@ -62,7 +62,7 @@ async def carried(
             found |= records
         assert await anext(pipe, b"") == b""
         assert await pipe.wait() == 0, pipe.stderr
-    assert list(shadow.folder.glob("in-*")) == []
+    assert list(shadow.folder.glob("scratch-*")) == []
     return Inside(box, found, path)
 
 

@@ -389,7 +389,7 @@ async def test_a_stream_that_is_cut_off_is_not_taken_over(shadow: Shadow, cut: i
         await take(shadow, HONEST[:-cut])
 
     assert await shadow.ref("r", "result") is None
-    assert list(shadow.folder.glob("quarantine-*")) == []
+    assert list(shadow.folder.glob("scratch-*")) == []
 
 
 async def test_a_stream_whose_process_failed_is_not_taken_over(shadow: Shadow) -> None:
