@@ -23,6 +23,7 @@ import pytest
 from container_runner.records.summary import RunSummary
 from container_runner.runner.carrier import unfetched
 from container_runner.workspace.carry import LAYERS, Carry
+from container_runner.workspace.changes import Changes
 from container_runner.workspace.shadow import Shadow
 from tests.integration.engines import OWN
 from tests.integration.runs import ON_OWN_ROOTFUL, Box, on
@@ -73,6 +74,17 @@ class Carried:
             mode, _, blob = facts.split(" ")
             found[name] = f"{mode[3:]} {self.git('cat-file', 'blob', blob)}"
         return found
+
+    def take(self, run: str, branch: str | None = None) -> None:
+        """Apply all that came out of a run, findings included, and make a branch of it."""
+
+        async def work() -> None:
+            changes = await Changes.open(self.box.workspace, run, self.box.state)
+            await changes.apply(["all"])
+            if branch is not None:
+                await changes.branch(branch)
+
+        anyio.run(work)
 
     def nothing_is_left(self) -> None:
         """Of a run whose work is fetched only the shadow is left."""
@@ -180,6 +192,15 @@ def test_commits_come_out_of_a_repository(carried: Carried) -> None:
     assert carried.git("log", "--format=%s %P", head, "--").splitlines() == [f"by the agent {first}", "first "]
     carried.nothing_is_left()
 
+    carried.take(summary.run_id, branch="agent/work")
+
+    for words in (["status"], ["diff"], ["add", "--all"], ["commit", "-q", "-m", "theirs"]):
+        subprocess.run([*GIT, "-c", "safe.directory=*", *words], cwd=box.workspace, check=True)
+    compare = [*GIT, "-c", "safe.directory=*", "diff", "--name-only", "agent/work", "HEAD"]
+    assert subprocess.run(compare, cwd=box.workspace, check=True, capture_output=True).stdout == b""
+    assert (box.workspace / "a").read_text() == "1\nmore\n"
+    assert not (box.workspace / "ran").exists()
+
 
 @WAYS
 @ON_OWN_ROOTFUL
@@ -284,3 +305,9 @@ def test_nothing_of_the_host_is_reached(carried: Carried) -> None:
     assert found["hard"] == "644 taken\n"
     assert not any(".git" in name for name in found)
     carried.nothing_is_left()
+
+    carried.take(summary.run_id)
+
+    assert tree(victim) == theirs
+    assert (box.workspace / "hard").read_text() == "taken\n"
+    assert (box.workspace / "sub").readlink() == victim
