@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from container_runner.errors import ConflictError as ConflictError
     from container_runner.errors import ContainerGoneError as ContainerGoneError
     from container_runner.errors import ContainerRunnerError as ContainerRunnerError
+    from container_runner.errors import DiskFullError as DiskFullError
     from container_runner.errors import EngineArgumentError as EngineArgumentError
     from container_runner.errors import EngineBusyError as EngineBusyError
     from container_runner.errors import EngineError as EngineError
@@ -133,8 +134,8 @@ _NAMES = {
     "engine.engine": "Engine",
     "errors": (
         "AgentError AgentFailedError AgentKilledError AuthenticationError CleanupError CommandNotExecutableError "
-        "CommandNotFoundError ConfigError ConflictError ContainerGoneError ContainerRunnerError EngineArgumentError "
-        "EngineBusyError EngineError EngineNotFoundError EnginePermissionError EngineTimeoutError "
+        "CommandNotFoundError ConfigError ConflictError ContainerGoneError ContainerRunnerError DiskFullError "
+        "EngineArgumentError EngineBusyError EngineError EngineNotFoundError EnginePermissionError EngineTimeoutError "
         "EngineUnreachableError ExecLostError GitNotFoundError IdleTimeoutError ImageNotFoundError "
         "ImageUnsuitableError IncompleteOutputError MountError NameTakenError NetworkNotFoundError "
         "OutOfMemoryError PortError PromptRefusedError PullFailedError ResultTimeoutError SessionNotFoundError "

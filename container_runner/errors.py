@@ -14,6 +14,7 @@
     │   ├── EngineTimeoutError        it answered too late
     │   ├── EngineBusyError           it is overloaded; another try may work
     │   ├── EngineArgumentError       it refused a flag
+    │   ├── DiskFullError             its disk is full
     │   ├── ImageNotFoundError        the image is not on this machine
     │   ├── ImageUnsuitableError      the image lacks a tool that every run needs
     │   ├── PullFailedError           the image could not be fetched
@@ -217,7 +218,7 @@ class EngineError(ContainerRunnerError):
 
     kind = "engine"
     cli_exit_code = 5
-    advice = "Run the command that `container-runner argv` prints by hand to see the engine's own words."
+    advice = "Its own words are above, if it had any; its log may say more."
 
 
 class EngineNotFoundError(EngineError):
@@ -253,6 +254,11 @@ class EngineBusyError(EngineError):
 class EngineArgumentError(EngineError):
     kind = "engine_argument"
     advice = "The engine refused a flag: look at extra_args, and at the version of the engine."
+
+
+class DiskFullError(EngineError):
+    kind = "disk_full"
+    advice = "Make room: `docker system df` or `podman system df` tells what takes it, `system prune` frees some."
 
 
 class ImageNotFoundError(EngineError):

@@ -10,10 +10,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from container_runner.errors import StateError
+from container_runner.errors import ConfigError, StateError
 
 LONGEST: Final = 64 * 1024
 """The most bytes of a file that an agent may have made which are read."""
+
+
+def expanded(path: str | os.PathLike[str], field: str) -> Path:
+    """A path with the home folder in the place of its ~.
+
+    Raises:
+        ConfigError: it begins with a ~, and there is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(field, str(path), "a path without ~, because no home folder is known; or set HOME") from None
 
 
 @contextmanager

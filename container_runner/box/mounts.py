@@ -18,6 +18,7 @@ from container_runner.agents.claude import CREDENTIALS, KEPT
 from container_runner.agents.runtime import Credentials
 from container_runner.box import gitconfig, protect, script
 from container_runner.box.environment import host_environment
+from container_runner.box.login import login_mount, read_login
 from container_runner.box.sources import check_sockets, contains, resolve_source, resolve_workspace
 from container_runner.box.user import User, check_workspace_access
 from container_runner.config import paths
@@ -25,12 +26,15 @@ from container_runner.config.container import ContainerConfig
 from container_runner.config.laws import is_line
 from container_runner.config.values import Mount, Tmpfs
 from container_runner.errors import ConfigError, StateError
-from container_runner.folders import read_regular
+from container_runner.folders import expanded, read_regular
 from container_runner.options import Agent
 from container_runner.workspace import repositories
 
 EMPTY: Final = "empty"
 """The folder of the state folder that is mounted over the latter, where that lies in a workspace."""
+
+SECRETS: Final = "/run/secrets/"
+"""Where files with secrets are mounted by custom, so what is in them is secret."""
 
 TMP_SIZE: Final = 512 * 1024 * 1024
 """The size of /tmp and of HOME, each. It counts towards the memory limit only when it is used."""
@@ -48,6 +52,9 @@ class ContainerMounts:
 
     credentials_by_name: bool
     """Whether the agent gets its credentials as variables."""
+
+    hidden: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    """The secrets in mounted files, by what is shown in their place."""
 
     identity: str = ""
     """What the workspace and all that is protected in it are, beside their names. When a file is replaced on the host,
@@ -114,7 +121,7 @@ def build_container_mounts(
     """
     mounts: list[Mount] = []
     copies: dict[str, bytes] = {}
-    state = Path(state_dir).expanduser().resolve()
+    state = expanded(state_dir, "state_dir").resolve()
     if user is None:
         user = User.of(config, None if agent.workspace is None else resolve_workspace(agent))
     if environ is None:
@@ -155,14 +162,18 @@ def build_container_mounts(
         between = {way for name in kept for way in PurePosixPath(sessions.target, name).parents}
         in_memory = sorted(str(way) for way in between if way.is_relative_to(sessions.target))
     by_name = config.credentials in ("auto", "env") and any(name in environ for name in credentials.names)
-    if not by_name:
-        mounts.extend(_credentials_file(config, credentials, user))
+    hidden: dict[str, str] = {}
+    if not by_name and (file := login_mount(config, credentials, user)) is not None:
+        mounts.append(file)
+        hidden = read_login(Path(file.source))
     for index, volume in enumerate(config.volumes):
         source = resolve_source(volume.source, f"volumes[{index}]")
         if contains(state, source) or contains(source, state):
             raise ConfigError(f"volumes[{index}]", volume.source, f"a path apart from our state folder {state}")
         check_sockets(source, f"volumes[{index}]")
         mounts.append(attrs.evolve(volume, source=str(source)))
+        if volume.target.startswith(SECRETS):
+            hidden |= read_login(source)
     return ContainerMounts(
         mounts=tuple(mounts),
         tmpfs=(
@@ -170,6 +181,7 @@ def build_container_mounts(
             *config.tmpfs,
         ),
         credentials_by_name=by_name,
+        hidden=hidden,
         identity=identity,
         copies=copies,
     )
@@ -360,16 +372,3 @@ def _check_objects(workspace: Path, mounts: Iterable[Mount], config: ContainerCo
                 f"--volume={objects}:{objects}:ro"
             )
             raise ConfigError("agent.workspace", str(workspace), allowed)
-
-
-def _credentials_file(config: ContainerConfig, credentials: Credentials, user: User) -> list[Mount]:
-    if config.credentials not in ("auto", "file") or credentials.file is None or credentials.target is None:
-        return []
-    path = Path(credentials.file).expanduser()
-    if path.is_file() and user.can_read(path):
-        return [Mount(str(path.resolve()), credentials.target, read_only=True)]
-    if config.credentials == "auto":
-        return []
-    names = " or ".join(credentials.names)
-    allowed = f'"env" with {names} set, because {path} is not there or user {user} can not read it'
-    raise ConfigError("credentials", "file", allowed)

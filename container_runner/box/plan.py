@@ -80,6 +80,10 @@ class Plan:
     files: Mapping[str, str] = attrs.field(repr=False)
     """Small files that the agent finds in its HOME, by their names: git's configuration."""
 
+    hidden: Mapping[str, str] = attrs.field(repr=False)
+    """What stands in no record and no error, by the names that stand there instead: `values`, and the secrets in
+    mounted files."""
+
     prompt: bytes = attrs.field(repr=False)
 
     token: str = attrs.field(repr=False)

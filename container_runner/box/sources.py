@@ -78,7 +78,7 @@ def resolve_source(source: str | Path, field: str) -> Path:
     if path.name in ENGINE_SOCKETS:
         allowed = "anything but an engine's socket: whoever holds it is root on this machine"
         raise ConfigError(field, str(source), allowed)
-    homes = _homes(Path.home())
+    homes = _homes(os.path.expanduser("~"))  # noqa: PTH111  never raises, where a user has no home
     for home in homes:
         if contains(path, home):
             raise ConfigError(field, str(source), f"a folder that is not, and does not contain, the home folder {home}")
@@ -90,13 +90,21 @@ def resolve_source(source: str | Path, field: str) -> Path:
 
 
 @functools.cache
-def _homes(own: Path) -> tuple[Path, ...]:
+def _homes(own: str) -> tuple[Path, ...]:
     """The homes that are never mounted: ours; and if we are root, who could mount them, all that hold keys."""
     us = os.getuid()
     people = (user for user in pwd.getpwall() if user.pw_uid in (0, us) or (us == 0 and user.pw_uid >= FIRST_PERSON))
     others = {Path(user.pw_dir) for user in people} - {Path("/")}
-    holding = (home for home in sorted(others) if any((home / name).exists() for name in (*PRIVATE, *AGENT_STATE)))
-    return (own.resolve(), *(home.resolve() for home in holding))
+    holding = filter(_holds_keys, sorted(others))
+    homes = [home.resolve() for home in (Path(own), *holding) if home.is_absolute()]
+    return tuple(dict.fromkeys(home for home in homes if home != Path("/")))
+
+
+def _holds_keys(home: Path) -> bool:
+    try:
+        return any((home / name).exists() for name in (*PRIVATE, *AGENT_STATE))
+    except PermissionError:  # one that is closed to us may, and the engine may enter it
+        return True
 
 
 @functools.cache  # a hundred system calls; these places do not move while we live

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
-from container_runner.errors import ConfigError, ContainerRunnerError
+from container_runner.cli.surroundings import nameless, open_what_is_closed, what_was_met
+from container_runner.errors import ConfigError, ContainerRunnerError, StateError
 
 _TYPED = {
     "agent.workspace": "--workspace",
@@ -39,6 +40,7 @@ def main(words: list[str] | None = None) -> NoReturn:
     Args:
         words: the command line without the program's name. None: that of this process.
     """
+    open_what_is_closed()
     code = run_command(sys.argv[1:] if words is None else words)
     if words is None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C must not change how we end
@@ -47,14 +49,41 @@ def main(words: list[str] | None = None) -> NoReturn:
 
 def run_command(words: list[str]) -> int:
     """Run a command line, and return the exit code."""
+    from cyclopts import CycloptsError
+
+    try:
+        return _run(words)
+    except ContainerRunnerError as error:
+        _complain(str(_as_typed(error) if isinstance(error, ConfigError) else error))
+        return error.cli_exit_code
+    except CycloptsError as error:
+        from container_runner.cli.app import refusal
+
+        _complain(refusal(error))
+        return 2
+    except (OSError, RecursionError, BaseExceptionGroup) as error:
+        if (told := what_was_met(error)) is None:
+            raise
+        # It was most likely our output. Python would complain once more when it flushes at its end.
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  it stays open to the end, as stdout does
+        if isinstance(told, BrokenPipeError):  # whoever read it has left
+            return 141
+        if isinstance(told, RecursionError):
+            _complain("Something that an agent wrote is nested too deeply to be shown.")
+            return 1
+        _complain(f"{told.filename or nameless()}: {told.strerror}.")
+        return StateError.cli_exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(words: list[str]) -> int:
     if words == ["--version"]:  # the one thing that scripts ask before anything else
         from container_runner import __version__
 
-        print(__version__)
+        print(__version__, flush=True)
         return 0
-    from cyclopts import CycloptsError
-
-    from container_runner.cli.app import app, refusal, show_all
+    from container_runner.cli.app import app, show_all
 
     if "--help-all" in words:
         show_all()
@@ -69,22 +98,9 @@ def run_command(words: list[str]) -> int:
         # The parser takes a lone dash for an option without a name.
         name = "file" if words[0] == "batch" else "prompt"
         words = [f"--{name}=-" if word == "-" else word for word in words]
-    try:
-        return app(words, exit_on_error=False, print_error=False, result_action="return_value") or 0
-    except ContainerRunnerError as error:
-        _complain(str(_as_typed(error) if isinstance(error, ConfigError) else error))
-        return error.cli_exit_code
-    except CycloptsError as error:
-        _complain(refusal(error))
-        return 2
-    except (BrokenPipeError, BaseExceptionGroup) as error:
-        if isinstance(error, BaseExceptionGroup) and error.split(BrokenPipeError)[1] is not None:
-            raise
-        # Whoever read our output has left. Python would complain once more when it flushes at its end.
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  it stays open to the end, as stdout does
-        return 141
-    except KeyboardInterrupt:
-        return 130
+    code: int = app(words, exit_on_error=False, print_error=False, result_action="return_value") or 0
+    sys.stdout.flush()  # a disk that is full is told of here, and not by Python at its end
+    return code
 
 
 def _usual(words: list[str]) -> Iterator[str]:

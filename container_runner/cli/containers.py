@@ -13,7 +13,9 @@ import attrs
 import orjson
 from cyclopts import Parameter
 
-from container_runner.errors import CleanupError, EngineError
+from container_runner.config.tiers import NO_HOME
+from container_runner.errors import CleanupError, ConfigError, EngineError
+from container_runner.folders import expanded
 
 if TYPE_CHECKING:
     from container_runner.config.tiers import Effective
@@ -122,10 +124,18 @@ async def open_manager(flags: ContainerFlags) -> Containers:
 
 
 def state_folder(given: Path | None) -> Path:
-    """The state folder: the one that was *given*, or the one for such things in the user's home."""
+    """The state folder: the one that was *given*, or the one for such things in the user's home.
+
+    Raises:
+        ConfigError: none was given, and this user has no home.
+    """
     import platformdirs
 
-    return (given or platformdirs.user_state_path("container-runner", appauthor=False)).expanduser().absolute()
+    try:
+        place = given or platformdirs.user_state_path("container-runner", appauthor=False)
+    except RuntimeError:
+        raise ConfigError("HOME", None, NO_HOME) from None
+    return expanded(place, "state_dir").absolute()
 
 
 async def rows(manager: Containers, *, everywhere: bool = False) -> list[Row]:

@@ -23,6 +23,7 @@ from container_runner.config.container import ContainerConfig
 from container_runner.config.fields import FIELDS, HINTS, flag
 from container_runner.config.tiers import Effective, effective
 from container_runner.errors import ConfigError, SessionNotFoundError
+from container_runner.folders import expanded
 from container_runner.options import Agent, ExecuteOptions, PermissionMode
 from container_runner.runner import ContainerRunner
 
@@ -216,6 +217,6 @@ def agent_name(flags: RunFlags) -> str:
 
 def _agent_name(workspace: Path) -> str:
     """A name that the same folder always gets, and no other one."""
-    path = workspace.expanduser().resolve()
+    path = expanded(workspace, "--workspace").resolve()
     word = re.sub(r"[^A-Za-z0-9]+", "-", path.name).strip("-")[:40] or "agent"
     return f"{word}-{hashlib.sha256(str(path).encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"

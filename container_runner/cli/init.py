@@ -21,6 +21,7 @@ from container_runner.config.protected import WORKSPACE_FILE
 from container_runner.config.tiers import default_file
 from container_runner.config.tightening import TIGHTENING
 from container_runner.errors import ConfigError, StateError
+from container_runner.folders import expanded
 
 EXAMPLES: dict[str, str] = {
     "image": '"my/claude"',
@@ -94,13 +95,13 @@ def init(
     if image is not None:
         parse("image", image, "--image")
     if workspace is None:
-        path, text, mode = (config or default_file()).expanduser().absolute(), operator_file(image), 0o600
+        path, text, mode = expanded(config or default_file(), "--config").absolute(), operator_file(image), 0o600
     elif image is not None or config is not None:
         raise ConfigError("--workspace", str(workspace), "no --image and no --config beside it")
-    elif not workspace.expanduser().is_dir():
+    elif not expanded(workspace, "--workspace").is_dir():
         raise ConfigError("--workspace", str(workspace), "a folder that exists")
     else:
-        path, text, mode = workspace.expanduser().resolve() / WORKSPACE_FILE, workspace_file(), 0o644
+        path, text, mode = expanded(workspace, "--workspace").resolve() / WORKSPACE_FILE, workspace_file(), 0o644
     try:
         write(path, text, force=force, mode=mode)
     except OSError as error:

@@ -34,6 +34,7 @@ from container_runner.errors import (
     cli_exit_code,
     error_class,
 )
+from container_runner.folders import expanded
 from container_runner.options import ExecuteOptions
 from container_runner.records.tally import Tally
 from container_runner.runner import ContainerRunner
@@ -99,7 +100,7 @@ def _place(options: ExecuteOptions) -> str:
     """The workspace, as a person calls it."""
     if options.agent.workspace is None:
         return "an empty folder"
-    path, home = Path(options.agent.workspace).expanduser().absolute(), Path.home()
+    path, home = expanded(options.agent.workspace, "--workspace").absolute(), os.path.expanduser("~")  # noqa: PTH111
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
@@ -180,7 +181,7 @@ async def _look(runner: ContainerRunner, options: ExecuteOptions) -> Look | None
     given, unprotected = Path(options.agent.workspace), runner.config.unprotected
 
     def look() -> Look:
-        workspace = given.expanduser().resolve()
+        workspace = expanded(given, "--workspace").resolve()
         absent = protect.missing(workspace) - {*unprotected}
         if ".git" in unprotected:
             return Look(snapshot(workspace), absent)

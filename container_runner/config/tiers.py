@@ -29,7 +29,7 @@ from container_runner.config.paths import MARK
 from container_runner.config.protected import WORKSPACE_FILE
 from container_runner.config.tightening import DEFAULT, Setting, tightened
 from container_runner.errors import ConfigError
-from container_runner.folders import LONGEST, read_regular
+from container_runner.folders import LONGEST, expanded, read_regular
 
 PREFIX: Final = "CONTAINER_RUNNER_"
 """How a variable's name begins whose rest is a field in capitals."""
@@ -81,11 +81,21 @@ class Effective:
         return RecordLimits(**{field: self.settings[name].value for name, field in fields.RECORDS.items()})
 
 
+NO_HOME: Final = "the path of a folder of yours, for /etc/passwd names none either"
+
+
 def default_file() -> Path:
-    """Where the operator's file is if none is named."""
+    """Where the operator's file is if none is named.
+
+    Raises:
+        ConfigError: this user has no home.
+    """
     import platformdirs
 
-    return platformdirs.user_config_path("container-runner", appauthor=False) / "config.toml"
+    try:
+        return platformdirs.user_config_path("container-runner", appauthor=False) / "config.toml"
+    except RuntimeError:
+        raise ConfigError("HOME", None, NO_HOME) from None
 
 
 def effective(
@@ -110,7 +120,7 @@ def effective(
     Raises:
         ConfigError: a source can not be read, or says what it may not; `source` tells which one.
     """
-    operator = default_file() if file is None else file.expanduser().absolute()
+    operator = default_file() if file is None else expanded(file, "config").absolute()
     tiers = [
         *_operator_tiers(operator, agent, profile, workspace, is_required=file is not None),
         *_environment_tiers(os.environ if environ is None else environ),
@@ -125,7 +135,7 @@ def effective(
                 origin = f"{settings[name].source}, {source}"
             settings[name] = Setting(value, origin)
     box = _checked(settings)
-    local = workspace.expanduser().resolve() / WORKSPACE_FILE
+    local = expanded(workspace, "agent.workspace").resolve() / WORKSPACE_FILE
     table = _read_workspace_file(local)
     for name, value in tightened(table, box, settings, str(local), operator):
         settings[name] = Setting(value, str(local))
@@ -152,7 +162,7 @@ def _operator_tiers(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     content: Mapping[str, Any] = {}
     if is_required or file.exists():
-        if file.resolve().is_relative_to(workspace.expanduser().resolve()):
+        if file.resolve().is_relative_to(expanded(workspace, "agent.workspace").resolve()):
             refuse("--config", str(file), "a file outside of the workspace, because the agent can write what is in it")
         try:
             content = parse_toml(file.read_bytes(), str(file))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from container_runner.box.guest import Report
@@ -16,6 +16,7 @@ from container_runner.errors import (
     ConfigError,
     ContainerGoneError,
     ContainerRunnerError,
+    DiskFullError,
     EngineArgumentError,
     EngineBusyError,
     EngineError,
@@ -32,7 +33,42 @@ from container_runner.errors import (
 )
 from container_runner.stream.command import Completed
 
-_FAILURES: Final[tuple[tuple[str, type[EngineError], str], ...]] = (
+_FAILURES: Final[tuple[tuple[str, type[EngineError], str] | tuple[str, type[EngineError], str, str], ...]] = (
+    (r"no space left on device|disk quota exceeded|not enough free space|ENOSPC", DiskFullError,
+     "There is no room left on the engine's disk."),
+    (r'context "(?P<name>[^"]*)"[^\n]* not found', EngineUnreachableError, "There is no docker context {name}.",
+     "See those that there are with `docker context ls`, and set DOCKER_CONTEXT to one of them or to nothing."),
+    (r"client version \S+ is too (?:old|new)|(?:Minimum|Maximum) supported API version", EngineUnreachableError,
+     "The engine's client is too old or too new for its daemon.", "Update the older of the two."),
+    (r"Docker Desktop is (?:manually )?paused", EngineUnreachableError, "Docker Desktop is paused.",
+     "Unpause it in its menu."),
+    (r"authorization denied by plugin", EnginePermissionError, "A plugin of the engine's does not allow it.",
+     "Ask who runs the engine for leave to do what its words say."),
+    (r"newuidmap|newgidmap|not[^\n]* enough IDs available|no subuid ranges", EnginePermissionError,
+     "This user has too few user ids for a rootless container.",
+     "Give it some in /etc/subuid and /etc/subgid, as with `usermod --add-subuids 100000-165535`, and type `podman"
+     " system migrate`."),
+    (r"Mounts denied|is not shared from the host|mkdir /host_mnt/|error while creating mount source path", MountError,
+     "A folder is not shared with the engine's virtual machine.",
+     "Share it in the settings of Docker Desktop, below Resources, File sharing."),
+    (r'error mounting "(?P<name>[^"]+)" to rootfs|error stat\S* [^\n]*permission denied|statfs [^\n]*permission denied',
+     MountError, "The engine may not mount a folder {name}.",
+     "See that root may enter it: a FUSE file system needs the option allow_other, and NFS no_root_squash."),
+    (r"[Ee]xec format error|does not match the (?:specified|detected|expected) [^\n]*platform"
+     r"|no matching manifest for|no image found in image index for architecture", ImageUnsuitableError,
+     "The image is for another CPU than this machine's.",
+     "Build or pull it for this machine, as with `docker pull --platform`."),
+    (r"short-name [^\n]* did not resolve", PullFailedError, "The image's name does not say where it is to be found.",
+     "Write its registry too, as in docker.io/library/debian."),
+    (r"gathering device information[^\n]*custom device \"(?P<name>[^\"]*)\"|stat (?P<device>/dev/\S+): no such file",
+     EngineArgumentError, "There is no device {name} on the engine's machine.", "Look at --device, or leave it away."),
+    (r"could not select device driver|nvidia-container-cli|unresolvable CDI devices", EngineArgumentError,
+     "The engine can give no GPU.", "Install the NVIDIA container toolkit on its machine, or leave --gpus away."),
+    (r"address pools? [^\n]*(?:exhausted|fully subnetted)|no available IPv4 addresses|non-overlapping IPv4 address",
+     EngineBusyError, "The engine has no network address left.",
+     "Remove networks and containers that nobody uses with `docker network prune`, or start fewer agents at a time."),
+    (r"setting rlimits?|set ulimit|rlimit[^\n]*operation not permitted", EngineArgumentError,
+     "The engine may not set a limit of --ulimit.", "Ask for less: a rootless engine can only lower them."),
     (r"permission denied while trying to connect|dial unix [^\n]*permission denied", EnginePermissionError,
      "You may not speak to the engine's daemon."),
     (r"Cannot connect to the Docker daemon|failed to connect to the docker API|error during connect"
@@ -78,10 +114,12 @@ def classify(done: Completed, verb: str) -> EngineError:
     docker prints what keeps an exec from starting on stdout, podman on stderr, so both are looked at.
     """
     said = f"{done.stderr}\n{done.text[:4096]}" if len(done.stdout) < 65536 else done.stderr
-    for pattern, kind, message in _FAILURES:
+    for pattern, kind, message, *step in _FAILURES:
         if match := re.search(pattern, said):
-            told = message.replace("{name}", match.groupdict().get("name") or "").replace("  ", " ")
-            return kind(told, exit_code=done.returncode, stderr=_relevant(said))
+            name = next(filter(None, match.groupdict().values()), "")
+            told = message.replace(" {name}", f" {name}" if name else "")
+            next_step = step[0] if step else None
+            return kind(told, next_step=next_step, exit_code=done.returncode, stderr=_relevant(said))
     message = f"The engine's `{verb}` failed with code {done.returncode}."
     return EngineError(message, exit_code=done.returncode, stderr=_relevant(said))
 
@@ -132,11 +170,3 @@ def refused(report: Report, plan: Plan, exit_code: int, stderr: str) -> Containe
     kind, message = kinds[report.refusal or ""]
     exit_code = {"no-command": 127, "not-executable": 126}.get(report.refusal or "", exit_code)  # as a shell has it
     return kind(message, exit_code=exit_code, stderr=stderr)
-
-
-def scrub(text: str, values: Mapping[str, str]) -> str:
-    """*text* with the values of variables replaced by their names. One of less than 4 characters tells nothing."""
-    for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
-        if len(value) >= 4:
-            text = text.replace(value, f"[{name}]")
-    return text

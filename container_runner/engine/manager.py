@@ -28,6 +28,7 @@ from container_runner.engine.engine import PULL_TIMEOUT, ContainerInfo, Engine, 
 from container_runner.engine.locks import LOCK_TIMEOUT, LockFile
 from container_runner.engine.owner import Owner
 from container_runner.errors import ContainerGoneError, EngineError, StateError
+from container_runner.folders import expanded
 from container_runner.stream.process import TERM_GRACE, Process, settle
 
 RUN_LABEL: Final = f"{LABEL}run"
@@ -105,7 +106,7 @@ class Containers:
 
     def __init__(self, engine: Engine, state_dir: str | os.PathLike[str]) -> None:
         self.engine = engine
-        self.state_dir = Path(state_dir).expanduser().resolve()
+        self.state_dir = expanded(state_dir, "state_dir").resolve()
         self._known: dict[str, Container] = {}
         """The persistent containers that were good a moment ago, by `Plan.digest`."""
 

@@ -47,7 +47,8 @@ class Recorder:
         self._plan = plan
         self._as_read = as_read
         self._limits = limits
-        self._scrubber = Scrubber(plan.values, plain)
+        self.scrubber = Scrubber(plan.hidden, plain)
+        """Takes out of texts what is secret in this run."""
         self._started = dt.datetime.now(dt.UTC)
         self._clock = time.monotonic()
         self._name = f"{stamp(self._started)}-{plan.run_id}"
@@ -65,7 +66,7 @@ class Recorder:
             agent=plan.agent,
             outcome="running",
             started=self._started,
-            prompt=shortened(self._scrubber.text(options.prompt)),
+            prompt=shortened(self.scrubber.text(options.prompt)),
             workspace=None if options.agent.workspace is None else str(Path(options.agent.workspace).absolute()),
             image=plan.image,
             engine=plan.run[0],
@@ -122,25 +123,25 @@ class Recorder:
         head = self._head("agent")
         if self._as_read and all(issubclass(kind, AgentMessage) for kind in kinds):
             batch = b"\n".join(lines)  # type: ignore[arg-type]  # an OversizedLine is no AgentMessage
-            if _is_utf8(batch) and not self._scrubber.may_hold(batch):
+            if _is_utf8(batch) and not self.scrubber.may_hold(batch):
                 between = b"}\n" + head
                 self._write(b"".join((head, between.join(lines), b"}\n")))  # type: ignore[arg-type]  # as above
                 return
         written: list[bytes] = []
         for line, message in zip(lines, messages, strict=True):
-            written += (head, self._as_it_is(line, message) or self._scrubber.dump(message.to_dict()), b"}\n")
+            written += (head, self._as_it_is(line, message) or self.scrubber.dump(message.to_dict()), b"}\n")
         self._write(b"".join(written))
 
     def _as_it_is(self, line: bytes | OversizedLine, message: Message) -> bytes | None:
         """The line, if it may be written as it is."""
         if not self._as_read or isinstance(line, OversizedLine) or not isinstance(message, AgentMessage):
             return None
-        return line if _is_utf8(line) and not self._scrubber.may_hold(line) else None
+        return line if _is_utf8(line) and not self.scrubber.may_hold(line) else None
 
     def note(self, type: str, /, **facts: Any) -> None:  # noqa: A002  it is what the message says
         """Write a message of our own."""
         if self._fd is not None:
-            said = self._scrubber.dump({"type": type, **facts})
+            said = self.scrubber.dump({"type": type, **facts})
             self._write(b"".join((self._head("runner"), said, b"}\n")))
 
     def in_container(self, name: str) -> None:
@@ -200,13 +201,13 @@ class Recorder:
         outcome: Outcome = "succeeded" if error is None else "failed"
         kind, message, exit_code = None, None, 0 if error is None else None
         if isinstance(error, ContainerRunnerError):
-            kind, message, exit_code = error.kind, self._scrubber.text(error.message), error.exit_code
+            kind, message, exit_code = error.kind, self.scrubber.text(error.message), error.exit_code
         elif isinstance(error, Exception):
             kind, message = "error", type(error).__name__
         elif error is not None:  # GeneratorExit, a cancellation, KeyboardInterrupt: somebody wanted it to end
             outcome = "stopped"
         if result is not None and result.session_id:
-            self._session = shortened(self._scrubber.text(result.session_id))
+            self._session = shortened(self.scrubber.text(result.session_id))
         usage = None if result is None or not result.usage.total else result.usage
         return attrs.evolve(
             self._summary,
@@ -226,15 +227,15 @@ class Recorder:
 
     def _shown(self, work: Work) -> Work:
         """*work* without secrets, and short enough for a summary."""
-        told = ((kind, shortened(self._scrubber.text(path))) for kind, path in work.findings)
+        told = ((kind, shortened(self.scrubber.text(path))) for kind, path in work.findings)
         return attrs.evolve(work, findings=tuple(told))
 
     def _look_for_session(self, messages: Sequence[Message]) -> None:
         for message in messages[: _SESSION_WITHIN - self._seen]:
             if isinstance(message, AgentMessage) and message.session_id:
-                self._session = shortened(self._scrubber.text(message.session_id))
+                self._session = shortened(self.scrubber.text(message.session_id))
                 model = message.raw.get("model")
-                self._model = shortened(self._scrubber.text(model)) if isinstance(model, str) else self._model
+                self._model = shortened(self.scrubber.text(model)) if isinstance(model, str) else self._model
                 break
         self._seen += len(messages)
 

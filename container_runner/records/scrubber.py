@@ -1,32 +1,41 @@
-"""Takes the values of variables out of what a run leaves to read."""
+"""Takes secrets out of what a run leaves to read, and out of its errors."""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
 from typing import Any
+from urllib.parse import quote
 
 import orjson
+
+from container_runner.errors import ContainerRunnerError
 
 _PROTOCOL_WORD = re.compile(r"[A-Za-z_]{1,40}")
 _PRINTABLE_ESCAPE = re.compile(rb"\\u00[2-7]")
 _SAFE_RUN = re.compile(r"[A-Za-z0-9_.-]+")
+_BREAK = re.compile(r"\r?\n|\\n")
+_BASE64_RUN = re.compile(r"[A-Za-z0-9]{4,20}")
 
 
 class Scrubber:
     """Replaces the values of variables by their names, in whatever way JSON spells them.
 
-    A value is found as it is; escaped, as JSON in JSON has it, once or twice; and, if it has several lines, in each of
-    them that is long enough.
+    A value is found as it is; escaped, as JSON in JSON has it, once or twice; with percents, as a URL has it; and, if
+    it has several lines, in each of them that is long enough. A secret of 8 bytes is also found in base64, wherever in
+    what was encoded it stood, and over several lines.
 
     Args:
-        values: the variables.
+        values: the values by their names.
         plain: those of them that are no secrets by their kind; their values need 8 characters, others 4.
     """
 
     def __init__(self, values: Mapping[str, str], plain: Collection[str] = ()) -> None:
         self._names: dict[str, str] = {}
+        self._broken: set[str] = set()
         anchors: set[bytes] = set()
         for name, value in values.items():
             least = 8 if name in plain else 4
@@ -37,13 +46,27 @@ class Scrubber:
                     anchors |= _anchors(text)
                     for form in _forms(text):
                         self._names.setdefault(form, f"[{name}]")
+            if name not in plain:
+                for form in _encoded(value.encode("utf-8", "surrogateescape")):
+                    if runs := _BASE64_RUN.findall(form):
+                        anchors.add(max(runs, key=len).encode())
+                        self._broken.add(form)
+                        self._names.setdefault(form, f"[{name}]")
         self._anchors = tuple(anchors)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
         forms = sorted(self._names, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, forms))) if forms else None
+        return re.compile(
+            "|".join(
+                rf"(?:{_BREAK.pattern})?".join(map(re.escape, form)) if form in self._broken else re.escape(form)
+                for form in forms
+            )
+        )
 
     def may_hold(self, data: bytes) -> bool:
         """Whether JSON could hold a value. False is certain."""
-        if self._pattern is None:
+        if not self._names:
             return False
         if any(anchor in data for anchor in self._anchors):
             return True
@@ -53,17 +76,22 @@ class Scrubber:
 
     def text(self, text: str) -> str:
         """*text* without the values."""
-        return text if self._pattern is None else self._pattern.sub(self._name, text)
+        return self._pattern.sub(self._name, text) if self._names else text
+
+    def error(self, error: ContainerRunnerError) -> None:
+        """Take the values out of what an error says."""
+        error.message, error.next_step, error.stderr = map(self.text, (error.message, error.next_step, error.stderr))
+        error.args = (error.message,)
 
     def dump(self, value: Any) -> bytes:
         """A value as JSON, without the values in its strings."""
         try:
-            return orjson.dumps(self._walk(value) if self._pattern is not None else value)
+            return orjson.dumps(self._walk(value) if self._names else value)
         except (TypeError, ValueError, RecursionError):  # of a runtime's own making
             return orjson.dumps({"type": "output", "text": self.text(ascii(value))})
 
     def _name(self, match: re.Match[str]) -> str:
-        return self._names[match[0]]
+        return self._names.get(match[0]) or self._names[_BREAK.sub("", match[0])]
 
     def _walk(self, value: Any) -> Any:
         match value:
@@ -90,13 +118,26 @@ class Scrubber:
 
 
 def _forms(value: str) -> Iterator[str]:
-    """The ways in which a decoded string can spell a value: as it is, or as JSON in JSON."""
+    """The ways in which a decoded string can spell a value: as it is, as a URL has it, or as JSON in JSON."""
     yield value
+    for safe in ("", "/"):
+        percent = quote(value, safe=safe)
+        yield from (percent, re.sub("%..", lambda found: found[0].lower(), percent), percent.replace("%20", "+"))
     for ascii_only in (False, True):
         escaped = value
         for _ in range(2):
             escaped = json.dumps(escaped, ensure_ascii=ascii_only)[1:-1]
             yield escaped
+
+
+def _encoded(value: bytes) -> Iterator[str]:
+    """What of a value's base64 depends on nothing else, for each of the three places where it may begin."""
+    if len(value) < 8:
+        return
+    for before, first in ((0, 0), (1, 2), (2, 3)):
+        end = (before + len(value)) * 8 // 6
+        for alphabet in (b"+/", b"-_"):
+            yield base64.b64encode(bytes(before) + value, alphabet)[first:end].decode()
 
 
 def _anchors(value: str) -> set[bytes]:

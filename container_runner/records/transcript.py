@@ -13,12 +13,12 @@ from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias
 
 import attrs
-import orjson
 
 from container_runner.config.converter import parse_time
 from container_runner.records.edits import Change, edits
 from container_runner.records.summary import RunSummary
 from container_runner.stream.blocks import as_text, tool_title
+from container_runner.stream.decode import fits, load
 from container_runner.stream.lines import LineSplitter, OversizedLine
 from container_runner.stream.messages import (
     AgentMessage,
@@ -33,7 +33,6 @@ from container_runner.stream.messages import (
     ToolResultBlock,
     ToolUseBlock,
     UserMessage,
-    parse_line,
     parse_message,
 )
 
@@ -351,12 +350,8 @@ class _Reader:
 
 
 def _load(line: bytes) -> dict[str, Any]:
-    """A line as an object; {} if it is none."""
-    try:
-        raw = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        message = parse_line(line)  # which takes halves of surrogate pairs, too
-        raw = message.raw if isinstance(message, AgentMessage) else {}
+    """A line as an object; {} if it is none, or is over the budget: an agent may have written it."""
+    raw = load(line) if fits(line) else None
     return raw if isinstance(raw, dict) else {}
 
 

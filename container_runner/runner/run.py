@@ -16,7 +16,7 @@ from container_runner.agents import CommandLineRuntime
 from container_runner.box import guest, script
 from container_runner.box.plan import Plan
 from container_runner.engine.engine import PULL_TIMEOUT, RUN_TIMEOUT, ContainerInfo, start_limiter
-from container_runner.engine.failures import classify, refused, scrub
+from container_runner.engine.failures import classify, refused
 from container_runner.engine.locks import LockFile, claim
 from container_runner.engine.manager import CLEANUP_TIMEOUT, DAEMON_LOST, Container, Containers
 from container_runner.engine.pool import Pool
@@ -370,7 +370,7 @@ class Run:
             end_line=process.end_line or b"",
             exit_code=None if self._has_started else process.returncode,
         )
-        return report, scrub(stderr.decode("utf-8", "replace"), self._plan.values)
+        return report, self._record.scrubber.text(stderr.decode("utf-8", "replace"))
 
     async def _refusal(self) -> ContainerRunnerError:
         """Why the agent was not started."""

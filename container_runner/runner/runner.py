@@ -39,6 +39,7 @@ from container_runner.engine.manager import (
 from container_runner.engine.owner import Owner
 from container_runner.engine.pool import Pool
 from container_runner.errors import AgentError, ConfigError, ContainerRunnerError
+from container_runner.folders import expanded
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.records.recorder import Recorder
 from container_runner.records.records import RunRecord
@@ -98,7 +99,7 @@ class ContainerRunner:
             raise ConfigError("config", config, 'a ContainerConfig, as ContainerConfig(image="my/claude")')
         self.runtime = command_line(runtime)
         self.config = config
-        self.state_dir = Path(state_dir).expanduser().absolute()
+        self.state_dir = expanded(state_dir, "state_dir").absolute()
         self.records = RecordLimits() if records is True else records or None
         self._engine: Engine | None = None
         self._manager: Containers | None = None
@@ -256,6 +257,7 @@ class ContainerRunner:
             other_mounts=any(word.startswith(MOUNTING) for word in config.extra_args),
             variables=env.named,
             values=env.values,
+            hidden={**env.values, **mounts.hidden},
             files=gitconfig.box_files(environ, None if workspace is None else repositories.git_folder(workspace)),
             prompt=command.stdin,
             token=secrets.token_hex(16),
@@ -370,6 +372,8 @@ class ContainerRunner:
                     left = await run.finish(self.config.max_containers)
                     error = error or left
             finally:
+                if error is not None:
+                    record.scrubber.error(error)
                 changes = None if run is None or run.carrier is None else run.carrier.changes
                 stop = None if run is None else run.stopped_by
                 summary = record.finish(error or broken, stop=stop, changes=changes)

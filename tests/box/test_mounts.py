@@ -519,13 +519,31 @@ def test_how_the_agent_gets_its_login(
 ) -> None:
     if file:
         (home / ".agent").mkdir()
-        (home / ".agent/login.json").write_text("{}")
+        (home / ".agent/login.json").write_text('{"token": "the-token"}')
 
     found = build(tmp_path, environ=("API_KEY",) if variable else (), credentials=wanted)
 
     login = Mount(str(home / ".agent/login.json"), "/container-runner/sessions/login", read_only=True)
     assert found.credentials_by_name is by_name
     assert (login in found.mounts) is mounted
+    assert found.hidden == ({"login.json:token": "the-token"} if mounted else {})
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"token": ""}', '{"token": "x", "expiresAt": 0}'])
+def test_a_login_file_without_a_login_is_none(tmp_path: Path, home: Path, content: str) -> None:
+    (home / ".agent").mkdir()
+    (home / ".agent/login.json").write_text(content)
+
+    assert not any(mount.target.endswith("login") for mount in build(tmp_path, credentials="auto").mounts)
+    with pytest.raises(ConfigError, match="login"):
+        build(tmp_path, credentials="file")
+
+
+def test_what_is_in_a_file_of_secrets_is_secret(tmp_path: Path) -> None:
+    (tmp_path / "deploy").write_text("the-key\n")
+    volumes = [f"{tmp_path}/deploy:/run/secrets/deploy:ro", f"{tmp_path}/deploy:/mnt/deploy:ro"]
+
+    assert build(tmp_path, volumes=volumes, credentials="none").hidden == {"deploy": "the-key"}
 
 
 def test_a_login_file_that_is_wanted_and_not_there_is_refused(tmp_path: Path) -> None:
@@ -542,7 +560,7 @@ def test_agent_configuration_and_a_state_folder_are_enough(
     monkeypatch.setenv("HOME", str(tmp_path))
     workspace.chmod(0o777)
     (tmp_path / ".claude").mkdir()
-    (tmp_path / ".claude" / ".credentials.json").write_text("{}")
+    (tmp_path / ".claude" / ".credentials.json").write_text('{"token": "x"}')
     (tmp_path / ".claude" / ".credentials.json").chmod(0o644)
     for name in ("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)

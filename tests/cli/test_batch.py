@@ -116,7 +116,7 @@ def test_what_the_engines_failures_ask_for_is_said_once(place: Place) -> None:
     done = place.run("batch", str(file), "--engine=/bin/false")
 
     assert done.returncode == 5
-    advice = "Run the command that `container-runner argv` prints by hand"
+    advice = "Its own words are above"
     assert done.stderr.count(advice) == 1
 
 

@@ -214,7 +214,7 @@ def test_a_login_of_any_kind_is_enough(tmp_path: Path, monkeypatch: pytest.Monke
     assert credentials(tmp_path, env={"ANTHROPIC_BASE_URL": "http://proxy"}).status == "ok"
     file = tmp_path / "home/.claude/.credentials.json"
     file.parent.mkdir()
-    file.write_text("{}")
+    file.write_text('{"token": "x"}')
     file.chmod(0o644)
     assert ".credentials.json" in credentials(tmp_path).found
     assert credentials(tmp_path, credentials="env").status == "fail"

@@ -13,6 +13,7 @@ from container_runner.engine.failures import classify, spawn_error
 from container_runner.errors import (
     ConfigError,
     ContainerGoneError,
+    DiskFullError,
     EngineArgumentError,
     EngineBusyError,
     EngineError,
@@ -106,6 +107,45 @@ SAID: list[tuple[type[EngineError], int, str]] = [
      "OCI runtime error"),
     (EngineBusyError, 125, "docker: Error response from daemon: context deadline exceeded"),
     (EngineBusyError, 125, "Error: database is locked"),
+    *((DiskFullError, 125, text) for text in (
+        f"docker: {DAEMON}mkdir /var/lib/docker/overlay2/x-init: no space left on device.",
+        "Error: writing blob: storing blob to file: write /var/tmp/storage1/1: no space left on device",
+        "write /var/lib/docker/tmp/GetImageBlob1: disk quota exceeded",
+    )),
+    (EngineUnreachableError, 1,
+     'Failed to initialize: unable to resolve docker endpoint: context "nope": context not found: open /x: no such '
+     'file or directory'),
+    (EngineUnreachableError, 1,
+     f"{DAEMON}client version 1.43 is too old. Minimum supported API version is 1.44, please upgrade your client"),
+    (EngineUnreachableError, 1,
+     f"{DAEMON}Docker Desktop is manually paused. Unpause it through the Whale menu or Dashboard."),
+    (EnginePermissionError, 1, f"{DAEMON}authorization denied by plugin opa: no"),
+    (EnginePermissionError, 125,
+     'Error: cannot set up namespace using "/usr/bin/newuidmap": exit status 1'),
+    (EnginePermissionError, 125,
+     "potentially insufficient UIDs or GIDs available in user namespace: there might not be enough IDs available"),
+    (MountError, 125,
+     f"docker: {DAEMON}Mounts denied: \nThe path /opt/x is not shared from the host and is not known to Docker."),
+    (MountError, 125, f"docker: {DAEMON}error while creating mount source path '/host_mnt/x': mkdir /host_mnt/x: "
+     "operation not permitted."),
+    (MountError, 126,
+     'docker: Error response from daemon: failed to create task for container: runc create failed: error mounting '
+     '"/home/x/fuse" to rootfs at "/workspace": mount: permission denied: unknown.'),
+    (ImageUnsuitableError, 255, "exec /usr/bin/sh: exec format error"),
+    (ImageUnsuitableError, 125, "Error: crun: exec container process `/bin/sh`: Exec format error: OCI runtime error"),
+    (ImageUnsuitableError, 125, "docker: no matching manifest for linux/arm64/v8 in the manifest list entries."),
+    (ImageUnsuitableError, 125,
+     "docker: image with reference x was found but does not match the specified platform: wanted linux/arm64"),
+    (PullFailedError, 125, 'Error: short-name "no/such" did not resolve to an alias and no unqualified-search '
+     'registries are defined in "/etc/containers/registries.conf"'),
+    (EngineArgumentError, 125, f'docker: {DAEMON}error gathering device information while adding custom device '
+     '"/dev/nope": no such file or directory.'),
+    (EngineArgumentError, 125, "Error: stat /dev/nope: no such file or directory"),
+    (EngineArgumentError, 125, f'docker: {DAEMON}could not select device driver "" with capabilities: [[gpu]].'),
+    (EngineArgumentError, 126, "Error: runc: error setting rlimit type 7: operation not permitted: OCI runtime error"),
+    (EngineBusyError, 125, f"{DAEMON}all predefined address pools have been fully subnetted"),
+    (EngineBusyError, 125,
+     f"docker: {DAEMON}no available IPv4 addresses on this network's address pools: bridge (c0ffee)."),
     (EngineError, 125, f"docker: {DAEMON}Minimum memory limit allowed is 6MB."),
     (EngineError, 126,
      "OCI runtime exec failed: exec failed: unable to start container process: chdir to cwd (\"/nope\") "
@@ -131,11 +171,26 @@ def test_what_engines_say_is_told_apart(kind: type[EngineError], code: int, text
          "The network lan does not exist."),
         ("Error: unable to find network with name or ID lan: network not found", "The network lan does not exist."),
         ("Error: network a b not found", "The network does not exist."),
+        ('context "nope": context not found', "There is no docker context nope."),
+        ('adding custom device "/dev/nope": no such file', "The engine's `run` failed with code 125."),
+        ('gathering device information while adding custom device "/dev/nope": no such file or directory',
+         "There is no device /dev/nope on the engine's machine."),
+        ("Error: stat /dev/nope: no such file or directory", "There is no device /dev/nope on the engine's machine."),
+        ('error mounting "/a b" to rootfs at "/workspace": denied', "The engine may not mount a folder /a b."),
         ("Error: cannot expose privileged port 80, you can add", "The port 80 may only be opened by root."),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(said: str, message: str) -> None:
     assert classify(Completed(returncode=125, stdout=b"", stderr=said), "run").message == message
+
+
+def test_no_next_step_asks_for_words_that_are_shown() -> None:
+    """The engine's own words stand in `stderr`, and each error says what to type or where to look."""
+    for _, code, text in SAID:
+        error = classify(Completed(returncode=code, stdout=b"", stderr=f"{text}\n"), "run")
+        assert "by hand" not in error.next_step
+        assert error.next_step
+        assert text.split("\n")[0] in error.stderr
 
 
 def test_the_id_of_a_container_that_never_ran_says_nothing() -> None:

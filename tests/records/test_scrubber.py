@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,80 @@ def test_a_secret_is_in_no_transcript_however_it_is_spelled(
     for escaped in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
         assert escaped not in shown
     assert before["message"] == after["message"] == {"type": "assistant"}
+
+
+def test_values_become_their_names_longest_first() -> None:
+    scrubber = Scrubber({"SHORT": "abcd", "LONG": "abcdef", "TINY": "abc", "EMPTY": ""})
+
+    assert scrubber.text("abcdef abcd abc") == "[LONG] [SHORT] abc"
+
+
+def lines_of(text: str, width: int, end: str) -> str:
+    return end.join(text[at : at + width] for at in range(0, len(text), width))
+
+
+@given(
+    value=st.from_regex(rb"[!-~]{8,200}", fullmatch=True),
+    before=st.binary(max_size=5),
+    after=st.binary(max_size=5),
+    urlsafe=st.booleans(),
+    width=st.sampled_from([64, 76, 1000]),
+    end=st.sampled_from(["\n", "\r\n", "\\n"]),
+)
+@settings(deadline=None, max_examples=300)
+def test_no_base64_survives(value: bytes, before: bytes, after: bytes, urlsafe: bool, width: int, end: str) -> None:
+    encode = base64.urlsafe_b64encode if urlsafe else base64.b64encode
+    scrubber = Scrubber({"Z": value.decode("utf-8", "surrogateescape")})
+
+    told = scrubber.text(lines_of(encode(before + value + after).decode(), width, end))
+
+    assert "[Z]" in told
+    # What is left of it is what its neighbours in the first and the last three bytes have a part in.
+    assert len(told.replace("[Z]", "").replace(end, "")) <= 4 * (len(before + after) // 3 + 3)
+
+
+def test_base64_is_found_before_anything_is_decoded() -> None:
+    scrubber = Scrubber({"KEY": KEY})
+    for before in ("", "a", "ab"):
+        line = json.dumps({"text": lines_of(base64.b64encode(f"{before}{KEY}".encode()).decode(), 76, "\n")}).encode()
+        assert scrubber.may_hold(line)
+        assert "[KEY]" in scrubber.dump(json.loads(line)).decode()
+
+
+@pytest.mark.parametrize(
+    "form", ["p%40ss%2Fw%C3%B6rd%20x", "p%40ss%2fw%c3%b6rd%20x", "p%40ss/w%C3%B6rd%20x", "p%40ss%2Fw%C3%B6rd+x"]
+)
+def test_a_url_holds_no_secret(form: str) -> None:
+    scrubber = Scrubber({"KEY": "p@ss/wörd x"})
+
+    assert scrubber.may_hold(json.dumps({"text": form}).encode())
+    assert scrubber.text(f"https://u:{form}@host/") == "https://u:[KEY]@host/"
+
+
+def test_an_open_variable_and_a_short_secret_are_not_looked_for_in_base64() -> None:
+    scrubber = Scrubber({"OPEN": "production", "SHORT": "abcdef"}, plain=["OPEN"])
+    said = base64.b64encode(b"production abcdef").decode()
+
+    assert scrubber.text(said) == said
+
+
+async def test_what_is_in_a_mounted_login_file_is_in_no_record_and_no_error(
+    fake_engine: FakeEngine, state: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".claude").mkdir()
+    login = tmp_path / ".claude/.credentials.json"
+    login.write_text(json.dumps({"claudeAiOauth": {"accessToken": KEY, "expiresAt": 9e15}}))
+    login.chmod(0o644)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    fake_engine.messages([f"it is {KEY}", {**RESULT, "is_error": True, "result": KEY}], exit_code=1, stderr=KEY)
+
+    *_, error = await all_of(runner(state), options())
+
+    written = b"".join(path.read_bytes() for path in (state / "runs" / "bot").iterdir()).decode()
+    assert KEY not in written + repr(error) + error.to_json().decode()
+    assert "[.credentials.json:claudeAiOauth.accessToken]" in written
 
 
 @given(

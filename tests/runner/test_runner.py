@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import re
 import shlex
 import string
 import subprocess
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -30,8 +33,7 @@ from container_runner.box.mounts import mount_table
 from container_runner.box.plan import Plan
 from container_runner.config.container import ContainerConfig
 from container_runner.engine.engine import Engine
-from container_runner.engine.failures import scrub
-from container_runner.errors import ConfigError
+from container_runner.errors import AgentFailedError, ConfigError
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.records.sessions import Sessions
 from container_runner.runner import ContainerRunner
@@ -484,6 +486,28 @@ async def test_a_secret_goes_to_the_agents_stdin_alone_and_is_scrubbed_from_what
         assert SECRET not in " ".join([*call.argv, *call.env, *call.env.values()])
 
 
+async def test_an_error_says_no_secret_in_whatever_form_the_agent_said_it(
+    fake_engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pem = "-----BEGIN KEY-----\nMIIEowIBAAKCAQEA0Z3VS5JJ\n-----END KEY-----\n"
+    for name, value in {"MY_SECRET": SECRET, "PEM": pem}.items():
+        monkeypatch.setenv(name, value)
+    said = [SECRET, json.dumps(pem), base64.b64encode(f"user:{SECRET}".encode()).decode(), textwrap.indent(pem, "  ")]
+    failed = {"type": "result", "subtype": "success", "is_error": True, "result": " ".join(said[:3])}
+    fake_engine.messages([failed], exit_code=1, stderr="\n".join(said))
+    work = runner(tmp_path, secrets=["MY_SECRET", "PEM"])
+
+    *_, error = await all_of(work, options())
+    fake_engine.messages([failed], exit_code=1, stderr="\n".join(said))
+    with pytest.raises(AgentFailedError) as raised:
+        await work.run(options())
+
+    for shown in (repr(error), error.to_json().decode(), str(raised.value), repr(raised.value), *raised.value.args):
+        assert not [word for word in (SECRET, "MIIEow", said[2][8:24]) if word in shown]
+    assert isinstance(error, ErrorMessage)
+    assert error.message.startswith("claude failed: [MY_SECRET] ")
+
+
 # Why an agent was not started
 
 ID = "ab" * 16
@@ -876,27 +900,10 @@ async def test_a_command_in_the_place_of_claude(fake_engine: FakeEngine, tmp_pat
     assert fake_engine.agent_argv[-2:] == ("agent", "--fast")
 
 
-# Scrubbing
-
-
-def test_values_become_their_names_longest_first() -> None:
-    values = {"SHORT": "abcd", "LONG": "abcdef", "TINY": "abc", "EMPTY": ""}
-
-    assert scrub("abcdef abcd abc", values) == "[LONG] [SHORT] abc"
-
-
-LETTERS = st.text(string.ascii_lowercase)
-
-
-@given(st.text(string.ascii_lowercase, min_size=4), LETTERS, LETTERS)
-def test_no_value_is_left(value: str, before: str, after: str) -> None:
-    assert value not in scrub(f"{before}{value}{after}", {"X": value})
-
-
 def test_a_plans_values_and_prompt_are_in_no_repr() -> None:
     hidden = {field.name for field in attrs.fields(Plan) if field.repr is False}
 
-    assert {"values", "prompt", "token"} <= hidden
+    assert {"values", "hidden", "prompt", "token"} <= hidden
 
 
 async def test_a_start_that_takes_too_long_says_so(
