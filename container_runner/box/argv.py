@@ -8,7 +8,7 @@ from typing import Final, Literal
 import attrs
 
 from container_runner.box import script
-from container_runner.box.environment import ContainerEnv
+from container_runner.box.environment import ContainerEnv, selinux_enforces
 from container_runner.box.mounts import TMP_SIZE, ContainerMounts
 from container_runner.box.user import User
 from container_runner.config import paths
@@ -101,6 +101,7 @@ def run_argv(
         "--workdir=/",  # docker would make the workspace's, and a tmpfs over it then takes its mode
         "--cap-drop=ALL",
         "--security-opt=no-new-privileges",
+        *(["--security-opt=label=disable"] if _needs_no_label(config) else []),
         "--ipc=private",
         *(["--read-only"] if config.read_only else []),
         "--log-driver=none",
@@ -258,6 +259,12 @@ def try_argv(binary: str, *, image: str, program: str, arguments: Iterable[str])
         image,
         *arguments,
     ]
+
+
+def _needs_no_label(config: ContainerConfig) -> bool:
+    # To label the workspace would change the owner's files for good, and open them to every other container.
+    own = any(argument.startswith("--security-opt=label") for argument in config.extra_args)
+    return selinux_enforces() and not own
 
 
 def _gpus(gpus: str, dialect: Dialect) -> list[str]:

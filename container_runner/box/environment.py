@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Final
 
 import attrs
@@ -26,6 +27,17 @@ _CLIENT_VARIABLE: Final = re.compile(
 )
 """What the engine's client itself reads. Its environment holds these, what the agent is given by name, and no
 more: a secret of yours that nobody asked for is not in it."""
+
+
+SELINUX: Final = Path("/sys/fs/selinux/enforce")
+
+
+def selinux_enforces() -> bool:
+    """Whether this machine's kernel lets no container at files that are not labelled for containers."""
+    try:
+        return SELINUX.read_text("ascii").strip() == "1"
+    except OSError:
+        return False
 
 
 def host_environment() -> Mapping[str, str]:

@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import anyio
@@ -37,7 +38,7 @@ def build(
 ) -> None:
     """Build an image with an agent, git, ripgrep and ps, and try it.
 
-    The progress goes to stderr.
+    The progress goes to stderr. An image with claude is the default for runs from then on.
 
     Args:
         agent: claude, codex or gemini.
@@ -53,6 +54,7 @@ def build(
         cache: Reuse the steps of earlier builds.
         json: Print a JSON object on the image instead of text for people.
     """
+    from container_runner.config.tiers import remember_built
     from container_runner.engine.image import AGENTS, Recipe
 
     recipe = Recipe(
@@ -68,11 +70,17 @@ def build(
     started = time.monotonic()
     built = anyio.run(_build, flags, recipe, from_scratch)
     seconds = round(time.monotonic() - started, 1)
+    is_default = False
+    if agent == "claude":  # with another one a run needs --command, so it is no default
+        with suppress(OSError):
+            remember_built(built.image, flags.config)
+            is_default = True
     if json:
         facts = {"image": built.image, "id": built.id, "agent": agent, "version": built.version, "seconds": seconds}
         print_json(facts)
         return
-    print(f"Built {built.image} with {agent} {clean(built.version)} in {seconds:g} s. Next:")
+    said = f"Built {built.image} with {agent} {clean(built.version)} in {seconds:g} s"
+    print(f"{said}{'; it is the default image now' if is_default else ''}. Next:")
     words = ["container-runner", "doctor", f"--image={built.image}"]
     words += [f"--command={AGENTS[agent].program}"] if agent != "claude" else []
     words += [f"--engine={flags.engine}"] if flags.engine is not None else []

@@ -1,7 +1,8 @@
 """Which source of configuration may say what, and how they become one.
 
-From the weakest to the strongest: the operator's file ([defaults], then [agents.NAME], then [profiles.NAME]), the
-environment, the flags. What remains unset gets its default last, so that a key in one source never resets another key.
+From the weakest to the strongest: the image that was built last, the operator's file ([defaults], then [agents.NAME],
+then [profiles.NAME]), the environment, the flags. What remains unset gets its default last, so that a key in one source
+never resets another key.
 
 At the end comes the workspace's own `.container-runner.toml`, which may only tighten what the others have decided.
 """
@@ -12,6 +13,7 @@ import os
 import re
 import typing
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -33,6 +35,10 @@ from container_runner.folders import LONGEST, expanded, read_regular
 
 PREFIX: Final = "CONTAINER_RUNNER_"
 """How a variable's name begins whose rest is a field in capitals."""
+
+
+BUILT: Final = "built-image"
+"""The file beside the operator's that names the image which was built last. Every other source wins over it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -122,6 +128,7 @@ def effective(
     """
     operator = default_file() if file is None else expanded(file, "config").absolute()
     tiers = [
+        *_built_tiers(operator.with_name(BUILT), workspace),
         *_operator_tiers(operator, agent, profile, workspace, is_required=file is not None),
         *_environment_tiers(os.environ if environ is None else environ),
         *((flag(name), {name: fields.from_text(name, value)}) for name, value in (flags or {}).items()),
@@ -144,6 +151,27 @@ def effective(
         settings={name: settings.get(name, Setting(fields.defaults()[name], DEFAULT)) for name in FIELDS},
         file=operator,
     )
+
+
+def remember_built(image: str, file: Path | None = None) -> None:
+    """Make an image the default.
+
+    Args:
+        file: the operator's file. None: `default_file()`.
+
+    Raises:
+        OSError: it can not be written down.
+    """
+    built = (default_file() if file is None else file.expanduser().absolute()).with_name(BUILT)
+    built.parent.mkdir(parents=True, exist_ok=True)
+    built.write_text(f"{image}\n")
+
+
+def _built_tiers(built: Path, workspace: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if built.is_relative_to(workspace.expanduser().resolve()):
+        return  # the agent can write it
+    with suppress(OSError):
+        yield str(built), {"image": read_regular(built).decode("utf-8", "replace").strip()}
 
 
 def _checked(settings: Mapping[str, Setting], last: str | None = None) -> ContainerConfig:

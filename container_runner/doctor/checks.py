@@ -15,7 +15,7 @@ import attrs
 
 from container_runner.agents import Credentials
 from container_runner.box import argv
-from container_runner.box.environment import host_environment
+from container_runner.box.environment import host_environment, selinux_enforces
 from container_runner.box.hints import LOGIN
 from container_runner.box.plan import Plan
 from container_runner.box.user import User
@@ -38,7 +38,7 @@ Status = Literal["ok", "warn", "fail", "skip"]
 
 NAMES: Final = (
     *("configuration", "credentials", "secrets", "engine", "daemon", "rootless", "versions"),
-    *("image", "box", "tools", "agent", "workspace", "sessions", "network", "limits"),
+    *("selinux", "image", "box", "tools", "agent", "workspace", "sessions", "network", "limits"),
 )
 """All checks, in the order in which they are made."""
 
@@ -191,6 +191,15 @@ def check_rootless(engine: Engine, info: Mapping[str, Any]) -> Check:
         found = "yes, as Docker does it: only the container's root can write what is yours"
         return Check(name="rootless", status="warn", found=found, fix="container-runner run --user=root …")
     return passed("rootless", "no: the engine is root, the agent is not")
+
+
+def check_selinux(config: ContainerConfig | None) -> Check:
+    """Whether SELinux would keep an agent from its workspace, and what is done about it."""
+    if not selinux_enforces():
+        return passed("selinux", "not enforced on this machine")
+    if config is not None and any(word.startswith("--security-opt=label") for word in config.extra_args):
+        return passed("selinux", "enforced, with the label that extra_args gives the box")
+    return passed("selinux", "enforced, so the box runs with label=disable: its other walls hold, this one does not")
 
 
 def check_versions(engine: Engine, info: Mapping[str, Any], versions: Mapping[str, Any]) -> Check:

@@ -79,6 +79,7 @@ async def _examine(prepare: Prepare, wanted: str) -> AsyncGenerator[Check, None]
     yield checks.check_daemon(engine, info)
     yield checks.check_rootless(engine, info)
     yield checks.check_versions(engine, info, versions)
+    yield checks.check_selinux(None if runner is None else runner.config)
     if refused is not None:
         yield checks.check_refused(refused, runner, wanted, engine)
     if runner is None:

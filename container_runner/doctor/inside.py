@@ -107,7 +107,7 @@ def _folders(runner: ContainerRunner, options: ExecuteOptions) -> set[Path]:
     """The folders that a run may make in the state folder, as far as they are there."""
     state = runner.state_dir.resolve()
     sessions = sessions_folder(state, options.agent.name)
-    above = {folder for folder in (state, state / EMPTY, sessions.parent) if folder.exists()}
+    above = {folder for folder in (state, state / EMPTY, state / "locks", sessions.parent) if folder.exists()}
     return above | {Path(folder) for folder, _, _ in os.walk(sessions)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from container_runner.box import argv, script
+from container_runner.box import argv, environment, script
 from container_runner.box.argv import DOCKER, PODMAN, PODMAN_ROOTLESS, Dialect
 from container_runner.box.environment import ContainerEnv
 from container_runner.box.mounts import TMP_SIZE, ContainerMounts
@@ -404,6 +405,20 @@ def test_a_gpu_of_podmans_is_a_device(gpus: str, devices: list[str]) -> None:
     words = run_argv(PODMAN, gpus=gpus)
 
     assert [word for word in words if "gpu" in word] == [f"--device=nvidia.com/gpu={device}" for device in devices]
+
+
+@DIALECTS
+def test_where_selinux_enforces_the_box_has_no_label_unless_it_is_given_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dialect: Dialect, mapping: list[str]
+) -> None:
+    enforce, disabled, own = tmp_path / "enforce", "--security-opt=label=disable", "--security-opt=label=type:my_t"
+    monkeypatch.setattr(environment, "SELINUX", enforce)
+    assert disabled not in run_argv(dialect)
+    enforce.write_text("0")
+    assert disabled not in run_argv(dialect)
+    enforce.write_text("1")
+    assert disabled in run_argv(dialect)
+    assert disabled not in run_argv(dialect, extra_args=[own])
 
 
 def test_docker_takes_no_proxy_from_its_own_configuration() -> None:

@@ -14,7 +14,8 @@ DIGEST = "0123456789abcdef" * 4
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> SmallEngine:
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallEngine:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     engine = SmallEngine.make(tmp_path)
     script = Path(engine.binary)
     answers = f"""\
@@ -41,6 +42,21 @@ def test_the_progress_goes_to_stderr_and_the_next_line_to_type_to_stdout(
     )
     assert "\033" not in done.out + done.err
     assert f"--build-arg=AGENT_VERSION={AGENTS[agent].version}" in engine.calls[1]
+
+
+def test_an_image_with_claude_is_the_default_from_then_on(
+    engine: SmallEngine, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "work").mkdir()
+    config = ["config", "--json", f"--workspace={tmp_path / 'work'}"]
+    call(capfd, "image", "build", "codex", f"--engine={engine.binary}")
+    assert json.loads(call(capfd, *config).out)["settings"]["image"]["value"] is None
+
+    done = call(capfd, "image", "build", "--tag=mine:1", f"--engine={engine.binary}")
+
+    assert done.lines[0].endswith("; it is the default image now. Next:")
+    found = json.loads(call(capfd, *config).out)["settings"]["image"]
+    assert (found["value"], found["source"]) == ("mine:1", str(tmp_path / "config/container-runner/built-image"))
 
 
 def test_json_is_for_programs(engine: SmallEngine, capfd: pytest.CaptureFixture[str]) -> None:

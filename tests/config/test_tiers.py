@@ -12,7 +12,7 @@ from container_runner.config.container import ContainerConfig
 from container_runner.config.fields import FIELDS, defaults
 from container_runner.config.keys import ELSEWHERE
 from container_runner.config.limits import RecordLimits
-from container_runner.config.tiers import default_file
+from container_runner.config.tiers import default_file, effective, remember_built
 from container_runner.config.tightening import Setting
 from container_runner.errors import ConfigError
 from container_runner.options import Agent, ExecuteOptions
@@ -310,3 +310,19 @@ def test_a_key_that_is_nearly_one_gets_that_one_and_not_all_of_them(place: Place
     refused = place.refusal("[defaults]\nmemry = 1\n")
 
     assert refused.allowed == "perhaps memory; `container-runner config` lists all keys"
+
+
+def test_every_source_wins_over_the_image_that_was_built_last(place: Place) -> None:
+    remember_built("mine:1", place.file)
+
+    assert place.ask().settings["image"] == Setting("mine:1", str(place.folder / "built-image"))
+    assert place.ask('[defaults]\nimage = "other"').config.image == "other"
+    assert place.ask(flags={"image": "third"}).config.image == "third"
+
+
+def test_an_image_that_is_named_in_the_workspace_is_no_default(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(place.workspace))
+    remember_built("evil")
+
+    assert place.ask(file=None).settings["image"].value is None
+    assert effective(agent="bot", workspace=place.folder / "else", environ={}).settings["image"].value == "evil"
