@@ -26,7 +26,7 @@ from rich.text import Text
 
 from container_runner.cli.text import MOST_CHANGED, change_lines, clean, job_facts, render, tool_call, tool_result
 from container_runner.cli.text import line as one_line
-from container_runner.cli.view import View
+from container_runner.cli.view import NOTHING_YET, QUIET, View
 from container_runner.fleet.batch import Job, JobResult
 from container_runner.records.edits import edits
 from container_runner.records.figures import clock, duration, taken
@@ -157,8 +157,13 @@ class RunView(Screen):
         self._printed = 0
         self._spaced = False
         self._spinner = Spinner("dots", style="cyan")
+        self._started_at: float | None = None
+        """When the agent started, as long as it has said nothing."""
         title = self.fitted(Text.assemble(("▸ ", "cyan"), (one_line(prompt), "bold")))
         self.show(title, Text(f"  {clean(place)}", "dim"))
+
+    def agent_started(self) -> None:
+        self._started_at = time.monotonic()
 
     async def take(self, message: messages.Message) -> None:
         """Show one more message."""
@@ -166,6 +171,7 @@ class RunView(Screen):
 
     def add(self, message: messages.Message) -> None:
         """Show one more message."""
+        self._started_at = None
         match message:
             case messages.StreamEvent():
                 self._stream(message)
@@ -228,6 +234,9 @@ class RunView(Screen):
     def _status(self) -> Text:
         tally = self._tally
         tools = len(self._tools)
+        if self._started_at is not None:
+            has_waited = time.monotonic() - self._started_at >= QUIET
+            self._activity = NOTHING_YET if has_waited else NOTHING_YET.partition(":")[0]
         activity = {0: self._activity, 1: "a tool at work"}.get(tools, f"{tools} tools at work")
         facts = [clock(self.elapsed), *taken(tally.turns, tally.tokens)]
         if tally.cost_usd:

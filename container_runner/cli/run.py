@@ -22,7 +22,7 @@ from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.look import Snapshot, changed, snapshot
 from container_runner.cli.options import ExecuteFlags, read_prompt, spelled
 from container_runner.cli.text import clean, render, summary
-from container_runner.cli.view import View, put, take_any_script, wants_live, watched
+from container_runner.cli.view import NOTHING_YET, QUIET, View, put, take_any_script, wants_live, watched
 from container_runner.config.protected import OBEYED
 from container_runner.errors import (
     AgentError,
@@ -114,7 +114,22 @@ class _Json(View):
 class _Plain(View):
     """Messages as text, line by line."""
 
+    def __init__(self) -> None:
+        self._started = anyio.Event()
+        self._has_said = False
+
+    def agent_started(self) -> None:
+        self._started.set()
+
+    async def beside(self) -> None:
+        """Wonder at an agent that says nothing."""
+        await self._started.wait()
+        await anyio.sleep(QUIET)
+        if not self._has_said:
+            self.note(f"· {NOTHING_YET}")
+
     async def take(self, message: Message) -> None:
+        self._has_said = True
         if text := render(message):
             await put(f"{text}\n".encode(sys.stdout.encoding or "utf-8", "replace"))
 
@@ -129,7 +144,9 @@ async def _run(
 ) -> int:
     """Run it; with the command that would run it *again*, tell at the end how it went."""
     came: list[Changes] = []
-    messages = runner.execute(options, on_end=lambda _, changes: came.extend(filter(None, [changes])))
+    messages = runner.execute(
+        options, on_start=view.agent_started, on_end=lambda _, changes: came.extend(filter(None, [changes]))
+    )
     before = await _look(runner, options) if again is not None else None
     began = time.monotonic()
 

@@ -26,11 +26,20 @@ LOOK_TIMEOUT = 5.0
 """Seconds that a look at what is left may take."""
 
 
+QUIET = 10.0
+"""Seconds after which an agent that has started and said nothing is wondered at."""
+
+NOTHING_YET = "started, nothing said yet: network? key?"
+
+
 class View:
     """Shows some work. By itself it shows what we have to say, line by line on stderr."""
 
     def start(self) -> None:
         """Just before the work."""
+
+    def agent_started(self) -> None:
+        """The agent has started."""
 
     async def beside(self) -> None:
         """What goes on until the work and its clean-up have ended."""

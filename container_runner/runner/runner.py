@@ -109,7 +109,11 @@ class ContainerRunner:
         """Whether the engine has not refused an overlay yet."""
 
     def execute(
-        self, options: ExecuteOptions, *, on_end: Callable[[RunSummary, Changes | None], None] | None = None
+        self,
+        options: ExecuteOptions,
+        *,
+        on_start: Callable[[], None] | None = None,
+        on_end: Callable[[RunSummary, Changes | None], None] | None = None,
     ) -> AsyncGenerator[Message, None]:
         """Run the agent and yield its messages.
 
@@ -118,6 +122,7 @@ class ContainerRunner:
         is closed, which `contextlib.aclosing` does at once.
 
         Args:
+            on_start: called when the agent has started, which may be long before it says something.
             on_end: called with the run's summary, and what came out of a carried workspace, when all of that is done.
 
         Raises:
@@ -126,7 +131,7 @@ class ContainerRunner:
             EngineNotFoundError: likewise, if the configuration names a program that is not there.
         """
         return self._execute(
-            options, self.plan(options), on_end and (lambda summary, changes, *_: on_end(summary, changes))
+            options, self.plan(options), on_end and (lambda summary, changes, *_: on_end(summary, changes)), on_start
         )
 
     async def run(
@@ -327,6 +332,7 @@ class ContainerRunner:
         first: Plan,
         on_end: Callable[[RunSummary, Changes | None, RunRecord | None, ContainerRunnerError | None], None]
         | None = None,
+        on_start: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Message, None]:
         """Run *first*, and tell *on_end* how it went, what is kept of it, and what went wrong."""
         began_at = anyio.current_time()
@@ -352,6 +358,8 @@ class ContainerRunner:
                     manager, self.runtime, options, first, again, self._pools, record, began_at, self._find(manager)
                 )
                 stream = await self._start(run, manager)
+                if on_start is not None:
+                    on_start()
                 while (messages := await stream.read()) or await run.fetch():
                     for message in messages:
                         yield message

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from container_runner.cli import live
 from container_runner.cli.live import MOST_PENDING, MOST_STREAMED, RunView
 from container_runner.cli.view import LEAVING, NOTHING_LEFT
 from container_runner.records.tally import Tally
@@ -212,6 +213,21 @@ def seen(shown: RunView, console: Console) -> list[str]:
     """The lines that stay."""
     shown.stop()
     return [row.rstrip() for row in console.export_text().split("\n") if row.strip()][2:]
+
+
+def test_an_agent_that_has_started_and_says_nothing_is_wondered_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, _ = view()
+    before = shown._status().plain
+    shown.agent_started()
+    started = shown._status().plain
+    monkeypatch.setattr(live, "QUIET", 0.0)
+    quiet = shown._status().plain
+    shown.add(parse_message({"type": "system", "subtype": "init"}))
+
+    assert before.startswith("starting the container ")
+    assert started.startswith("started, nothing said yet ")
+    assert quiet.startswith("started, nothing said yet: network? key? ")
+    assert shown._status().plain.startswith("waiting for the model ")
 
 
 def test_text_comes_as_it_is_written() -> None:

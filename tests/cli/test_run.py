@@ -18,6 +18,7 @@ import attrs
 import pytest
 
 from container_runner.cli import look
+from container_runner.cli import run as run_module
 from container_runner.cli.run import _Json, _Plain
 from container_runner.cli.text import clean, line, tool_call
 from container_runner.stream.messages import OutputLine, parse_message
@@ -535,6 +536,19 @@ def test_a_pipe_that_stays_silent_holds_nothing_up_and_is_told(place: Place) -> 
     assert done.returncode == 0
     assert "say this" in done.stdout
     assert "stdin is a pipe on which nothing comes" in done.stderr
+
+
+async def test_an_agent_that_has_started_and_says_nothing_is_wondered_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_module, "QUIET", 0.0)
+    quiet, talkative = _Plain(), _Plain()
+    await talkative.take(parse_message({"type": "system", "subtype": "x"}))
+    for shown in (quiet, talkative):
+        shown.agent_started()
+        await shown.beside()
+
+    assert capsys.readouterr().err == "· started, nothing said yet: network? key?\n"
 
 
 # Going on

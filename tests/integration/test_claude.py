@@ -186,11 +186,11 @@ def test_what_a_run_leaves_in_its_own_configuration_does_not_act_in_the_next(
 
 
 @ON_OWN_ROOTFUL
-def test_a_session_that_is_not_there_is_the_agents_failure_in_its_own_words(box: Box) -> None:
+def test_a_session_that_is_not_there_is_an_error_of_its_own_in_the_agents_words(box: Box) -> None:
     error = error_of(ask(box, "say: hello", resume="00000000-0000-4000-8000-000000000000"))
 
     assert error is not None
-    assert error.kind == "agent_failed"
+    assert error.kind == "session_not_found"
     assert "No conversation found" in error.message + error.stderr
     assert box.containers() == []
 
@@ -202,7 +202,19 @@ def test_another_agent_can_not_resume_the_session(box: Box) -> None:
     error = error_of(ask(box, "say: two", resume=first.session_id, agent="another"))
 
     assert error is not None
-    assert error.kind == "agent_failed"
+    assert error.kind == "session_not_found"
+
+
+@ON_OWN_ROOTFUL
+@pytest.mark.parametrize("refusal", ["401", "401 retry"], ids=["claude gives up", "claude asks again and again"])
+def test_a_key_that_the_api_refuses_ends_the_run_in_seconds(box: Box, refusal: str) -> None:
+    began = time.monotonic()
+    error = error_of(ask(box, f"error: {refusal}"))
+
+    assert error is not None
+    assert error.kind == "auth"
+    assert "ANTHROPIC_API_KEY" in error.next_step
+    assert time.monotonic() - began < 60, "claude's ten attempts take three minutes"
 
 
 @ON_OWN_ROOTFUL
