@@ -125,9 +125,9 @@ def _as_typed(error: ConfigError) -> ConfigError:
         return error.called(typed(bare) if bare in FIELDS else _TYPED.get(error.field, error.field))
     if source.startswith("environment "):
         return error.called(source.removeprefix("environment "))
-    if found := re.fullmatch(r"(.+) \[([\w.-]+)\]", source):
-        file, table = found.groups()
-        return error.called(name, source=file, at=line_of(file, table, bare))
+    if found := re.fullmatch(r"(.+?\.toml)(?: \[([\w.-]+)\])?", source):
+        file, table = found.groups("")
+        return error.called(name, source=file, at=error.at or line_of(file, table, bare))
     # A file of jobs, whose keys have no dashes.
     return error.called(_TYPED.get(name, name).removeprefix("--").replace("-", "_"), source=source)
 

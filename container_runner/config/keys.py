@@ -11,7 +11,8 @@ from container_runner.config.laws import NOT_SHOWN, refuse
 ELSEWHERE: Final[Mapping[str, str]] = {
     **dict.fromkeys(("add_dir", "add_dirs", "binds", "mount", "mounts", "volume"), "volumes"),
     **dict.fromkeys(("cli_path", "entrypoint"), "command"),
-    **dict.fromkeys(("continue_conversation", "resume"), "--resume on the command line"),
+    "continue_conversation": "--continue on the command line",
+    "resume": "--resume on the command line",
     **dict.fromkeys(("cwd", "working_directory", "workspace"), "--workspace on the command line"),
     **dict.fromkeys(("enabled", "sandbox"), "nothing: an agent always runs in a container here"),
     **dict.fromkeys(("net", "network_mode"), "network"),

@@ -75,8 +75,14 @@ def pattern(regex: str, *, longest: int = 4_096) -> Test:
 
 
 def whole(low: int, high: int) -> Validator:
-    allowed = f"a whole number from {low} to {high}"
-    return law(allowed, lambda value: type(value) is int and low <= value <= high)  # a bool is not a number
+    """A validator for whole numbers from *low* to *high*."""
+
+    def validate(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if type(value) is not int or not low <= value <= high:  # a bool is not a number
+            quoted = ", without quotes" if isinstance(value, str) and value.isdecimal() else ""
+            refuse(attribute.name, value, f"a whole number from {low} to {high}{quoted}")
+
+    return validate
 
 
 def one_of(*choices: str) -> Validator:

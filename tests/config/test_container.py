@@ -747,3 +747,14 @@ def test_any_text_gives_a_value_or_a_config_error(parse: Callable[[str], object]
 def test_a_mount_without_colons_survives_its_text(mount: Mount) -> None:
     text = f"{mount.source}:{mount.target}:{'ro' if mount.read_only else 'rw'}"
     assert Mount.parse(text) == mount
+
+
+def test_a_number_in_quotes_is_told_from_one_that_is_too_large() -> None:
+    def allowed(value: Any) -> str:
+        with pytest.raises(ConfigError) as caught:
+            ContainerConfig(image="agent", pids_limit=value)
+        return caught.value.allowed
+
+    assert allowed("512").endswith(", without quotes")
+    assert not allowed("many").endswith("quotes")
+    assert not allowed(2**40).endswith("quotes")
