@@ -63,11 +63,11 @@ if TYPE_CHECKING:
     from container_runner.errors import TotalTimeoutError as TotalTimeoutError
     from container_runner.errors import UnsupportedRuntimeError as UnsupportedRuntimeError
     from container_runner.errors import WorkspaceError as WorkspaceError
-    from container_runner.fleet.batch import Job as Job
-    from container_runner.fleet.batch import JobResult as JobResult
     from container_runner.fleet.batch import ResultFile as ResultFile
     from container_runner.fleet.batch import Watch as Watch
     from container_runner.fleet.batch import run_batch as run_batch
+    from container_runner.fleet.job import Job as Job
+    from container_runner.fleet.job import JobResult as JobResult
     from container_runner.options import Agent as Agent
     from container_runner.options import ExecuteOptions as ExecuteOptions
     from container_runner.records.records import Records as Records
@@ -141,7 +141,8 @@ _NAMES = {
         "OutOfMemoryError PortError PromptRefusedError PullFailedError ResultTimeoutError SessionNotFoundError "
         "StateError TotalTimeoutError UnsupportedRuntimeError WorkspaceError"
     ),
-    "fleet.batch": "Job JobResult ResultFile Watch run_batch",
+    "fleet.batch": "ResultFile Watch run_batch",
+    "fleet.job": "Job JobResult",
     "options": "Agent ExecuteOptions",
     "records.records": "Records RunRecord",
     "records.summary": "RunSummary",

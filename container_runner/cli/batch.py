@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -23,8 +24,9 @@ from container_runner.config.converter import parse_toml, structured
 from container_runner.config.fields import AGENT, BOX, FIELDS, REQUEST, flag, parse
 from container_runner.config.keys import refuse_key
 from container_runner.config.laws import NOT_SHOWN, law, optional
-from container_runner.errors import ConfigError, EngineError, error_class
-from container_runner.fleet.batch import Job, JobResult, ResultFile, Watch, finished, run_batch
+from container_runner.errors import ConfigError, EngineError, cli_exit_code, error_class
+from container_runner.fleet.batch import ResultFile, Watch, finished, run_batch
+from container_runner.fleet.job import Job, JobResult
 from container_runner.records.figures import duration, taken
 from container_runner.runner import ContainerRunner
 from container_runner.stream.messages import Message
@@ -46,6 +48,7 @@ class JobTable:
     prompt: str | None = attrs.field(default=None, validator=optional(law("some text", is_prompt)))
     prompt_file: Path | None = None
     workspace: Path | None = None
+    image: str | None = None
     agent: str | None = None
     resume: str | None = None
     fork: bool | None = None
@@ -63,6 +66,8 @@ class JobFile:
 KEYS = (*attrs.fields_dict(JobTable), *AGENT, *(name for name in REQUEST if name != "include_partial_messages"))
 """What a job may say."""
 
+_TOML_JOB = re.compile(rb"[ \t]*\[\[[ \t]*job[ \t]*\]\]")
+
 MOST_FAILED = 10
 """Failed jobs that are listed at the end."""
 
@@ -73,6 +78,8 @@ def batch(
     jobs: Annotated[int, Parameter(alias="-j")] = 2,
     results: Path | None = None,
     retry_failed: Annotated[bool, Parameter(negative=())] = False,
+    retries: int = 0,
+    total_budget_usd: float | None = None,
     live: bool | None = None,
     flags: RunFlags | None = None,
     more: ExecuteFlags | None = None,
@@ -85,6 +92,8 @@ def batch(
         jobs: How many run at the same time.
         results: Where the results go. Default: beside FILE, as NAME.results.jsonl.
         retry_failed: Run those again that have failed before.
+        retries: How often a job is started again after a failure that may pass: a busy engine or API.
+        total_budget_usd: When the jobs together have cost this many US dollars, no more are started.
         live: Show the live view. Default: if stdout is a terminal.
     """
     flags, more = flags or RunFlags(), more or ExecuteFlags()
@@ -112,7 +121,8 @@ def batch(
                 view = BatchView(listed, finished(listed, kept, retry_failed=retry_failed))
             else:
                 view = _Plain()
-        return anyio.run(_run, listed, jobs, kept, retry_failed, view)
+        limits = {"at_once": jobs, "retries": retries, "total_budget_usd": total_budget_usd}
+        return anyio.run(_run, listed, kept, retry_failed, view, limits)
 
 
 def make_jobs(file: Path, flags: Any, more: ExecuteFlags, box: Any) -> Iterator[Job]:
@@ -146,7 +156,10 @@ def read_tables(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise unreadable("FILE", file, error) from None
     if file.suffix == ".toml":
         whole = structured(JobFile, parse_toml(data, str(file)), source=str(file))
-        yield from ((f"{file}, job {number}", {**whole.defaults, **table}) for number, table in enumerate(whole.job, 1))
+        places = [f"{file}:{number}" for number, text in enumerate(data.splitlines(), 1) if _TOML_JOB.match(text)]
+        if len(places) != len(whole.job):  # they are written otherwise, or a prompt has such a line
+            places = [f"{file}, job {number}" for number in range(1, len(whole.job) + 1)]
+        yield from ((place, {**whole.defaults, **table}) for place, table in zip(places, whole.job, strict=True))
         return
     for number, text in enumerate(data.splitlines(), 1):
         if not text.strip():
@@ -173,11 +186,13 @@ def _make_job(
     runners: list[ContainerRunner],
 ) -> Job:
     for key in table:
-        if key in BOX:
+        if key in BOX and key not in KEYS:
             raise ConfigError(key, NOT_SHOWN, f"a flag, as {flag(key)}: the box is given for all jobs")
         if key not in KEYS:
             refuse_key(key, KEYS, listed="`container-runner batch --help` tells of the others")
     job = structured(JobTable, table, strangers=True)
+    if job.image is not None:
+        box = attrs.evolve(box or ConfigFlags(), image=job.image)
     places = {} if job.workspace is None else {"workspace": folder / job.workspace.expanduser()}
     names = {} if job.agent is None else {"agent": job.agent}
     runner, options = prepare("…", attrs.evolve(flags, **places, **names), more, box)
@@ -188,6 +203,7 @@ def _make_job(
         id=number if job.id is None else job.id,
         runner=_shared(runner, runners),
         options=attrs.evolve(options, agent=agent, prompt=_prompt(job, folder), **said),
+        source=where,
     )
 
 
@@ -235,10 +251,11 @@ class _Plain(_Json):
 
 
 async def _run(
-    jobs: list[Job], at_once: int, results: ResultFile | None, retry_failed: bool, view: _Json | BatchView
+    jobs: list[Job], results: ResultFile | None, retry_failed: bool, view: _Json | BatchView, limits: dict[str, Any]
 ) -> int:
     before = finished(jobs, results, retry_failed=retry_failed)
     ended: list[JobResult] = []
+    halted: list[str] = []
     began = time.monotonic()
 
     def note_end(_: Job, result: JobResult) -> None:
@@ -246,10 +263,12 @@ async def _run(
         view.ended(result)
 
     async def work() -> None:
-        watch = Watch(started=view.started, said=view.said, ended=note_end)
-        await run_batch(jobs, at_once=at_once, results=results, retry_failed=retry_failed, watch=watch)
+        watch = Watch(started=view.started, said=view.said, ended=note_end, halted=halted.append)
+        await run_batch(jobs, results=results, retry_failed=retry_failed, watch=watch, **limits)
 
     stopped = await watched(work, view, jobs[0].runner, stopping="stopping the agents")
+    for reason in halted:
+        view.note(f"! {clean(reason)}")
     if type(view) is not _Json:
         rows = ending(jobs, before, ended, time.monotonic() - began, results)
         view.end([*rows, f"  {stopped.left}", "  Run it again to go on."] if stopped else rows)
@@ -257,7 +276,11 @@ async def _run(
         view.note(stopped.left)
     if stopped:
         return stopped.code
-    return 0 if all(result.succeeded for result in [*before.values(), *ended]) else 1
+    for result in ended:
+        if not result.was_run:
+            return cli_exit_code(result.kind or "")
+    known = [*before.values(), *ended]
+    return 0 if len(known) == len(jobs) and all(result.succeeded for result in known) else 1
 
 
 def ending(

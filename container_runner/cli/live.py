@@ -27,7 +27,7 @@ from rich.text import Text
 from container_runner.cli.text import MOST_CHANGED, change_lines, clean, job_facts, render, tool_call, tool_result
 from container_runner.cli.text import line as one_line
 from container_runner.cli.view import NOTHING_YET, QUIET, View
-from container_runner.fleet.batch import Job, JobResult
+from container_runner.fleet.job import Job, JobResult
 from container_runner.records.edits import edits
 from container_runner.records.figures import clock, duration, taken
 from container_runner.records.tally import Tally

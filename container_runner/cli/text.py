@@ -17,7 +17,7 @@ from container_runner.stream.blocks import tool_title
 from container_runner.stream.lines import OversizedLine
 
 if TYPE_CHECKING:
-    from container_runner.fleet.batch import JobResult
+    from container_runner.fleet.job import JobResult
 
 MOST_CHANGED = 20
 """Lines of a tool's changes that are shown while an agent works."""

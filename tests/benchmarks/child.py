@@ -24,7 +24,8 @@ from container_runner import (
     ExecuteOptions,
     Message,
 )
-from container_runner.fleet.batch import Job, run_batch
+from container_runner.fleet.batch import run_batch
+from container_runner.fleet.job import Job
 
 
 async def stream(path: str) -> dict[str, float]:

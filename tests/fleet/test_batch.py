@@ -14,7 +14,9 @@ import pytest
 from container_runner.agents import ClaudeRuntime
 from container_runner.config.container import ContainerConfig
 from container_runner.errors import ConfigError, EngineNotFoundError, StateError
-from container_runner.fleet.batch import Job, JobResult, ResultFile, Watch, run_batch
+from container_runner.fleet import batch
+from container_runner.fleet.batch import ResultFile, Watch, run_batch
+from container_runner.fleet.job import Job, JobResult
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.runner import ContainerRunner
 from container_runner.testing import FakeEngine
@@ -114,6 +116,8 @@ async def test_a_result_is_in_the_file_when_its_job_has_ended(
         "started": "",
         "duration": 0,
         "result": "one",
+        "structured_output": None,
+        "attempts": 1,
     }
 
 
@@ -211,7 +215,7 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes) 
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("field", [field.name for field in attrs.fields(JobResult)])
+@pytest.mark.parametrize("field", [field.name for field in attrs.fields(JobResult) if field.type != "Any"])
 def test_a_line_with_a_field_of_another_type_is_no_result(runner: ContainerRunner, field: str) -> None:
     raw = json.loads(result_of(job(runner, "1")).to_json()) | {field: ["x"]}
 
@@ -350,3 +354,145 @@ async def test_a_workspace_that_goes_away_fails_its_job_alone(
     results = await run_batch(jobs, at_once=1, watch=watch)
 
     assert [result.kind for result in results] == [None, "config", None]
+
+
+# What never ran, what may pass, and what it may cost
+
+
+@pytest.mark.parametrize("kind", ["engine", "engine_unreachable", "image_not_found", "pull_failed", "mount"])
+async def test_a_job_whose_agent_never_started_is_not_finished(
+    fake_engine: FakeEngine, runner: ContainerRunner, tmp_path: Path, kind: str
+) -> None:
+    fake_engine.fail(kind)
+    fake_engine.reply("there it is")
+    said = []
+
+    for _ in range(3):
+        with ResultFile(tmp_path / "results") as results:
+            said += await run_batch([job(runner, "1")], results=results)
+
+    assert [(result.kind, result.result) for result in said] == [
+        (kind, ""),
+        (None, "there it is"),
+        (None, "there it is"),
+    ]
+    assert len(rows(tmp_path / "results")) == 2
+
+
+@pytest.mark.parametrize(("kind", "ended"), [("container_gone", True), ("agent_failed", True), ("state", False)])
+def test_a_job_whose_agent_was_at_work_is_finished(runner: ContainerRunner, kind: str, ended: bool) -> None:
+    assert result_of(job(runner, "1"), outcome="failed", kind=kind).was_run is ended
+
+
+async def test_no_job_is_started_once_the_engine_is_found_to_be_gone(
+    fake_engine: FakeEngine, runner: ContainerRunner, tmp_path: Path
+) -> None:
+    fake_engine.reply("one")
+    fake_engine.fail("engine_unreachable")
+    other = attrs.evolve(runner.config, image="other/image")
+    jobs = [job(runner, "1"), job(runner, "2"), job(runner, "3"), job(ContainerRunner(ClaudeRuntime(), other), "4")]
+    told = list[str]()
+
+    results = await run_batch(jobs, at_once=1, watch=Watch(halted=told.append))
+
+    assert [(result.id, result.kind) for result in results] == [("1", None), ("2", "engine_unreachable")]
+    assert len(told) == 1
+    assert told[0].endswith(": no more jobs are started.")
+
+
+async def test_an_image_that_is_not_there_ends_only_the_jobs_with_the_same_box(
+    fake_engine: FakeEngine, runner: ContainerRunner, tmp_path: Path
+) -> None:
+    config = attrs.evolve(runner.config, image="other/image")
+    other = ContainerRunner(ClaudeRuntime(), config, tmp_path / "state")
+    fake_engine.fail("image_not_found")
+    fake_engine.reply("four")
+
+    results = await run_batch([*(job(runner, str(number)) for number in (1, 2, 3)), job(other, "4")], at_once=1)
+
+    assert [(result.id, result.kind) for result in results] == [("1", "image_not_found"), ("4", None)]
+
+
+@pytest.fixture
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "_FIRST_WAIT", 0.001)
+
+
+@pytest.mark.usefixtures("no_waits")
+async def test_what_may_pass_is_tried_again(fake_engine: FakeEngine, runner: ContainerRunner) -> None:
+    fake_engine.fail("engine_busy")
+    fake_engine.messages([{"type": "result", "is_error": True, "api_error_status": 529, "total_cost_usd": 0.25}])
+    fake_engine.reply("at last", cost_usd=0.5)
+
+    (result,) = await run_batch([job(runner, "1")], retries=2)
+
+    assert (result.outcome, result.result, result.attempts, result.cost_usd) == ("succeeded", "at last", 3, 0.75)
+
+
+@pytest.mark.usefixtures("no_waits")
+@pytest.mark.parametrize(("kind", "attempts"), [("engine_unreachable", 3), ("agent_failed", 1), ("image_not_found", 1)])
+async def test_only_what_may_pass_is_tried_again_and_not_for_ever(
+    fake_engine: FakeEngine, runner: ContainerRunner, kind: str, attempts: int
+) -> None:
+    fake_engine.fail(kind, times=5)
+
+    (result,) = await run_batch([job(runner, "1")], retries=2)
+
+    assert (result.kind, result.attempts) == (kind, attempts)
+
+
+async def test_a_wait_for_another_try_can_be_cancelled(fake_engine: FakeEngine, runner: ContainerRunner) -> None:
+    fake_engine.fail("engine_unreachable", times=5)
+
+    with anyio.move_on_after(0.5) as scope:
+        await run_batch([job(runner, "1")], retries=5)
+
+    assert scope.cancelled_caught
+    assert all(call.returncode is not None for call in fake_engine.calls)
+
+
+async def test_no_job_is_started_when_the_budget_is_spent_and_more_of_it_goes_on(
+    fake_engine: FakeEngine, runner: ContainerRunner, tmp_path: Path
+) -> None:
+    for text in ("one", "two", "three", "four"):
+        fake_engine.reply(text, cost_usd=0.5)
+    jobs, told, ended = [job(runner, str(number)) for number in range(1, 5)], list[str](), list[int]()
+
+    for budget in (0.75, 0.75, 1.5, None):
+        with ResultFile(tmp_path / "results") as results:
+            watch = Watch(halted=told.append)
+            ended += [len(await run_batch(jobs, at_once=1, results=results, total_budget_usd=budget, watch=watch))]
+
+    assert ended == [2, 2, 3, 4]
+    assert told == [
+        "$1.00 of $0.75 are spent: no more jobs are started.",
+        "$1.00 of $0.75 are spent: no more jobs are started.",
+        "$1.50 of $1.50 are spent: no more jobs are started.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "limits", [{"retries": -1}, {"retries": 101}, {"total_budget_usd": 0}, {"total_budget_usd": float("nan")}]
+)
+async def test_limits_that_are_none_are_refused(runner: ContainerRunner, limits: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(limits))):
+        await run_batch([job(runner, "1")], **limits)
+
+
+def test_a_new_results_file_that_no_result_came_into_is_taken_away(tmp_path: Path) -> None:
+    path = tmp_path / "results"
+    with ResultFile(path):
+        assert path.exists()
+    assert not path.exists()
+
+    path.touch()
+    with ResultFile(path):
+        pass
+    assert path.exists()
+
+
+async def test_a_job_that_is_refused_is_named_by_its_place(runner: ContainerRunner) -> None:
+    lost = attrs.evolve(job(runner, "lost", workspace="/no/such/folder"), source="jobs.jsonl:7")
+
+    with pytest.raises(ConfigError, match=r"jobs\.jsonl:7"):
+        await run_batch([lost])
