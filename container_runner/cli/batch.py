@@ -21,7 +21,7 @@ from container_runner.cli.options import ExecuteFlags, prompt_in, unreadable
 from container_runner.cli.text import clean, job_line, line
 from container_runner.cli.view import View, take_any_script, wants_live, watched
 from container_runner.config.converter import parse_toml, structured
-from container_runner.config.fields import AGENT, BOX, FIELDS, REQUEST, flag, parse
+from container_runner.config.fields import AGENT, BOX, REQUEST, flag, parse
 from container_runner.config.keys import refuse_key
 from container_runner.config.laws import NOT_SHOWN, law, optional
 from container_runner.errors import ConfigError, EngineError, cli_exit_code, error_class
@@ -196,7 +196,7 @@ def _make_job(
     places = {} if job.workspace is None else {"workspace": folder / job.workspace.expanduser()}
     names = {} if job.agent is None else {"agent": job.agent}
     runner, options = prepare("…", attrs.evolve(flags, **places, **names), more, box)
-    said = {name: parse(name, value, where) for name, value in table.items() if name in FIELDS}
+    said = {name: parse(name, value, where) for name, value in table.items() if name in (*AGENT, *REQUEST)}
     said |= {name: table[name] for name in ("resume", "fork", "session_id") if name in table}
     agent = attrs.evolve(options.agent, **{name: said.pop(name) for name in AGENT if name in said})
     return Job(
@@ -268,18 +268,20 @@ async def _run(
 
     stopped = await watched(work, view, jobs[0].runner, stopping="stopping the agents")
     for reason in halted:
-        view.note(f"! {clean(reason)}")
+        view.note(f"! {line(reason)}")
+    known = [*before.values(), *ended]
     if type(view) is not _Json:
         rows = ending(jobs, before, ended, time.monotonic() - began, results)
-        view.end([*rows, f"  {stopped.left}", "  Run it again to go on."] if stopped else rows)
+        rows += [f"  {stopped.left}"] if stopped else []
+        is_over = len(known) == len(jobs) and all(result.was_run for result in known)
+        view.end(rows if is_over else [*rows, "  Run it again to go on."])
     elif stopped:
         view.note(stopped.left)
     if stopped:
         return stopped.code
-    for result in ended:
-        if not result.was_run:
-            return cli_exit_code(result.kind or "")
-    known = [*before.values(), *ended]
+    not_run = next((result.kind for result in ended if not result.was_run), None)
+    if not_run is not None:
+        return cli_exit_code(not_run)
     return 0 if len(known) == len(jobs) and all(result.succeeded for result in known) else 1
 
 
@@ -290,7 +292,8 @@ def ending(
     known = [*before.values(), *ended]
     failed = [result for result in known if not result.succeeded]
     facts = [f"{len(known) - len(failed)} of {len(jobs)} jobs succeeded"]
-    facts += [f"{len(failed)} failed"] * bool(failed)
+    run, not_run = (sum(result.was_run is was for result in failed) for was in (True, False))
+    facts += [f"{run} failed"] * bool(run) + [f"{not_run} could not start"] * bool(not_run)
     facts += [f"{len(jobs) - len(known)} did not end"] * (len(jobs) > len(known))
     facts += [f"{len(before)} done before"] * bool(before)
     tokens, dollars = sum(result.tokens for result in ended), sum(result.cost_usd or 0 for result in ended)
@@ -301,5 +304,5 @@ def ending(
     classes = {error_class(result.kind): None for result in failed if result.kind}  # in their order, each once
     rows += [f"  {known.advice}" for known in classes if issubclass(known, EngineError)]
     rows += [f"  Results: {clean(str(results.path))}"] if results is not None else []
-    rows += ["  Run it again with --retry-failed to try again what failed."] if failed else []
+    rows += ["  Run it again with --retry-failed to try again what failed."] if run else []
     return rows

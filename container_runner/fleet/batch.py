@@ -199,7 +199,7 @@ async def run_batch(
             busy, not there or lost hold of the agent, or an API that has too much to do. Waits 2 seconds before the
             first time, then twice as long each time, up to 2 minutes.
         total_budget_usd: US dollars for all jobs together, what *results* already has counts too. When they are spent
-            no more jobs are started; those at work go on, see `ExecuteOptions.max_budget_usd`.
+            no more jobs are started; those at work go on.
         watch: is told what happens.
 
     Returns:
@@ -289,7 +289,7 @@ class _Course:
         """Whether the job should not be started. Why is told once."""
         reason = self._met.get(None) or self._met.get(id(job.runner))
         if reason is None and self._is_spent:
-            reason = f"${self.spent:.2f} of ${self.budget:.2f} are spent"
+            reason = f"${self.spent:.2f} of ${self.budget:g} are spent"
         if reason is not None and reason not in self._told:
             self._told.add(reason)
             self.watch.halted(f"{reason.rstrip('.')}: no more jobs are started.")

@@ -189,6 +189,73 @@ def test_toml_has_defaults(place: Place) -> None:
     assert "--model=m2" in place.agent_argv()
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            '[defaults]\nmodel = "m1"\n\n[[job]]\nprompt = "one"\n[[ job ]]\nprompt = "two"\nworkspace = "none"\n',
+            ":6: ",
+        ),
+        ('job = [{ prompt = "one" }, { prompt = "two", workspace = "none" }]\n', ", job 2: "),
+    ],
+)
+def test_a_job_in_toml_that_is_refused_is_named_by_its_line(place: Place, text: str, told: str) -> None:
+    (place.folder / "jobs.toml").write_text(text)
+
+    done = place.run("batch", str(place.folder / "jobs.toml"))
+
+    assert done.returncode == 2
+    assert f"jobs.toml{told}" in done.stderr
+    assert not (place.folder / "jobs.results.jsonl").exists()
+
+
+def test_a_job_may_have_an_image_of_its_own(place: Place) -> None:
+    file = write(place, GOOD, {"id": "other", "prompt": "hello", "image": "other/image:1"})
+
+    done = place.run("batch", str(file), "-j1")
+
+    assert done.returncode == 0, done.stderr
+    calls = (place.folder / "engine" / "calls").read_text().splitlines()
+    started = [json.loads(call) for call in calls if '["run", "--rm"' in call]
+    assert ["other/image:1" in json.dumps(call) for call in started] == [False, True]
+
+
+def test_an_engine_that_was_not_there_leaves_jobs_that_the_next_time_runs(place: Place) -> None:
+    file = write(place, GOOD, *({"id": str(number), "prompt": "hello"} for number in range(3)))
+    gone = place.folder / "docker"
+    played = place.folder / "engine" / "docker"
+    gone.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = run ]; then echo "docker: Cannot connect to the Docker daemon at unix:///x." >&2; exit 125; fi\n'
+        f'exec {played} "$@"\n'
+    )
+    gone.chmod(0o755)
+
+    done = place.run("batch", str(file), "-j1", f"--engine={gone}")
+    again = place.run("batch", str(file))
+
+    assert (done.returncode, len(done.stdout.splitlines())) == (3, 1), done.stderr
+    assert done.stderr.count(": no more jobs are started.") == 1
+    assert "0 of 4 jobs succeeded, 1 could not start, 3 did not end" in done.stderr
+    assert done.stderr.endswith("Run it again to go on.\n")
+    assert "--retry-failed" not in done.stderr
+    assert (again.returncode, runs(place)) == (0, 4), again.stderr
+    assert "4 of 4 jobs succeeded" in again.stderr
+
+
+def test_a_budget_for_all_jobs_ends_the_batch_and_a_larger_one_goes_on(place: Place) -> None:
+    file = write(place, *({"id": str(number), "prompt": "hello"} for number in range(3)))
+
+    done = place.run("batch", str(file), "-j1", "--total-budget-usd=0.001")
+    again = place.run("batch", str(file), "--total-budget-usd=10")
+
+    assert done.returncode == 1
+    assert "1 of 3 jobs succeeded, 2 did not end" in done.stderr
+    assert " of $0.001 are spent: no more jobs are started." in done.stderr
+    assert done.stderr.endswith("Run it again to go on.\n")
+    assert (again.returncode, runs(place)) == (0, 3), again.stderr
+
+
 def test_jobs_come_from_stdin(place: Place) -> None:
     done = place.run("batch", "-", "--json", stdin='{"prompt": "hello"}\n\n"again"\n')
 
@@ -207,7 +274,9 @@ def test_jobs_come_from_stdin(place: Place) -> None:
         ('{"prompt": " "}', "some text"),
         ('{"prompt": 7}', "some text"),
         ('{"workspace": 7, "prompt": "x"}', "workspace"),
-        ('{"workspace": "none", "prompt": "x"}', "workspace"),
+        ('{"prompt": "x"}\n{"workspace": "none", "prompt": "x"}', "jobs.jsonl:2: "),
+        ('{"prompt": "x"}\n{"image": "", "prompt": "x"}', "jobs.jsonl:2: "),
+        ('{"image": 7, "prompt": "x"}', "jobs.jsonl:1: "),
         ('{"prompt": "x", "timeout": "soon"}', "timeout"),
         ('{"prompt": "x", "permission_mode": "yolo"}', "permission_mode"),
         ('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', "got 'a'"),
@@ -226,6 +295,7 @@ def test_a_job_that_is_refused_is_named_and_none_is_started(place: Place, text: 
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert runs(place) == 0
+    assert not (place.folder / "jobs.results.jsonl").exists()
 
 
 @pytest.mark.parametrize(

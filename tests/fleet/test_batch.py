@@ -215,7 +215,9 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes) 
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("field", [field.name for field in attrs.fields(JobResult) if field.type != "Any"])
+@pytest.mark.parametrize(
+    "field", [field.name for field in attrs.fields(JobResult) if field.name != "structured_output"]
+)
 def test_a_line_with_a_field_of_another_type_is_no_result(runner: ContainerRunner, field: str) -> None:
     raw = json.loads(result_of(job(runner, "1")).to_json()) | {field: ["x"]}
 
@@ -319,7 +321,7 @@ async def test_no_engine_ends_the_batch_before_it_begins(tmp_path: Path) -> None
 
 
 async def test_two_jobs_of_one_name_are_refused(runner: ContainerRunner) -> None:
-    with pytest.raises(ConfigError, match="id = 'x'"):
+    with pytest.raises(ConfigError, match=r"id must be .*'x'"):
         await run_batch([job(runner, "x"), job(runner, "x", "Something else.")])
 
 
@@ -467,7 +469,7 @@ async def test_no_job_is_started_when_the_budget_is_spent_and_more_of_it_goes_on
     assert told == [
         "$1.00 of $0.75 are spent: no more jobs are started.",
         "$1.00 of $0.75 are spent: no more jobs are started.",
-        "$1.50 of $1.50 are spent: no more jobs are started.",
+        "$1.50 of $1.5 are spent: no more jobs are started.",
     ]
 
 
