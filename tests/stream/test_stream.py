@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -213,6 +215,45 @@ def test_a_line_that_is_made_to_be_searched_for_long_is_not(line: bytes) -> None
     parts = unmix(line, CLASSES)
     assert time.process_time() - began < 10
     assert b"".join(parts) in (line, b"", line[line.index(b'"') :])
+
+
+READ_A_LINE = """
+import re, sys, anyio
+from container_runner.options import LINE_LIMIT, Agent, ExecuteOptions
+from container_runner.stream.process import Process
+from container_runner.stream.stream import MessageStream
+
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+async def main():
+    writes = "import sys; out = sys.stdout.buffer; out.write(%s); out.write(b'\\\\n')" % sys.argv[1]
+    process = await Process.start([sys.executable, "-c", writes.replace("ALL", str(LINE_LIMIT - 100))], line_limit=LINE_LIMIT)
+    stream = MessageStream(process, ExecuteOptions(prompt="", agent=Agent(name="a")))
+    before = peak()
+    while messages := await stream.read():
+        assert [message.to_dict() for message in messages] and stream
+    print((peak() - before) / LINE_LIMIT)
+
+anyio.run(main)
+"""  # noqa: E501  a script
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not tell")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "b'{\"type\":\"user\",\"x\":[' + b'[],' * (ALL // 3) + b'0]}'",
+        'b\'{"type":"user","x":"\' + b\'\\xff\' * (ALL - 20) + b\'"}\'',
+        'b\'x {"type":"user","x":"\' + b\'x\' * (ALL - 20) + b\'"}\'',
+    ],
+    ids=["values", "no text", "beside a word"],
+)
+def test_the_longest_line_takes_no_more_memory_than_is_written_down(line: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", READ_A_LINE, line], capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert 0.9 < float(done.stdout) < 16
 
 
 async def test_the_last_result_counts() -> None:
