@@ -206,6 +206,11 @@ def version_argv(binary: str) -> list[str]:
     return [binary, "version", "--format={{json .}}"]
 
 
+def pull_argv(binary: str, image: str) -> list[str]:
+    """`docker pull`, which tells of each layer on a line."""
+    return [binary, "pull", "--", image]
+
+
 def image_argv(binary: str, image: str) -> list[str]:
     """`docker image inspect`: the image's id, or a failure if it is not on this machine."""
     return [binary, "image", "inspect", "--format={{.Id}}", "--", image]

@@ -6,18 +6,20 @@ import shlex
 import sys
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import anyio
 from cyclopts import App, Parameter
 
-from container_runner.cli.containers import EngineFlags, JsonFlag, open_engine, print_json
+from container_runner.cli.containers import EngineFlags, JsonFlag, configured, open_engine, print_json
 from container_runner.cli.text import clean
 from container_runner.errors import EngineError
 
 if TYPE_CHECKING:
     from container_runner.engine.image import Built, Recipe
+    from container_runner.runner import ContainerRunner
 
 image = App(name="image")
 
@@ -88,6 +90,33 @@ def build(
 
 
 @image.command
+def pull(name: str | None = None, *, json: JsonFlag = False, flags: EngineFlags | None = None) -> None:
+    """Fetch an image from its registry.
+
+    The progress goes to stderr.
+
+    Args:
+        name: The image. Default: the configured one.
+        json: Print a JSON object on the image instead of text for people.
+    """
+    flags = flags or EngineFlags()
+    wanted = name or configured(flags).config.image
+    anyio.run(_pull, flags, wanted)
+    if json:
+        print_json({"image": wanted})
+    else:
+        print(f"Pulled {clean(wanted)}.")
+
+
+async def _pull(flags: EngineFlags, name: str) -> None:
+    from container_runner.engine.image import pull
+
+    progress = Progress()
+    with progress.told_once():
+        await pull(await open_engine(flags), name, progress.say)
+
+
+@image.command
 def containerfile(*, json: JsonFlag = False) -> None:
     """Print the Containerfile that `image build` uses, to change it or to read it.
 
@@ -106,17 +135,50 @@ def containerfile(*, json: JsonFlag = False) -> None:
 async def _build(flags: EngineFlags, recipe: Recipe, from_scratch: bool) -> Built:
     from container_runner.engine.image import build, build_from_scratch
 
-    said: deque[str] = deque(maxlen=100)
+    progress = Progress()
+    engine = await open_engine(flags)
+    with progress.told_once():
+        return await (build_from_scratch if from_scratch else build)(engine, recipe, progress.say)
 
-    def say(line: str) -> None:
-        said.append(line.strip())
+
+class Progress:
+    """What an engine says while it works, passed on to stderr."""
+
+    def __init__(self) -> None:
+        self._said: deque[str] = deque(maxlen=100)
+
+    def say(self, line: str) -> None:
+        """Pass on a line."""
+        self._said.append(line.strip())
         shown = line.rstrip("\r").rpartition("\r")[2]  # a line that was written over itself, as a terminal shows it
         print(clean(shown), file=sys.stderr, flush=True)
 
-    engine = await open_engine(flags)
-    try:
-        return await (build_from_scratch if from_scratch else build)(engine, recipe, say)
-    except EngineError as error:
-        if error.stderr.strip().rpartition("\n")[2].strip() in said:
-            error.stderr = ""  # it stands just above
-        raise
+    @contextmanager
+    def told_once(self) -> Iterator[None]:
+        """Leave out of an error what stands just above it."""
+        try:
+            yield
+        except EngineError as error:
+            if error.stderr.strip().rpartition("\n")[2].strip() in self._said:
+                error.stderr = ""
+            raise
+
+
+async def fetch(runner: ContainerRunner) -> None:
+    """Pull a run's image before the run, with its progress, if it is to be pulled.
+
+    Raises:
+        EngineError: see `engine.image.pull`.
+    """
+    from container_runner.engine.image import is_there, pull
+
+    wanted, image = runner.config.pull, runner.config.image
+    if wanted == "never":
+        return
+    engine = (await runner.manager()).engine
+    if wanted == "missing" and await is_there(engine, image):
+        return
+    progress = Progress()
+    progress.say(f"· pulling {image}")
+    with progress.told_once():
+        await pull(engine, image, progress.say)

@@ -19,6 +19,7 @@ from container_runner.box import hints, protect
 from container_runner.box.environment import host_environment
 from container_runner.cli.changes import file_rows, finding_rows, next_rows
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
+from container_runner.cli.image import fetch
 from container_runner.cli.look import Snapshot, changed, snapshot
 from container_runner.cli.options import ExecuteFlags, read_prompt, spelled
 from container_runner.cli.text import clean, render, summary
@@ -147,6 +148,7 @@ async def _run(
     messages = runner.execute(
         options, on_start=view.agent_started, on_end=lambda _, changes: came.extend(filter(None, [changes]))
     )
+    await fetch(runner)
     before = await _look(runner, options) if again is not None else None
     began = time.monotonic()
 

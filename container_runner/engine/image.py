@@ -26,7 +26,15 @@ from container_runner.box.environment import host_environment
 from container_runner.config.laws import pattern
 from container_runner.engine.engine import Engine
 from container_runner.engine.failures import classify
-from container_runner.errors import ConfigError, EngineError, EngineTimeoutError, ImageUnsuitableError, PullFailedError
+from container_runner.errors import (
+    ConfigError,
+    EngineArgumentError,
+    EngineError,
+    EngineTimeoutError,
+    ImageNotFoundError,
+    ImageUnsuitableError,
+    PullFailedError,
+)
 from container_runner.stream.command import Completed
 from container_runner.stream.lines import OversizedLine
 from container_runner.stream.process import Process
@@ -206,6 +214,29 @@ async def build(engine: Engine, recipe: Recipe, say: Say) -> Built:
         message = f"The engine's `build` failed with code {code}."
         raise ImageUnsuitableError(message, next_step=READ_IT, exit_code=code, stderr=said) from None
     return await _try(engine, recipe)
+
+
+async def pull(engine: Engine, image: str, say: Say) -> None:
+    """Fetch an image from its registry.
+
+    Raises:
+        PullFailedError: it could not be fetched; the end of what was said is in `stderr`.
+        EngineError: the engine could not do it.
+    """
+    try:
+        await _stream(argv.pull_argv(engine.binary, image), say, env=engine.environ)
+    except ImageUnsuitableError as failure:
+        code, said = failure.exit_code or 0, failure.stderr
+        error = classify(Completed(returncode=code, stdout=b"", stderr=said), "pull")
+        if type(error) in (EngineError, EngineArgumentError, ImageNotFoundError):
+            # Whatever a registry says, in whatever words: nothing but the pull was tried.
+            error = PullFailedError(f"The image {image} could not be pulled.", exit_code=code, stderr=said)
+        raise error from None
+
+
+async def is_there(engine: Engine, image: str) -> bool:
+    """Whether an image is on the engine's machine."""
+    return (await engine.run(argv.image_argv(engine.binary, image), check=False)).returncode == 0
 
 
 _PROXIES: Final = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")

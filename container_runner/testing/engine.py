@@ -267,7 +267,7 @@ class FakeEngine:
             (["info", any_()], f"false {str(os.geteuid() != 0).lower()} 5.4.2"),
         ):
             self.fp.register([_ENGINE, *words], stdout=stdout, occurrences=10_000)
-        for verb in (["run", "--detach"], ["ps"], ["inspect"], ["rm"]):
+        for verb in (["run", "--detach"], ["ps"], ["inspect"], ["image", "inspect"], ["rm"]):
             self._remembered.append(self.fp.register([_ENGINE, *verb, any_()], occurrences=10_000))
         self._always |= {id(command) for command in self.fp.definitions} - before
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from container_runner.agents import ClaudeRuntime
+from container_runner.cli.image import fetch
+from container_runner.config.container import ContainerConfig
 from container_runner.engine.image import AGENTS, CONTAINERFILE
+from container_runner.runner import ContainerRunner
 from tests.small_engine import SmallEngine, call
 
 DIGEST = "0123456789abcdef" * 4
@@ -111,3 +116,54 @@ def test_what_was_shown_while_it_went_wrong_is_not_shown_again(
 
 def test_the_containerfile_can_be_had(capfd: pytest.CaptureFixture[str]) -> None:
     assert call(capfd, "image", "containerfile").out == CONTAINERFILE.read_text()
+
+
+# Images of a registry
+
+
+def answer(engine: SmallEngine, verb: str, does: str) -> None:
+    """Let the engine do something else for a verb."""
+    script = Path(engine.binary)
+    script.write_text(script.read_text().replace("  ps)", f"  {verb}) {does} ;;\n  ps)", 1))
+
+
+def test_a_pull_shows_its_progress(engine: SmallEngine, capfd: pytest.CaptureFixture[str]) -> None:
+    answer(engine, "pull", "echo 'a1: Pulling fs layer'; echo 'a1: Pull complete' >&2")
+
+    done = call(capfd, "image", "pull", "some/image", f"--engine={engine.binary}")
+
+    assert (done.code, done.out) == (0, "Pulled some/image.\n")
+    assert set(done.err.splitlines()) == {"a1: Pulling fs layer", "a1: Pull complete"}
+    assert engine.calls[-1] == ["pull", "--", "some/image"]
+
+
+def test_a_pull_that_fails_says_so_in_whatever_words_the_engine_has(
+    engine: SmallEngine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer(engine, "pull", "echo 'Error: nobody has heard of it' >&2; exit 125")
+
+    done = call(capfd, "image", "pull", "no/such", f"--engine={engine.binary}")
+
+    assert done.code == 4
+    assert done.err.count("nobody has heard of it") == 1
+    assert "The image no/such could not be pulled." in done.err
+
+
+@pytest.mark.parametrize(("pull", "is_there", "pulls"), [
+    ("missing", True, False), ("missing", False, True), ("always", True, True), ("never", False, False),
+])  # fmt: skip
+async def test_a_run_pulls_before_it_begins_and_shows_it(
+    pull: Any, is_there: bool, pulls: bool, engine: SmallEngine, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(engine.binary)
+    script.write_text(
+        script.read_text().replace(f"  image) echo sha256:{DIGEST} ;;", f"  image) exit {int(not is_there)} ;;")
+    )
+    answer(engine, "pull", "echo 'a1: Pull complete'")
+    config = ContainerConfig(image="some/image", engine=engine.binary, pull=pull)
+
+    await fetch(ContainerRunner(ClaudeRuntime(), config, tmp_path / "state"))
+
+    told = ["· pulling some/image", "a1: Pull complete"] if pulls else []
+    assert capfd.readouterr().err.splitlines() == told
+    assert (["pull", "--", "some/image"] in engine.calls) is pulls
