@@ -78,9 +78,6 @@ _FAILURES: Final[tuple[tuple[str, type[EngineError], str] | tuple[str, type[Engi
      r" registry|error pulling image", PullFailedError, "The image could not be pulled."),
     (r"No such image|image not known", ImageNotFoundError, "The image is not on this machine."),
     (r"is already in use by", NameTakenError, "A container with this name exists already."),
-    (r"exec format error", ImageUnsuitableError, "The image is for another processor than this machine has."),
-    (r"unresolvable CDI devices|could not select device driver", EngineArgumentError,
-     "There is no such graphics processor, or no driver for it."),
     (r"bind source path does not exist|statfs [^\n]*no such file", MountError, "A folder to mount does not exist."),
     (r"(?:unable to find )?network (?:with name or ID )?(?P<name>[^\s:]+)(?:: network)? not found"
      r"|network [^\n]* not found|unable to find network", NetworkNotFoundError, "The network {name} does not exist."),

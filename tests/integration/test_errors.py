@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,17 @@ from container_runner.stream import stream as stream_module
 from container_runner.stream.decode import cost
 from container_runner.stream.process import CHUNK
 from tests.integration.engines import write_program
+from tests.integration.images import add_file, import_image
 from tests.integration.runs import (
     ON_DOCKER,
+    ON_OWN_ROOTFUL,
     ON_ROOTFUL,
     Box,
     collect,
     error_of,
     lines_of,
     messages_of,
+    on,
     result_of,
     said,
 )
@@ -316,3 +321,29 @@ def test_every_line_before_the_end_is_kept(box: Box) -> None:
 
     assert lines_of(messages) == [str(number).encode() for number in range(1, 1001)]
     assert json.loads(messages[-1].to_json())["type"] == "error"
+
+
+@on("podman")
+def test_a_graphics_processor_that_podman_can_not_give_is_an_error(box: Box) -> None:
+    error = error_of(box.run("hello", gpus="all"))
+
+    assert error is not None
+    assert (error.kind, error.message) == ("engine_argument", "The engine can give no GPU.")
+
+
+@ON_OWN_ROOTFUL
+def test_an_image_for_another_processor_is_told_as_one(box: Box) -> None:
+    def add(archive: tarfile.TarFile) -> None:
+        program = bytearray(Path(shutil.which("busybox") or pytest.skip("there is no busybox here")).read_bytes())
+        program[18:20] = (0xF7).to_bytes(2, "little")  # the machine in the ELF header: BPF, which no processor is
+        add_file(archive, "bin/sh", bytes(program), mode=0o755)
+
+    image = "container-runner-test/elsewhere"
+    import_image(box.engine.binary, image, add)
+    try:
+        error = error_of(box.run("hello", image=image))
+    finally:
+        box.engine.run("rmi", "--force", image)
+
+    assert error is not None
+    assert (error.kind, "another CPU" in error.message) == ("image_unsuitable", True), error
