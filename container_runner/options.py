@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -129,6 +130,8 @@ class Agent:
         workspace: The folder on the host that the agent works on, /workspace in the container. None: an empty scratch
             folder that is gone after the run.
         model: The model to use. None: the agent's own default.
+        fallback_model: The model to use while that one is overloaded. None: no other.
+        effort: How hard the model thinks, in claude's words: "low", "medium", "high", ... None: its own default.
         system_prompt: Replaces the agent's own system prompt.
         permission_mode: How the agent asks before it acts. None: in a container it does not ask (the box is the limit);
             on the host the agent's own default.
@@ -150,6 +153,8 @@ class Agent:
     name: str = attrs.field()
     workspace: str | Path | None = attrs.field(default=None)
     model: str | None = attrs.field(default=None, validator=optional(_argument))
+    fallback_model: str | None = attrs.field(default=None, validator=optional(_argument))
+    effort: str | None = attrs.field(default=None, validator=optional(_argument))
     system_prompt: str | None = attrs.field(default=None, validator=optional(_argument))
     permission_mode: PermissionMode | None = attrs.field(default=None)
     allowed_tools: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
@@ -204,6 +209,10 @@ class ExecuteOptions:
         fork: Go on in a copy of that session, under a new id.
         session_id: The id that a new session gets. None: the agent chooses.
         append_system_prompt: Added to the system prompt.
+        json_schema: A JSON Schema. The answer then comes as data of that shape, in `ResultMessage.structured_output`.
+            None: text alone.
+        max_budget_usd: US dollars that the run may cost, by the agent's own reckoning. It ends, as failed, after the
+            answer that exceeds them. None: no limit.
         include_partial_messages: Yield a StreamEvent for each piece of text as it comes.
         wait_for_login: Let the agent go on asking an API that refuses its key or login. Otherwise the run ends after
             the third refusal.
@@ -227,6 +236,8 @@ class ExecuteOptions:
     fork: bool = attrs.field(default=False)
     session_id: str | None = attrs.field(default=None, validator=optional(_session))
     append_system_prompt: str | None = attrs.field(default=None, validator=optional(_argument))
+    json_schema: Mapping[str, Any] | None = attrs.field(default=None)
+    max_budget_usd: float | None = attrs.field(default=None)
     include_partial_messages: bool = False
     wait_for_login: bool = False
     timeout: float | None = attrs.field(default=None, converter=_duration, validator=_seconds)
@@ -244,6 +255,22 @@ class ExecuteOptions:
     def _check_prompt(self, _: object, value: object) -> None:
         if not _is_text(value):
             raise ConfigError("prompt", value, "text that UTF-8 can hold")
+
+    @json_schema.validator
+    def _check_json_schema(self, _: object, value: object) -> None:
+        if value is not None and not isinstance(value, Mapping):
+            raise ConfigError("json_schema", value, "a JSON Schema, as a mapping, or None")
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError("json_schema", "…", f"what JSON can hold ({error})") from None
+
+    @max_budget_usd.validator
+    def _check_max_budget_usd(self, _: object, value: object) -> None:
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
+        ):
+            raise ConfigError("max_budget_usd", value, "a number of US dollars above 0, or None")
 
     @grace.validator
     def _check_grace(self, _: object, value: object) -> None:

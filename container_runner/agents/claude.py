@@ -47,6 +47,8 @@ class ClaudeRuntime(CommandLineRuntime):
             "--verbose",  # without it, claude refuses stream-json
             *_permissions(options, contained=contained),
             *_flag("--model", agent.model),
+            *_flag("--fallback-model", agent.fallback_model),
+            *_flag("--effort", agent.effort),
             *_flag("--system-prompt", agent.system_prompt),
             *_flag("--append-system-prompt", options.append_system_prompt),
             *_list("--allowedTools", agent.allowed_tools or None),
@@ -56,6 +58,8 @@ class ClaudeRuntime(CommandLineRuntime):
             *(f"--plugin-dir={path}" for path in agent.plugin_dirs),
             *_flag("--mcp-config", _mcp_config(agent.mcp_servers)),
             *_flag("--max-turns", agent.max_turns),
+            *_flag("--max-budget-usd", options.max_budget_usd),
+            *_flag("--json-schema", None if options.json_schema is None else json.dumps(dict(options.json_schema))),
             *(["--include-partial-messages"] if options.include_partial_messages else []),
             *_flag("--resume", options.resume),
             *(["--fork-session"] if options.fork else []),
@@ -111,7 +115,7 @@ def _permissions(options: ExecuteOptions, *, contained: bool) -> list[str]:
     return ["--dangerously-skip-permissions"] if contained else []
 
 
-def _flag(name: str, value: str | int | None) -> list[str]:
+def _flag(name: str, value: str | float | None) -> list[str]:
     return [] if value is None else [check_argument(name, f"{name}={value}")]
 
 

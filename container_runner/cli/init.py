@@ -46,6 +46,8 @@ EXAMPLES: dict[str, str] = {
     "extra_args": '["--runtime=runsc"]',
     "command": '"my-agent --fast"',
     "model": '"opus"',
+    "fallback_model": '"sonnet"',
+    "effort": '"high"',
     "system_prompt": '"You are careful."',
     "permission_mode": '"acceptEdits"',
     "allowed_tools": '["Read", "Bash(git log:*)"]',
@@ -57,6 +59,8 @@ EXAMPLES: dict[str, str] = {
     "max_turns": "50",
     "args": '["--debug"]',
     "append_system_prompt": '"Answer in one sentence."',
+    "json_schema": '{ type = "object", properties = { ok = { type = "boolean" } } }',
+    "max_budget_usd": "5.0",
     "timeout": '"30m"',
 }
 """Values to show for fields whose default is nothing."""

@@ -40,8 +40,12 @@ class ExecuteFlags:
         tools: The only tools that the agent has; empty: none. Can be given again.
         setting_sources: A settings file of claude's to read: user, project or local; empty: none. Can be given again.
         plugin_dirs: A plugin's folder, as a path in the container. Can be given again.
+        fallback_model: The model to use while the other is overloaded.
+        effort: How hard the model thinks, in claude's words: low, medium, high, ...
         mcp_config: A JSON file with MCP servers, by name or below "mcpServers".
         args: One more argument for the agent's command, as --arg=--verbose. Can be given again.
+        json_schema: A JSON Schema, as JSON, for the shape of the answer.
+        max_budget_usd: What a run may cost, in US dollars. Default: any.
         session_id: The id that a new session gets. Default: the agent chooses.
         include_partial_messages: Pass on each piece of text as it comes. Default: only in the live view.
         wait_for_login: Let the agent go on asking an API that refuses its key or login.
@@ -55,6 +59,10 @@ class ExecuteFlags:
     plugin_dirs: Annotated[tuple[str, ...], several("--plugin-dir")] = ()
     mcp_config: Annotated[Path | None, Parameter(group=AGENT_GROUP)] = None
     args: Annotated[tuple[str, ...], several("--arg")] = ()
+    fallback_model: Annotated[str | None, Parameter(group=AGENT_GROUP)] = None
+    effort: Annotated[str | None, Parameter(group=AGENT_GROUP)] = None
+    json_schema: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
+    max_budget_usd: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
     session_id: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
     include_partial_messages: Annotated[bool | None, Parameter(group=RUN_GROUP)] = None
     wait_for_login: Annotated[bool | None, Parameter(group=RUN_GROUP)] = None
@@ -73,6 +81,7 @@ class ExecuteFlags:
         for name in ("tools", "setting_sources"):  # an empty one by itself says "none"
             if agent.get(name) == ("",):
                 agent[name] = ()
+        agent |= {name: value for name in ("fallback_model", "effort") if (value := getattr(self, name)) is not None}
         if self.mcp_config is not None:
             agent["mcp_servers"] = load_mcp_servers(self.mcp_config)
         changes: dict[str, Any] = {
@@ -80,13 +89,32 @@ class ExecuteFlags:
             for name in ("session_id", "include_partial_messages", "wait_for_login", "grace")
             if (value := getattr(self, name)) is not None
         }
-        for name in ("result_timeout", "line_limit"):
+        if self.json_schema is not None:
+            changes["json_schema"] = load_json_schema(self.json_schema)
+        for name in ("result_timeout", "line_limit", "max_budget_usd"):
             if (text := getattr(self, name)) is not None:
                 changes[name] = parse(name, from_text(name, text), flag(name))
         try:
             return attrs.evolve(options, agent=attrs.evolve(options.agent, **agent), **changes)
         except ConfigError as error:
             raise error.with_source("command line") from None
+
+
+def load_json_schema(text: str) -> dict[str, Any]:
+    """The JSON Schema that a flag gives.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        loaded = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise ConfigError(
+            "--json-schema", text, f'a JSON object, or "$(cat FILE)" for the one in a file ({error})'
+        ) from None
+    if not isinstance(loaded, dict):
+        raise ConfigError("--json-schema", text, "a JSON object")
+    return loaded
 
 
 def load_mcp_servers(path: Path) -> dict[str, Any]:

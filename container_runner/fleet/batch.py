@@ -199,7 +199,7 @@ async def run_batch(
             busy, not there or lost hold of the agent, or an API that has too much to do. Waits 2 seconds before the
             first time, then twice as long each time, up to 2 minutes.
         total_budget_usd: US dollars for all jobs together, what *results* already has counts too. When they are spent
-            no more jobs are started; those at work go on.
+            no more jobs are started; those at work go on, see `ExecuteOptions.max_budget_usd`.
         watch: is told what happens.
 
     Returns:
@@ -216,7 +216,7 @@ async def run_batch(
     if not 0 <= retries <= 100:
         raise ConfigError("retries", retries, "a number from 0 to 100")
     if total_budget_usd is not None and not 0 < total_budget_usd < float("inf"):
-        raise ConfigError("total_budget_usd", total_budget_usd, "US dollars, more than 0")
+        raise ConfigError("total_budget_usd", total_budget_usd, "a number of US dollars above 0")
     done = finished(jobs, results, retry_failed=retry_failed)
     todo = [job for job in jobs if job.id not in done]
     for job in todo:

@@ -26,7 +26,7 @@ from container_runner.options import ExecuteOptions
 from container_runner.records.tally import Tally
 from container_runner.runner import ContainerRunner
 
-_TOLD_APART_BY: Final = ("prompt", "agent", "resume", "fork", "session_id", "append_system_prompt")
+_TOLD_APART_BY: Final = ("prompt", "agent", "resume", "fork", "session_id", "append_system_prompt", "json_schema")
 """The fields of a request that make it another job. How long it may take, and what is shown of it, do not."""
 
 _NOT_RUN: Final = (ConfigError, EngineError, StateError)

@@ -253,7 +253,6 @@ def test_flags_of_docker_and_claude_that_mean_the_same_are_taken(
         ("--cap-add=X", "Here: --extra-arg, if it must be"),
         ("-it", "Here: nothing: a run asks nothing"),
         ("--add-dir=/x", "Here: --volume."),
-        ("--max-budget-usd=3", "Here: --arg, as --arg=--max-budget-usd=5."),
         ("--mem-limit=1g", "Here: --memory."),
         ("--cwd=/x", "Here: --workspace."),
         ("--imgae=x", "Did you mean --image?"),

@@ -151,7 +151,8 @@ def test_a_job_says_more_than_its_prompt(place: Place) -> None:
         os.chown(place.folder / "other", 1000, 1000)
     (place.folder / "prompt.txt").write_text("edit here.txt hello")
     job = {"prompt_file": "prompt.txt", "workspace": "other", "agent": "bob", "model": "m1", "resume": "abc"}
-    more = {"fork": True, "tools": ["Read"], "max_turns": 3, "append_system_prompt": "Be brief.", "grace": 9}
+    more: dict[str, Any] = {"max_budget_usd": 2, "json_schema": {"type": "object"}, "effort": "low"}
+    more |= {"fork": True, "tools": ["Read"], "max_turns": 3, "append_system_prompt": "Be brief.", "grace": 9}
 
     done = place.run("batch", str(write(place, job | more)), "--model=m2")
 
@@ -159,7 +160,8 @@ def test_a_job_says_more_than_its_prompt(place: Place) -> None:
     assert (place.folder / "other" / "here.txt").read_text() == "hello\n"
     words = place.agent_argv()
     assert {"--model=m1", "--resume=abc", "--fork-session", "--tools=Read", "--max-turns=3"} <= {*words}
-    assert "--append-system-prompt=Be brief." in words
+    assert {"--append-system-prompt=Be brief.", "--max-budget-usd=2", "--effort=low"} <= {*words}
+    assert '--json-schema={"type": "object"}' in words
     assert any("container-runner-bob-" in word for word in words)
 
 
@@ -277,6 +279,8 @@ def test_jobs_come_from_stdin(place: Place) -> None:
         ('{"prompt": "x"}\n{"workspace": "none", "prompt": "x"}', "jobs.jsonl:2: "),
         ('{"prompt": "x"}\n{"image": "", "prompt": "x"}', "jobs.jsonl:2: "),
         ('{"image": 7, "prompt": "x"}', "jobs.jsonl:1: "),
+        ('{"max_budget_usd": 0, "prompt": "x"}', "max_budget_usd must be a number of US dollars above 0"),
+        ('{"json_schema": "{}", "prompt": "x"}', "json_schema must be a JSON Schema"),
         ('{"prompt": "x", "timeout": "soon"}', "timeout"),
         ('{"prompt": "x", "permission_mode": "yolo"}', "permission_mode"),
         ('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', "got 'a'"),

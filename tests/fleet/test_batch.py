@@ -51,6 +51,16 @@ async def test_results_come_in_the_order_of_the_jobs(fake_engine: FakeEngine, ru
     assert all(result.succeeded and result.exit_code == 0 and result.duration > 0 for result in results)
 
 
+async def test_an_answer_in_a_shape_is_kept(fake_engine: FakeEngine, runner: ContainerRunner) -> None:
+    fake_engine.reply("It is 4.", structured_output={"sum": 4})
+
+    (result,) = await run_batch([job(runner, "1", json_schema={"type": "object"})])
+
+    assert result.structured_output == {"sum": 4}
+    assert JobResult.parse(result.to_json()) == result
+    assert '--json-schema={"type": "object"}' in fake_engine.agent_argv
+
+
 async def test_no_more_run_at_a_time_than_allowed(fake_engine: FakeEngine, runner: ContainerRunner) -> None:
     for _ in range(7):
         fake_engine.reply("done")
@@ -159,6 +169,8 @@ async def test_what_failed_can_be_tried_again_and_its_last_line_counts(
         ({"model": "opus"}, True),
         ({"workspace": "/elsewhere"}, True),
         ({"resume": "abc"}, True),
+        ({"json_schema": {"type": "object"}}, True),
+        ({"max_budget_usd": 5}, False),
         ({"timeout": 5.0}, False),
         ({"include_partial_messages": True}, False),
         ({}, False),
