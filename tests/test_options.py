@@ -32,7 +32,7 @@ def test_a_name_that_is_refused(name: Any) -> None:
     assert caught.value.field == "agent.name"
 
 
-TEXT_FIELDS = ["model", "system_prompt"]
+TEXT_FIELDS = ["model", "fallback_model", "effort", "system_prompt"]
 LIST_FIELDS = ["allowed_tools", "disallowed_tools", "tools", "setting_sources", "plugin_dirs", "args"]
 
 
