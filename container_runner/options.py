@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 PermissionMode = Literal["acceptEdits", "auto", "bypassPermissions", "default", "dontAsk", "manual", "plan"]
 
+Effort = Literal["low", "medium", "high", "xhigh", "max"]
+
 ARGUMENT_LIMIT: Final = 128 * 1024 - 1
 """The most bytes that Linux takes in one argument (MAX_ARG_STRLEN, less its closing NUL)."""
 
@@ -130,8 +132,8 @@ class Agent:
         workspace: The folder on the host that the agent works on, /workspace in the container. None: an empty scratch
             folder that is gone after the run.
         model: The model to use. None: the agent's own default.
-        fallback_model: The model to use while that one is overloaded. None: no other.
-        effort: How hard the model thinks, in claude's words: "low", "medium", "high", ... None: its own default.
+        fallback_model: The model to use while that one is busy, or several with commas, in their order. None: no other.
+        effort: How hard the model thinks. None: the agent's own default.
         system_prompt: Replaces the agent's own system prompt.
         permission_mode: How the agent asks before it acts. None: in a container it does not ask (the box is the limit);
             on the host the agent's own default.
@@ -154,7 +156,7 @@ class Agent:
     workspace: str | Path | None = attrs.field(default=None)
     model: str | None = attrs.field(default=None, validator=optional(_argument))
     fallback_model: str | None = attrs.field(default=None, validator=optional(_argument))
-    effort: str | None = attrs.field(default=None, validator=optional(_argument))
+    effort: Effort | None = attrs.field(default=None)
     system_prompt: str | None = attrs.field(default=None, validator=optional(_argument))
     permission_mode: PermissionMode | None = attrs.field(default=None)
     allowed_tools: tuple[str, ...] = attrs.field(default=(), converter=_words, validator=_arguments)
@@ -181,6 +183,11 @@ class Agent:
     def _check_permission_mode(self, _: object, value: object) -> None:
         if value is not None and value not in get_args(PermissionMode):
             raise ConfigError("agent.permission_mode", value, f"one of {', '.join(get_args(PermissionMode))}")
+
+    @effort.validator
+    def _check_effort(self, _: object, value: object) -> None:
+        if value is not None and value not in get_args(Effort):  # claude takes another word, and does nothing with it
+            raise ConfigError("agent.effort", value, f"one of {', '.join(get_args(Effort))}")
 
     @max_turns.validator
     def _check_max_turns(self, _: object, value: object) -> None:
@@ -211,8 +218,8 @@ class ExecuteOptions:
         append_system_prompt: Added to the system prompt.
         json_schema: A JSON Schema. The answer then comes as data of that shape, in `ResultMessage.structured_output`.
             None: text alone.
-        max_budget_usd: US dollars that the run may cost, by the agent's own reckoning. It ends, as failed, after the
-            answer that exceeds them. None: no limit.
+        max_budget_usd: US dollars that the run may cost, by the agent's own reckoning. It ends, as failed, once they
+            are spent. None: no limit.
         include_partial_messages: Yield a StreamEvent for each piece of text as it comes.
         wait_for_login: Let the agent go on asking an API that refuses its key or login. Otherwise the run ends after
             the third refusal.

@@ -32,7 +32,7 @@ def test_a_name_that_is_refused(name: Any) -> None:
     assert caught.value.field == "agent.name"
 
 
-TEXT_FIELDS = ["model", "fallback_model", "effort", "system_prompt"]
+TEXT_FIELDS = ["model", "fallback_model", "system_prompt"]
 LIST_FIELDS = ["allowed_tools", "disallowed_tools", "tools", "setting_sources", "plugin_dirs", "args"]
 
 
@@ -65,6 +65,8 @@ def test_a_list_may_be_given_as_one_word_or_any_iterable(field: str) -> None:
         ("permission_mode", "everything"),
         ("permission_mode", ""),
         ("permission_mode", ["plan"]),
+        ("effort", "hard"),
+        ("effort", ["low"]),
         ("max_turns", 0),
         ("max_turns", -1),
         ("max_turns", True),

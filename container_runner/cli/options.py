@@ -16,7 +16,7 @@ from cyclopts import Group, Parameter
 
 from container_runner.config.fields import flag, from_text, parse
 from container_runner.errors import ConfigError
-from container_runner.options import ExecuteOptions
+from container_runner.options import Effort, ExecuteOptions
 
 AGENT_GROUP = Group("Agent", sort_key=1)
 RUN_GROUP = Group("Run", sort_key=2)
@@ -41,7 +41,7 @@ class ExecuteFlags:
         setting_sources: A settings file of claude's to read: user, project or local; empty: none. Can be given again.
         plugin_dirs: A plugin's folder, as a path in the container. Can be given again.
         fallback_model: The model to use while the other is overloaded.
-        effort: How hard the model thinks, in claude's words: low, medium, high, ...
+        effort: How hard the model thinks.
         mcp_config: A JSON file with MCP servers, by name or below "mcpServers".
         args: One more argument for the agent's command, as --arg=--verbose. Can be given again.
         json_schema: A JSON Schema, as JSON, for the shape of the answer.
@@ -60,7 +60,7 @@ class ExecuteFlags:
     mcp_config: Annotated[Path | None, Parameter(group=AGENT_GROUP)] = None
     args: Annotated[tuple[str, ...], several("--arg")] = ()
     fallback_model: Annotated[str | None, Parameter(group=AGENT_GROUP)] = None
-    effort: Annotated[str | None, Parameter(group=AGENT_GROUP)] = None
+    effort: Annotated[Effort | None, Parameter(group=AGENT_GROUP)] = None
     json_schema: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
     max_budget_usd: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
     session_id: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
