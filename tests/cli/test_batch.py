@@ -362,7 +362,7 @@ def test_jobs_at_work_have_a_bar_each_and_one_for_all(place: Place) -> None:
         assert "✓ good" in shown
         assert "✗ bad " in shown
         for row in ("slow-0", "slow-1", "2 of 4"):
-            assert re.search(f"[⠋-⠿] {row} +━━━", shown)
+            assert re.search(f"[\u2800-\u28ff] {row} +━━━", shown)
         assert "1 failed · 2 at work" in shown
         assert code == 1
         assert "at work" not in terminal.all_text

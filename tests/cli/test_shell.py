@@ -218,5 +218,5 @@ def test_a_name_that_is_none_is_refused(engine: SmallEngine, capfd: pytest.Captu
     done = call(capfd, "shell", "../../etc", *engine.flags)
 
     assert done.code == 2
-    assert "--agent = " in done.err
+    assert "--agent must be " in done.err
     assert engine.calls == []
