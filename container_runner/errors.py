@@ -197,8 +197,8 @@ class ConflictError(WorkspaceError):
     cli_exit_code = 3
     advice = "Take the work as a branch with `container-runner branch NAME`, and merge that as you are used to."
 
-    def __init__(self, message: str, *, paths: tuple[bytes, ...] = (), next_step: str | None = None) -> None:
-        super().__init__(message, next_step=next_step, path=paths[0] if paths else None)
+    def __init__(self, message: str, *, paths: tuple[bytes, ...] = (), **facts: Any) -> None:
+        super().__init__(message, path=paths[0] if paths else None, **facts)
         self.paths = paths
 
     def __str__(self) -> str:

@@ -191,7 +191,8 @@ def _field(name: str, hint: Any, help_: str, default: Any) -> dict[str, Any]:
 def _type(hint: Any) -> dict[str, Any]:
     origin, kinds = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return _type(kinds[0])  # TOML has no null
+        others = [_type(kind) for kind in kinds if kind is not types.NoneType]  # TOML has no null
+        return others[0] if len(others) == 1 else {"anyOf": others}
     if origin is typing.Literal:
         return {"enum": list(kinds)}
     if origin is tuple:

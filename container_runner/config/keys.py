@@ -43,6 +43,7 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     **dict.fromkeys(("print", "verbose"), "nothing: a run prints all that the agent says"),
     "prompt": "the prompt on the command line",
     "publish": "ports",
+    "remove": "ephemeral",
     "restart": "nothing: a container lives for its runs",
     "rm": "ephemeral",
     "runtime": "command, or nothing for claude",

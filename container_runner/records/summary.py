@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import attrs
 
 from container_runner.config.converter import structured, unstructured
 from container_runner.stream.messages import Usage
-from container_runner.workspace.changes import Changes
+
+if TYPE_CHECKING:
+    from container_runner.workspace.changes import Changes
 
 Outcome = Literal["succeeded", "failed", "stopped", "running", "interrupted"]
 """How a run ended: "stopped" by its consumer, "interrupted" with the process that ran it; or that it has not ended."""

@@ -179,6 +179,8 @@ class ContainerRunner:
         Raises:
             ConfigError: the options or the configuration can not be carried out.
         """
+        if not isinstance(options, ExecuteOptions):
+            raise ConfigError("options", options, 'ExecuteOptions(prompt="...", agent=Agent(name="bot"))')
         run_id = run_id or secrets.token_hex(16)
         return self._plan(options, engine, run_id, work_id=run_id)
 

@@ -418,7 +418,7 @@ def test_a_run_shows_what_the_agent_says_and_its_end_on_stderr(command: Command,
 def test_a_run_as_json_is_the_messages_and_nothing_else(command: Command, fake_engine: FakeEngine) -> None:
     fake_engine.messages(["text", '{"type": "result", "subtype": "success", "is_error": false}'])
 
-    done = command("run", "--json", "x")
+    done = command("run", "--json", "--credentials=none", "x")
 
     messages = [orjson.loads(line) for line in done.lines]
     assert [message["type"] for message in messages] == ["output", "result"]

@@ -314,7 +314,7 @@ async def test_an_image_that_is_missing_is_built_or_pulled(patient: Patient, ima
     [
         ('exec: "sh": executable file not found in $PATH', "tools", "container-runner image build"),
         ("network lan not found", "network", "docker network create lan"),
-        ("something else", "box", "container-runner argv"),
+        ("something else", "box", "its log may say more"),
     ],
 )
 async def test_a_box_that_does_not_start_fails_the_check_it_is_about(
