@@ -52,6 +52,7 @@ def changes(
     diff: Annotated[bool, Parameter(alias="-d", negative=())] = False,
     stat: Annotated[bool, Parameter(negative=())] = False,
     list_: Annotated[bool, Parameter(name=["--list", "-l"], negative=())] = False,
+    empty: Annotated[bool, Parameter(negative=())] = False,
     json: JsonFlag = False,
     flags: WorkFlags | None = None,
 ) -> None:
@@ -62,6 +63,7 @@ def changes(
         diff: Show the lines that have changed.
         stat: Show how many lines have changed in each file.
         list_: List the runs on this folder whose work is kept, oldest first.
+        empty: Believe that the agent has deleted every file, where its work is not fetched yet.
         json: Print JSON for programs instead of text for people.
     """
     flags = flags or WorkFlags()
@@ -74,14 +76,16 @@ def changes(
             return await found.diff(stat=stat)
         return "\n".join(rows_of(found))
 
-    found, text = with_changes(run, flags, lambda found: _both(found, look))
+    found, text = with_changes(run, flags, lambda found: _both(found, look), may_be_empty=empty)
     if json:
         print_json(found.to_dict() | ({"diff": text} if diff or stat else {}))
     elif text:
         print(clean(text.removesuffix("\n")))
 
 
-def with_changes(run: str, flags: WorkFlags, use: Callable[[Changes], Awaitable[T]]) -> T:
+def with_changes(
+    run: str, flags: WorkFlags, use: Callable[[Changes], Awaitable[T]], *, may_be_empty: bool = False
+) -> T:
     """Do something with the changes of a run.
 
     Raises:
@@ -89,7 +93,7 @@ def with_changes(run: str, flags: WorkFlags, use: Callable[[Changes], Awaitable[
     """
 
     async def work() -> T:
-        shadow, name = await _find(run, flags)
+        shadow, name = await _find(run, flags, may_be_empty=may_be_empty)
         return await use(await Changes.load(shadow, name))
 
     return anyio.run(work)
@@ -182,12 +186,13 @@ async def _open(workspace: Path, flags: WorkFlags) -> Shadow:
     return shadow
 
 
-async def _find(run: str, flags: WorkFlags) -> tuple[Shadow, str]:
+async def _find(run: str, flags: WorkFlags, *, may_be_empty: bool) -> tuple[Shadow, str]:
     """The run that is meant, and the shadow that it is in. What a run that was killed has left is fetched first."""
     from container_runner.runner.carrier import fetch_unfetched
 
     shadow = await _open(flags.workspace, flags)
-    await fetch_unfetched(state_folder(flags.state_dir), None if run else shadow.workspace, run)
+    state, workspace = state_folder(flags.state_dir), None if run else shadow.workspace
+    await fetch_unfetched(state, workspace, run, may_be_empty=may_be_empty)
     kept = [name for name, _ in await _kept(shadow)]
     if not run:
         if not kept:

@@ -264,7 +264,8 @@ def finished(jobs: Iterable[Job], results: ResultFile | None, *, retry_failed: b
     seen: set[str] = set()
     for job in jobs:
         if job.id in seen:
-            raise ConfigError("id", job.id, "an id that no other job has", source=job.source)
+            allowed = "an id that no other job has"
+            raise ConfigError("id", job.id, allowed, source=job.source, told=f"id {job.id!r} is another job's already")
         seen.add(job.id)
         result = results and results.result_of(job)
         if result and result.was_run and (result.succeeded or not retry_failed):

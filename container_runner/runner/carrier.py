@@ -60,11 +60,13 @@ class Carrier:
 
     Args:
         carry: how. What is written down of it follows it.
+        may_be_empty: whether to believe that the agent has deleted every file.
     """
 
-    def __init__(self, manager: Containers, carry: Carry) -> None:
+    def __init__(self, manager: Containers, carry: Carry, *, may_be_empty: bool = False) -> None:
         self._manager = manager
         self.carry = carry
+        self._may_be_empty = may_be_empty
         self._ways = Ways.of(carry, manager.engine.binary, manager.engine.dialect)
         self._lock = run_lock(manager.state_dir, carry.run)
         self._shadow: Shadow | None = None
@@ -138,15 +140,19 @@ class Carrier:
             else:
                 await self.discard()
         except TimeoutError:
-            reason, stderr = f"it took longer than {FETCH_TIMEOUT:g} seconds", ""
+            failed: ContainerRunnerError = WorkspaceError(
+                f"it took longer than {FETCH_TIMEOUT:g} seconds.", next_step=""
+            )
         except ContainerRunnerError as error:
-            reason, stderr = error.message, error.stderr
+            failed = error
         else:
             return None
         self.let_go()
         step = f"Nothing is lost: `container-runner changes {self.carry.run[:12]}` tries again, as the next start does."
-        message = f"The work of run {self.carry.run[:12]} is not fetched yet: {reason}"
-        return WorkspaceError(message, next_step=step, stderr=stderr)
+        if isinstance(failed, WorkspaceError):
+            step = f"{step} {failed.next_step}".rstrip()
+        message = f"The work of run {self.carry.run[:12]} is not fetched yet: {failed.message}"
+        return WorkspaceError(message, next_step=step, stderr=failed.stderr)
 
     async def take_over(self) -> bool:
         """Look after what a run has left whose process is dead; False if it is not, or nothing is left.
@@ -215,7 +221,14 @@ class Carrier:
         """Fetch the work by a command that runs OUT on it."""
         shadow, run = await self._open(), self.carry.run
         async with self._manager.engine.pipe(command, None) as pipe:
-            outcome = await receive(shadow, run, pipe, before=self._before, overlay=bool(self.carry.layers))
+            outcome = await receive(
+                shadow,
+                run,
+                pipe,
+                before=self._before,
+                overlay=bool(self.carry.layers),
+                may_be_empty=self._may_be_empty,
+            )
         carry = self.carry
         notes = Notes(findings=outcome.findings, protected=carry.protected, unprotected=carry.unprotected)
         await write_notes(shadow, run, notes)
@@ -275,11 +288,12 @@ class Carrier:
         self.carry.save(self._manager.state_dir)
 
 
-async def fetch_left(manager: Containers, *, run: str | None = None) -> list[Carrier]:
+async def fetch_left(manager: Containers, *, run: str | None = None, may_be_empty: bool = False) -> list[Carrier]:
     """Fetch the work that runs of dead processes have left in the manager's state folder, and remove the rest of them.
 
     Args:
         run: only of this run.
+        may_be_empty: whether to believe that the agent has deleted every file.
 
     Returns:
         The carriers whose work was fetched.
@@ -293,7 +307,7 @@ async def fetch_left(manager: Containers, *, run: str | None = None) -> list[Car
             carry = Carry.load(manager.state_dir, name)
             if carry is None or carry.engine != manager.engine.binary or carry.phase == "kept":
                 continue
-            carrier = Carrier(manager, carry)
+            carrier = Carrier(manager, carry, may_be_empty=may_be_empty)
             try:
                 if await carrier.take_over():
                     if error := await carrier.finish():
@@ -308,12 +322,15 @@ async def fetch_left(manager: Containers, *, run: str | None = None) -> list[Car
     return done
 
 
-async def fetch_unfetched(state_dir: Path, workspace: Path | None, run: str = "") -> None:
+async def fetch_unfetched(
+    state_dir: Path, workspace: Path | None, run: str = "", *, may_be_empty: bool = False
+) -> None:
     """Fetch the work that runs of dead processes have left, with the engines that they had.
 
     Args:
         workspace: only of runs on this folder; None: on any.
         run: only of runs whose ids begin so.
+        may_be_empty: whether to believe that an agent has deleted every file.
 
     Raises:
         WorkspaceError: it could not be.
@@ -321,7 +338,7 @@ async def fetch_unfetched(state_dir: Path, workspace: Path | None, run: str = ""
     """
     for carry in unfetched(state_dir):
         if carry.run.startswith(run) and workspace in (None, Path(carry.workspace)):
-            await fetch_left(await _manager(carry, state_dir), run=carry.run)
+            await fetch_left(await _manager(carry, state_dir), run=carry.run, may_be_empty=may_be_empty)
 
 
 async def discard_left(state_dir: Path, run: str) -> None:

@@ -199,7 +199,7 @@ class _Work:
                     if not self._is_unchanged(path, facts):
                         self._see(path, kind, facts)
         if is_empty and self._in_base and not may_be_empty:
-            step = "If the agent was to delete them all, say so with --empty; else look for the box's volume."
+            step = "If the agent was to delete them all, add --empty to `container-runner changes`."
             raise WorkspaceError("The box has no file any more: that is not believed.", next_step=step)
         for path in left:
             if path.startswith(tuple(unreadable)):

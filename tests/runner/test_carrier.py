@@ -224,6 +224,20 @@ async def test_an_empty_volume_in_place_of_a_lost_one_is_not_believed(scene: Sce
     assert [carry.run for carry in unfetched(scene.state)] == [summary.run_id]
 
 
+async def test_that_all_was_deleted_is_believed_when_somebody_says_so(scene: Scene) -> None:
+    summary = await scene.run("rm a b")
+
+    assert summary.kind == "workspace"
+    manager = await scene.runner().manager()
+    with pytest.raises(WorkspaceError) as caught:
+        await fetch_left(manager, run=summary.run_id)
+    assert "--empty" in caught.value.next_step
+    assert [carry.run for carry in unfetched(scene.state)] == [summary.run_id]
+    await fetch_left(manager, run=summary.run_id, may_be_empty=True)
+    assert await scene.result(summary) == {}
+    assert scene.left == []
+
+
 KILLED = """
 import anyio, os, sys
 from container_runner import *
