@@ -115,8 +115,7 @@ class Run:
             except EngineError as error:
                 if not may_refuse_overlay(plan.carry, error):
                     raise
-                self._note_restart(error)
-                return await self._start_again(overlay=False)
+                return await self._start_again(error, overlay=False)
         raise total_timeout(self._options)
 
     async def outcome(self) -> ContainerRunnerError | None:
@@ -193,11 +192,7 @@ class Run:
             if self._has_started:
                 self._stream.parse([])  # the record has also what was read and nobody asked for
         finally:
-            left: ContainerRunnerError | None = await settle(lambda: self._finish(max_containers))
-        if self.carrier is not None and left is None:
-            left = await settle(self.carrier.finish)
-        if self._claim is not None:
-            self._claim.release(remove=self._claim.try_upgrade())
+            left = await settle(lambda: self._end(max_containers))
         return left
 
     @property
@@ -262,7 +257,6 @@ class Run:
     async def _retry(self, error: EngineError) -> MessageStream:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-        self._note_restart(error)
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(TRANSIENT),
             stop=stop_after_attempt(START_ATTEMPTS - 1),
@@ -271,19 +265,26 @@ class Run:
             reraise=True,
         ):
             with attempt:
-                return await self._start_again()
+                return await self._start_again(error)
         raise error
 
-    def _note_restart(self, error: EngineError) -> None:
+    async def _start_again(self, error: EngineError, *, overlay: bool = True) -> MessageStream:
         _log.info("starting again: %s", error.message)
         self._record.note("restart", kind=error.kind, message=error.message)
-
-    async def _start_again(self, *, overlay: bool = True) -> MessageStream:
         await settle(self._clear)
         if self.carrier is not None:
             await settle(self.carrier.discard)
         self._plan = self._make_plan(overlay)
         return await self._start()
+
+    async def _end(self, max_containers: int) -> ContainerRunnerError | None:
+        left: ContainerRunnerError | None = await self._finish(max_containers)
+        if self.carrier is not None:
+            left = left or await self.carrier.finish()
+            self.carrier.let_go()
+        if self._claim is not None:
+            self._claim.release(remove=self._claim.try_upgrade())
+        return left
 
     async def _finish(self, max_containers: int) -> EngineError | None:
         name = self._plan.container
