@@ -123,7 +123,7 @@ def test_a_secret_that_is_not_set_here_is_not_set_there(box: Box, monkeypatch: p
     monkeypatch.delenv("BUILD_TOKEN", raising=False)
     runtime = CommandRuntime(["sh", "-c", "env | grep -c BUILD_TOKEN"])
 
-    messages = box.run("go", runtime, secrets=["BUILD_TOKEN"])
+    messages = box.run("go", runtime, optional_secrets=["BUILD_TOKEN"])
 
     assert lines_of(messages) == [b"0"]
 

@@ -131,7 +131,7 @@ async def test_a_reader_that_is_busy_with_the_result_is_no_agent_that_does_not_l
 def test_a_line_of_100_mb_arrives_whole_and_the_next_one_after_it(box: Box) -> None:
     size = 100_000_000
 
-    messages = box.run("go", shell(f"head -c {size} /dev/zero | tr '\\000' x; echo; echo next"))
+    messages = box.run("go", shell(f"head -c {size} /dev/zero | tr '\\000' x; echo; echo next"), line_limit=None)
 
     first, second = lines_of(messages)
     assert len(first) == size
