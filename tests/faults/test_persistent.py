@@ -115,7 +115,8 @@ HIDDEN = {
 @pytest.mark.parametrize("how", HIDDEN)
 def test_an_agent_hides_a_process(scene: Scene, how: str) -> None:
     """It is found all the same, and what somebody else has started in the container is left alone."""
-    run_for(scene, None, "hello", ephemeral=False)
+    word = CommandRuntime(["echo", "hello"])
+    run_for(scene, None, ephemeral=False, runtime=word)
     (container,) = scene.containers()
     scene.engine.run("exec", "--detach", container, "sh", "-c", "sleep 5555")
     scene.spare()
@@ -134,8 +135,8 @@ def test_an_agent_hides_a_process(scene: Scene, how: str) -> None:
         return
     assert keep == [container]
     assert "sleep 5555" in scene.engine.run("exec", container, "ps", "-o", "args").stdout
-    result, _ = run_for(scene, None, "hello", ephemeral=False)
-    assert last(result) == "result"
+    after, _ = run_for(scene, None, ephemeral=False, runtime=word)
+    assert last(after) == "output"
     assert scene.containers() == [container]
 
 
@@ -169,8 +170,9 @@ def test_an_agent_leaves_such_a_process_beside_another_run(scene: Scene, where: 
         ended: list[list[Message]] = []
 
         async def whole() -> None:
-            options = scene.options("sh until [ -e go ]; do sleep 0.1; done; echo unharmed")
-            ended.append([message async for message in scene.runner(ephemeral=False).execute(options)])
+            waits = CommandRuntime(["sh", "-c", "until [ -e go ]; do sleep 0.1; done; echo unharmed"])
+            runner = scene.runner(waits, ephemeral=False)
+            ended.append([message async for message in runner.execute(scene.options(""))])
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(whole)
@@ -181,7 +183,7 @@ def test_an_agent_leaves_such_a_process_beside_another_run(scene: Scene, where: 
             left = await anyio.to_thread.run_sync(forked, scene)
             assert not ended
             (scene.workspace / "go").touch()
-        assert last(ended[0]) == "result"
+        assert last(ended[0]) == "output"
         return messages, left, since
 
     messages, left, since = anyio.run(main, backend=scene.loop)
