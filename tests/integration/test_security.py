@@ -27,7 +27,7 @@ def test_the_agent_is_the_workspaces_owner_and_has_no_privileges(box: Box) -> No
     assert found["Seccomp"] == ["2"]
 
 
-@ON_ROOTFUL  # these tests are run by root, to whom the sessions of such a box belong; rootless podman may not enter them
+@ON_ROOTFUL  # root runs these tests, so such a box has sessions of root's, which rootless podman may not enter
 def test_root_on_request_has_no_capabilities_either(box: Box) -> None:
     found = status(box.sh("cat /proc/self/status", user="root", workspace=None))
 
