@@ -7,10 +7,13 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from container_runner.cli.surroundings import nameless, open_what_is_closed, what_was_met
 from container_runner.errors import ConfigError, ContainerRunnerError, StateError
+
+if TYPE_CHECKING:
+    from cyclopts import CycloptsError
 
 _TYPED = {
     "agent.workspace": "--workspace",
@@ -49,14 +52,12 @@ def main(words: list[str] | None = None) -> NoReturn:
 
 def run_command(words: list[str]) -> int:
     """Run a command line, and return the exit code."""
-    from cyclopts import CycloptsError
-
     try:
         return _run(words)
     except ContainerRunnerError as error:
         _complain(str(_as_typed(error) if isinstance(error, ConfigError) else error))
         return error.cli_exit_code
-    except CycloptsError as error:
+    except _refusal() as error:
         from container_runner.cli.app import refusal
 
         _complain(refusal(error))
@@ -75,6 +76,13 @@ def run_command(words: list[str]) -> int:
         return StateError.cli_exit_code
     except KeyboardInterrupt:
         return 130
+
+
+def _refusal() -> type[CycloptsError]:
+    """What a command line that is wrong raises. It is slow to import, and only asked for when something was raised."""
+    from cyclopts import CycloptsError
+
+    return CycloptsError
 
 
 def _run(words: list[str]) -> int:

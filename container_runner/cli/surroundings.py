@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 
 def nameless() -> str:
     """What the system complains of if it names no file."""
     try:
-        Path.cwd()
+        os.getcwd()  # noqa: PTH109  pathlib takes longer to import than the rest of what a command starts with
     except FileNotFoundError:
         return "The current folder"
     return "The output"
