@@ -30,7 +30,8 @@ def main() -> int:
         return 1
     greeting = WORKSPACE / "greeting.txt"
     print(f"Before the run {greeting} says: {greeting.read_text()}", flush=True)
-    command = [PROGRAM, "run", "edit greeting.txt Hello, world!", f"--workspace={WORKSPACE}", f"--image={IMAGE}"]
+    box = [f"--workspace={WORKSPACE}", f"--image={IMAGE}", "--credentials=none"]  # this agent needs no login
+    command = [PROGRAM, "run", "edit greeting.txt Hello, world!", *box]
     if code := run(command, environment):
         return code
     print(f"\nAfter it {greeting} says: {greeting.read_text()}")

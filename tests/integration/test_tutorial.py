@@ -53,6 +53,7 @@ class Typist:
             "XDG_STATE_HOME": str(self.home / ".local/state"),
             "CONTAINER_RUNNER_ENGINE": self.engine.binary,
             "CONTAINER_RUNNER_IMAGE": self.engine.images.tiny,
+            "CONTAINER_RUNNER_CREDENTIALS": "none",
         }
         line = SESSION.sub(lambda match: self.sessions[match[0]], line)
         done = subprocess.run(
