@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -48,6 +51,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_line(text)
     if file := config.getoption("--fault-table"):
         Path(file).write_text(f"{text}\n")
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """An empty folder that any user may walk and write. pytest's own are only for who runs it."""
+    folder = Path(tempfile.mkdtemp(prefix="cr-test-", dir="/tmp"))
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -131,11 +132,12 @@ class Done:
         return self.out.splitlines()
 
 
-def call(capture: pytest.CaptureFixture[str], *words: str) -> Done:
+def call(capture: pytest.CaptureFixture[str] | pytest.CaptureFixture[bytes], *words: str) -> Done:
     """Run a command line in this process."""
     with pytest.raises(SystemExit) as caught:
         main(list(words))
-    out, err = capture.readouterr()
+    sys.stdout.flush()
+    out, err = (said.decode() if isinstance(said, bytes) else said for said in capture.readouterr())
     return Done(int(caught.value.code or 0), out, err)
 
 

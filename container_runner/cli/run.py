@@ -101,7 +101,8 @@ def _place(options: ExecuteOptions) -> str:
     """The workspace, as a person calls it."""
     if options.agent.workspace is None:
         return "an empty folder"
-    path, home = expanded(options.agent.workspace, "--workspace").absolute(), os.path.expanduser("~")  # noqa: PTH111
+    path = expanded(options.agent.workspace, "--workspace").absolute()
+    home = os.path.expanduser("~")  # noqa: PTH111  Path.home() raises where there is none
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 

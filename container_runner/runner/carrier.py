@@ -273,7 +273,7 @@ class Carrier:
         carry = self.carry
         if carry.volume:
             done = await self._manager.engine.run(
-                inspect_volume_argv(self._ways.remove[0], name=carry.volume), check=False
+                inspect_volume_argv(self._manager.engine.binary, name=carry.volume), check=False
             )
             is_there = done.returncode == 0 and carry.nonce in _labels(done.stdout).values()
         else:

@@ -105,27 +105,27 @@ def test_without_a_configuration_or_a_home_git_still_works_in_the_box() -> None:
 @pytest.mark.parametrize(
     ("condition", "holds"),
     [
-        ("gitdir:~/work/", True),
-        ("gitdir:~/work/**", True),
-        ("gitdir:~/WORK/", False),
-        ("gitdir/i:~/WORK/", True),
-        ("gitdir:./work/", True),
-        ("gitdir:work/", True),
-        ("gitdir:/work/", False),
+        ("gitdir:~/source/", True),
+        ("gitdir:~/source/**", True),
+        ("gitdir:~/SOURCE/", False),
+        ("gitdir/i:~/SOURCE/", True),
+        ("gitdir:./source/", True),
+        ("gitdir:source/", True),
+        ("gitdir:/source/", False),
         ("gitdir:**/project/.git", True),
         ("gitdir:~/*/project/.git", True),
         ("gitdir:~/*/.git", False),
-        ("gitdir:~/wor?/", True),
-        ("gitdir:~/wor./", False),
+        ("gitdir:~/sourc?/", True),
+        ("gitdir:~/sourc./", False),
         ("onbranch:main", False),
         ("hasconfig:remote.*.url:x", False),
     ],
 )
 @needs_git
 def test_a_condition_is_that_of_the_workspace_as_git_has_it(tmp_path: Path, condition: str, holds: bool) -> None:
-    (tmp_path / ".gitconfig").write_text(f'[user]\nname = a\n[includeIf "{condition}"]\npath = work.inc\n')
-    (tmp_path / "work.inc").write_text("[user]\nname = b\n")
-    project = tmp_path / "work/project"
+    (tmp_path / ".gitconfig").write_text(f'[user]\nname = a\n[includeIf "{condition}"]\npath = other.inc\n')
+    (tmp_path / "other.inc").write_text("[user]\nname = b\n")
+    project = tmp_path / "source/project"
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}
     subprocess.run(["git", "init", "--quiet", str(project)], check=True, env=environ)
     command = ["git", "-C", str(project), "config", "user.name"]

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -93,15 +92,9 @@ Start = Callable[..., Script]
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """Where the script keeps its files. Not in pytest's own folders, which only root may walk."""
-    above = Path(tempfile.mkdtemp(prefix="cr-script-", dir="/tmp"))
-    above.chmod(0o755)
-    folder = above / "run"
-    folder.mkdir()
-    folder.chmod(0o777)
-    yield folder
-    shutil.rmtree(above)
+def folder(open_folder: Path) -> Path:
+    """Where the script keeps its files."""
+    return open_folder
 
 
 @pytest.fixture

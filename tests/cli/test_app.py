@@ -33,7 +33,7 @@ from container_runner.config.container import ContainerConfig
 from container_runner.config.keys import ELSEWHERE
 from container_runner.stream.messages import ErrorMessage, OutputLine, parse_line
 from container_runner.testing import Call, FakeEngine
-from tests.small_engine import Done
+from tests.small_engine import Done, call
 
 Command = Callable[..., Done]
 
@@ -52,10 +52,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest
     def run(*words: str, box: Sequence[str] = ("--image=my/claude",)) -> Done:
         if words[0] in ("run", "argv"):
             words = (*words, *box, f"--state-dir={tmp_path}/state")
-        with pytest.raises(SystemExit) as caught:
-            main(list(words))
-        out, err = capfdbinary.readouterr()
-        return Done(int(caught.value.code or 0), out.decode(), err.decode())
+        return call(capfdbinary, *words)
 
     return run
 

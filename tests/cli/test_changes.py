@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,12 @@ import anyio
 import orjson
 import pytest
 
-from container_runner.cli import main
 from container_runner.workspace.changes import Notes, write_notes
 from container_runner.workspace.findings import Finding
 from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.target import Journal
 from tests import carried_engine
-from tests.small_engine import Done
+from tests.small_engine import Done, call
 from tests.workspace.scene import FILES, commit, git, make_folder, ran, write
 
 ONE, TWO = "1" * 32, "2" * 32
@@ -44,14 +42,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def cli(state: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Cli:
     """The command, on the test's state folder."""
 
-    def run(*words: str) -> Done:
-        with pytest.raises(SystemExit) as exit_:
-            main([*words, f"--state-dir={state}"])
-        sys.stdout.flush()
-        out, err = capfdbinary.readouterr()
-        return Done(int(exit_.value.code or 0), out.decode(), err.decode())
-
-    return run
+    return lambda *words: call(capfdbinary, *words, f"--state-dir={state}")
 
 
 def edit(box: Path) -> None:

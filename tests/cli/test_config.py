@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import attrs
 import jsonschema
 import pytest
 
-from container_runner.cli import main
 from container_runner.cli.config import as_toml, json_schema
 from container_runner.cli.init import EXAMPLES
 from container_runner.config.container import ContainerConfig
@@ -20,7 +20,7 @@ from container_runner.config.fields import FIELDS
 from container_runner.config.tiers import Effective, effective
 from container_runner.config.tightening import TIGHTENING
 from container_runner.testing import FakeEngine
-from tests.small_engine import Done
+from tests.small_engine import Done, call
 
 
 @attrs.frozen
@@ -65,13 +65,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.Ca
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr("platformdirs.user_config_path", lambda name, **_: tmp_path / "xdg" / name)
 
-    def run(*words: str) -> Done:
-        with pytest.raises(SystemExit) as caught:
-            main(list(words))
-        out, err = capfdbinary.readouterr()
-        return Done(int(caught.value.code or 0), out.decode(), err.decode())
-
-    return Home(tmp_path, run)
+    return Home(tmp_path, partial(call, capfdbinary))
 
 
 # config

@@ -20,7 +20,6 @@ import pytest
 from rich.console import Console
 
 from container_runner.agents import ClaudeRuntime
-from container_runner.cli import main
 from container_runner.cli.show import print_rich
 from container_runner.config.container import ContainerConfig
 from container_runner.config.limits import RecordLimits
@@ -33,7 +32,7 @@ from container_runner.runner import ContainerRunner
 from container_runner.stream.messages import parse_line
 from container_runner.testing import FakeEngine
 from tests.hostile import PAYLOADS, everywhere
-from tests.small_engine import Done
+from tests.small_engine import Done, call
 
 SESSION = "0b7e3a52-1111-4000-8000-000000000000"
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -62,14 +61,7 @@ Cli = Callable[..., Done]
 def cli(state: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> Cli:
     """The command, on the test's state folder."""
 
-    def run(*words: str) -> Done:
-        with pytest.raises(SystemExit) as exit_:
-            main([*words, f"--state-dir={state}"])
-        sys.stdout.flush()
-        out, err = capfdbinary.readouterr()
-        return Done(int(exit_.value.code or 0), out.decode(), err.decode())
-
-    return run
+    return lambda *words: call(capfdbinary, *words, f"--state-dir={state}")
 
 
 def answer(text: str, *, session: str = SESSION, cost: float = 0.25) -> list[dict[str, Any]]:

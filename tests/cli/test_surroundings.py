@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -33,14 +31,10 @@ def run(place: Path, words: Sequence[str], *, by: str) -> tuple[int, str]:
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    """A folder that anybody may walk, as pytest's own are not."""
-    place = Path(tempfile.mkdtemp(prefix="cr-place-", dir="/tmp"))
-    place.chmod(0o777)
-    (place / "work").mkdir()
-    (place / "work").chmod(0o777)
-    yield place
-    shutil.rmtree(place)
+def place(open_folder: Path) -> Path:
+    (open_folder / "work").mkdir()
+    (open_folder / "work").chmod(0o777)
+    return open_folder
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes a user that has no entry")

@@ -59,10 +59,10 @@ class Meddled:
             return real
 
         def call(*args: object, **named: object) -> object:
-            if name != "open" or (len(args) > 1 and int(args[1]) & os.O_CREAT):  # type: ignore[call-overload]
+            if name != "open" or (len(args) > 1 and int(args[1]) & os.O_CREAT):  # type: ignore[call-overload]  # the flags of open are an int
                 self.calls += 1
                 if self.calls == self._at or (self._again and self.calls > self._at):
-                    self._happening()  # type: ignore[operator]
+                    self._happening()  # type: ignore[operator]  # a function in a field that is an object
             return real(*args, **named)
 
         return call
