@@ -3,21 +3,33 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from container_runner.agents import KINDS as KINDS
+    from container_runner.agents import AgentRuntime as AgentRuntime
     from container_runner.agents import ClaudeRuntime as ClaudeRuntime
+    from container_runner.agents import CodexRuntime as CodexRuntime
     from container_runner.agents import Command as Command
     from container_runner.agents import CommandLineRuntime as CommandLineRuntime
     from container_runner.agents import CommandRuntime as CommandRuntime
+    from container_runner.agents import CopilotRuntime as CopilotRuntime
     from container_runner.agents import Credentials as Credentials
     from container_runner.agents import Describes as Describes
+    from container_runner.agents import GeminiRuntime as GeminiRuntime
+    from container_runner.agents import OpenCodeRuntime as OpenCodeRuntime
+    from container_runner.agents import PythonRuntime as PythonRuntime
+    from container_runner.agents import QwenRuntime as QwenRuntime
     from container_runner.agents import Runtime as Runtime
+    from container_runner.agents.acp import AcpRuntime as AcpRuntime
     from container_runner.box.environment import ContainerEnv as ContainerEnv
     from container_runner.box.environment import build_container_env as build_container_env
     from container_runner.box.mounts import ContainerMounts as ContainerMounts
     from container_runner.box.mounts import build_container_mounts as build_container_mounts
     from container_runner.box.plan import Plan as Plan
+    from container_runner.box.translator import Translator as Translator
     from container_runner.box.user import User as User
     from container_runner.config.container import ContainerConfig as ContainerConfig
     from container_runner.config.limits import RecordLimits as RecordLimits
+    from container_runner.config.servers import HostServer as HostServer
+    from container_runner.config.values import Injection as Injection
     from container_runner.config.values import Mount as Mount
     from container_runner.config.values import PathMapping as PathMapping
     from container_runner.config.values import PortBinding as PortBinding
@@ -36,6 +48,7 @@ if TYPE_CHECKING:
     from container_runner.errors import ConflictError as ConflictError
     from container_runner.errors import ContainerGoneError as ContainerGoneError
     from container_runner.errors import ContainerRunnerError as ContainerRunnerError
+    from container_runner.errors import ControlTimeoutError as ControlTimeoutError
     from container_runner.errors import DiskFullError as DiskFullError
     from container_runner.errors import EngineArgumentError as EngineArgumentError
     from container_runner.errors import EngineBusyError as EngineBusyError
@@ -53,21 +66,29 @@ if TYPE_CHECKING:
     from container_runner.errors import MountError as MountError
     from container_runner.errors import NameTakenError as NameTakenError
     from container_runner.errors import NetworkNotFoundError as NetworkNotFoundError
+    from container_runner.errors import NodeLostError as NodeLostError
     from container_runner.errors import OutOfMemoryError as OutOfMemoryError
+    from container_runner.errors import PermissionDeniedError as PermissionDeniedError
     from container_runner.errors import PortError as PortError
     from container_runner.errors import PromptRefusedError as PromptRefusedError
+    from container_runner.errors import ProtocolError as ProtocolError
     from container_runner.errors import PullFailedError as PullFailedError
+    from container_runner.errors import RequestRefusedError as RequestRefusedError
     from container_runner.errors import ResultTimeoutError as ResultTimeoutError
     from container_runner.errors import SessionNotFoundError as SessionNotFoundError
     from container_runner.errors import StateError as StateError
     from container_runner.errors import TotalTimeoutError as TotalTimeoutError
     from container_runner.errors import UnsupportedRuntimeError as UnsupportedRuntimeError
+    from container_runner.errors import WorkspaceBusyError as WorkspaceBusyError
     from container_runner.errors import WorkspaceError as WorkspaceError
-    from container_runner.fleet.batch import ResultFile as ResultFile
     from container_runner.fleet.batch import Watch as Watch
     from container_runner.fleet.batch import run_batch as run_batch
     from container_runner.fleet.job import Job as Job
     from container_runner.fleet.job import JobResult as JobResult
+    from container_runner.fleet.node import Fleet as Fleet
+    from container_runner.fleet.node import Node as Node
+    from container_runner.fleet.ray import RayFleet as RayFleet
+    from container_runner.fleet.results import ResultFile as ResultFile
     from container_runner.options import Agent as Agent
     from container_runner.options import ExecuteOptions as ExecuteOptions
     from container_runner.records.records import Records as Records
@@ -78,6 +99,22 @@ if TYPE_CHECKING:
     from container_runner.runner.blocking import run as run
     from container_runner.runner.kept import ContainerManager as ContainerManager
     from container_runner.runner.kept import KeptContainer as KeptContainer
+    from container_runner.runner.warm import WarmSessions as WarmSessions
+    from container_runner.session.asks import Allow as Allow
+    from container_runner.session.asks import Deny as Deny
+    from container_runner.session.asks import Image as Image
+    from container_runner.session.asks import PermissionRequest as PermissionRequest
+    from container_runner.session.asks import Question as Question
+    from container_runner.session.asks import QuestionPart as QuestionPart
+    from container_runner.session.asks import Reply as Reply
+    from container_runner.session.asks import ToolAnswer as ToolAnswer
+    from container_runner.session.hooks import Hook as Hook
+    from container_runner.session.hooks import HookCall as HookCall
+    from container_runner.session.session import Session as Session
+    from container_runner.session.session import Turn as Turn
+    from container_runner.session.tools import Tool as Tool
+    from container_runner.session.tools import ToolError as ToolError
+    from container_runner.session.tools import tool as tool
     from container_runner.stream.blocks import ContentBlock as ContentBlock
     from container_runner.stream.blocks import DeferredToolUse as DeferredToolUse
     from container_runner.stream.blocks import RateLimitInfo as RateLimitInfo
@@ -93,6 +130,7 @@ if TYPE_CHECKING:
     from container_runner.stream.messages import AgentMessage as AgentMessage
     from container_runner.stream.messages import ApiRetryMessage as ApiRetryMessage
     from container_runner.stream.messages import AssistantMessage as AssistantMessage
+    from container_runner.stream.messages import ConnectionDenied as ConnectionDenied
     from container_runner.stream.messages import ConversationResetMessage as ConversationResetMessage
     from container_runner.stream.messages import ErrorMessage as ErrorMessage
     from container_runner.stream.messages import HookEventMessage as HookEventMessage
@@ -111,6 +149,7 @@ if TYPE_CHECKING:
     from container_runner.stream.messages import UnknownMessage as UnknownMessage
     from container_runner.stream.messages import UserMessage as UserMessage
     from container_runner.stream.messages import parse_line as parse_line
+    from container_runner.stream.reader import Reader as Reader
     from container_runner.workspace.branch import Branched as Branched
     from container_runner.workspace.changes import Applied as Applied
     from container_runner.workspace.changes import ChangedFile as ChangedFile
@@ -121,34 +160,49 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "agents": "ClaudeRuntime Command CommandLineRuntime CommandRuntime Credentials Describes Runtime",
+    "agents": (
+        "KINDS AgentRuntime ClaudeRuntime CodexRuntime Command CommandLineRuntime CommandRuntime CopilotRuntime "
+        "Credentials Describes GeminiRuntime OpenCodeRuntime PythonRuntime QwenRuntime Runtime"
+    ),
+    "agents.acp": "AcpRuntime",
     "box.environment": "ContainerEnv build_container_env",
     "box.mounts": "ContainerMounts build_container_mounts",
     "box.plan": "Plan",
+    "box.translator": "Translator",
     "box.user": "User",
     "config.container": "ContainerConfig",
     "config.limits": "RecordLimits",
-    "config.values": "Mount PathMapping PortBinding Tmpfs",
+    "config.servers": "HostServer",
+    "config.values": "Injection Mount PathMapping PortBinding Tmpfs",
     "doctor.checks": "Check",
     "doctor.doctor": "examine",
     "engine.engine": "Engine",
     "errors": (
         "AgentError AgentFailedError AgentKilledError AuthenticationError CleanupError CommandNotExecutableError "
-        "CommandNotFoundError ConfigError ConflictError ContainerGoneError ContainerRunnerError DiskFullError "
-        "EngineArgumentError EngineBusyError EngineError EngineNotFoundError EnginePermissionError EngineTimeoutError "
-        "EngineUnreachableError ExecLostError GitNotFoundError IdleTimeoutError ImageNotFoundError "
-        "ImageUnsuitableError IncompleteOutputError MountError NameTakenError NetworkNotFoundError "
-        "OutOfMemoryError PortError PromptRefusedError PullFailedError ResultTimeoutError SessionNotFoundError "
-        "StateError TotalTimeoutError UnsupportedRuntimeError WorkspaceError"
+        "CommandNotFoundError ConfigError ConflictError ContainerGoneError ContainerRunnerError "
+        "ControlTimeoutError DiskFullError EngineArgumentError EngineBusyError EngineError EngineNotFoundError "
+        "EnginePermissionError EngineTimeoutError EngineUnreachableError ExecLostError GitNotFoundError "
+        "IdleTimeoutError ImageNotFoundError ImageUnsuitableError IncompleteOutputError MountError NameTakenError "
+        "NetworkNotFoundError NodeLostError OutOfMemoryError PermissionDeniedError PortError PromptRefusedError "
+        "ProtocolError PullFailedError RequestRefusedError ResultTimeoutError SessionNotFoundError StateError "
+        "TotalTimeoutError UnsupportedRuntimeError WorkspaceBusyError WorkspaceError"
     ),
-    "fleet.batch": "ResultFile Watch run_batch",
+    "fleet.batch": "Watch run_batch",
     "fleet.job": "Job JobResult",
+    "fleet.node": "Fleet Node",
+    "fleet.ray": "RayFleet",
+    "fleet.results": "ResultFile",
     "options": "Agent ExecuteOptions",
     "records.records": "Records RunRecord",
     "records.summary": "RunSummary",
     "runner": "ContainerRunner RunResult",
     "runner.blocking": "run",
     "runner.kept": "ContainerManager KeptContainer",
+    "runner.warm": "WarmSessions",
+    "session.asks": "Allow Deny Image PermissionRequest Question QuestionPart Reply ToolAnswer",
+    "session.hooks": "Hook HookCall",
+    "session.session": "Session Turn",
+    "session.tools": "Tool ToolError tool",
     "stream.blocks": (
         "ContentBlock DeferredToolUse RateLimitInfo ServerToolResultBlock ServerToolUseBlock TextBlock "
         "ThinkingBlock ToolResultBlock ToolUseBlock UnknownBlock Usage"
@@ -156,10 +210,11 @@ _NAMES = {
     "stream.lines": "OversizedLine",
     "stream.messages": (
         "AgentMessage ApiRetryMessage AssistantMessage ConversationResetMessage ErrorMessage HookEventMessage "
-        "Message NoticeMessage OutputLine RateLimitEvent ResultMessage StreamEvent SystemMessage "
+        "ConnectionDenied Message NoticeMessage OutputLine RateLimitEvent ResultMessage StreamEvent SystemMessage "
         "TaskNotificationMessage TaskProgressMessage TaskStartedMessage TaskUpdatedMessage ToolProgressMessage "
         "UnknownMessage UserMessage parse_line"
     ),
+    "stream.reader": "Reader",
     "workspace.branch": "Branched",
     "workspace.changes": "Applied ChangedFile Changes Commit",
     "workspace.findings": "Finding",

@@ -5,6 +5,7 @@
     ├── UnsupportedRuntimeError       a runtime that can not say which command it runs
     ├── StateError                    the state folder can not be read or written
     ├── WorkspaceError                the workspace can not be carried into a box, or the work not out of it
+    │   ├── WorkspaceBusyError        a run of the other sort is at work in it
     │   ├── ConflictError             the work does not go into what the folder is now
     │   └── GitNotFoundError          no git on this machine, or one that is too old
     ├── EngineError                   the box failed; the agent is not to blame
@@ -24,17 +25,24 @@
     │   ├── PortError                 a port of the host can not be opened
     │   ├── ContainerGoneError        the container ended while the agent ran
     │   ├── ExecLostError             the engine's client hangs though the agent has ended
+    │   ├── NodeLostError             a node of a fleet does not answer any more
     │   └── CleanupError              something of ours could not be removed
     └── AgentError                    the box worked; the agent did not
         ├── CommandNotFoundError      the image has no such program
         ├── CommandNotExecutableError it is there and can not be run
         ├── AgentFailedError          it exited with a code that is not 0, or said that it failed
+        ├── SetupFailedError          what comes before it failed, and it was not started
+        ├── CheckFailedError          what comes after it says that its work is not good
         ├── AgentKilledError          a signal ended it
         ├── OutOfMemoryError          the kernel ended it for its memory
         ├── IncompleteOutputError     its output ended without a result
         ├── PromptRefusedError        it did not take the prompt
+        ├── PermissionDeniedError     it gave up because it was not permitted to use a tool
         ├── AuthenticationError       the API does not take the agent's key or login
         ├── SessionNotFoundError      there is no such session to go on with
+        ├── ProtocolError             a live agent broke the protocol of its session
+        ├── ControlTimeoutError       a live agent did not answer a request, an interrupt say
+        ├── RequestRefusedError       a live agent does not do what it was asked for; its session goes on
         ├── TotalTimeoutError         it ran too long
         ├── IdleTimeoutError          it was silent too long
         └── ResultTimeoutError        it gave its result, had nothing left to do, and did not leave
@@ -45,10 +53,7 @@ that is not there; the others are one last `ErrorMessage`. Everything else in th
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
-
-MOST_PATHS: Final = 20
-"""The most paths that an error lists."""
+from typing import Any, ClassVar
 
 
 class ContainerRunnerError(Exception):
@@ -102,15 +107,9 @@ class ConfigError(ContainerRunnerError):
     advice = "Give it a value that the message allows."
 
     def __init__(
-        self,
-        field: str,
-        value: object,
-        allowed: str,
-        *,
-        source: str | None = None,
-        told: str | None = None,
-        at: str = "",
-    ) -> None:
+        self, field: str, value: object, allowed: str,
+        *, source: str | None = None, told: str | None = None, at: str = "",
+    ) -> None:  # fmt: skip
         try:
             shown = repr(value)
         except Exception:  # an int of 5,000 digits, a list 5,000 deep
@@ -123,12 +122,8 @@ class ConfigError(ContainerRunnerError):
             told = f"{field} must be {allowed}" + ("" if shown == "(not shown)" else f"; got {shown}")
         where = f"{source}{at and ':'}{at}: " if source else ""
         super().__init__(f"{where}{told}.", next_step=f"Allowed: {allowed}.")
-        self.field = field
-        self.value = value
-        self.allowed = allowed
-        self.source = source
-        self.told = told
-        self.at = at
+        self.field, self.value, self.allowed = field, value, allowed
+        self.source, self.told, self.at = source, told, at
 
     def __str__(self) -> str:
         return self.message  # it says already what to do
@@ -148,10 +143,7 @@ class UnsupportedRuntimeError(ContainerRunnerError):
 
     kind = "unsupported_runtime"
     cli_exit_code = 2
-    advice = (
-        "Give it a method `command(self, options, *, contained)` that returns a Command(argv=..., stdin=...), as "
-        "ClaudeRuntime and CommandRuntime have."
-    )
+    advice = "Give it a method `command(self, options, *, contained)` that returns a Command(argv=..., stdin=...)."
 
 
 class StateError(ContainerRunnerError):
@@ -163,35 +155,26 @@ class StateError(ContainerRunnerError):
 
 
 class WorkspaceError(ContainerRunnerError):
-    """The workspace can not be carried into a box, or what came out of the box is not taken over.
-
-    Args:
-        path: the path that it is about, relative to the workspace, or None.
-    """
+    """The workspace can not be carried into a box, or what came out is not taken over: *path*, if not all of it."""
 
     kind = "workspace"
     cli_exit_code = 5
     advice = "Nothing of the workspace was changed: fix what is said above, and run it again."
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        next_step: str | None = None,
-        path: bytes | None = None,
-        exit_code: int | None = None,
-        stderr: str = "",
-    ) -> None:
-        super().__init__(message, next_step=next_step, exit_code=exit_code, stderr=stderr)
+    def __init__(self, message: str, *, path: bytes | None = None, **facts: Any) -> None:
+        super().__init__(message, **facts)
         self.path = path
 
 
-class ConflictError(WorkspaceError):
-    """What an agent did does not go into what the folder, or the branch, is now. Nothing was changed.
+class WorkspaceBusyError(WorkspaceError):
+    """A run that carries it keeps out one that writes to it, and the other way round."""
 
-    Args:
-        paths: what is in the way, relative to the workspace.
-    """
+    kind = "workspace_busy"
+    advice = "Wait for the end of that run: `container-runner ps` shows it."
+
+
+class ConflictError(WorkspaceError):
+    """What an agent did does not go into what the folder or branch is now; *paths* are in the way. Nothing changed."""
 
     kind = "conflict"
     cli_exit_code = 3
@@ -202,8 +185,8 @@ class ConflictError(WorkspaceError):
         self.paths = paths
 
     def __str__(self) -> str:
-        rows = [f"  {path.decode('utf-8', 'backslashreplace')!r}"[:500] for path in self.paths[:MOST_PATHS]]
-        rows += [f"  and {len(self.paths) - MOST_PATHS} more"] if len(self.paths) > MOST_PATHS else []
+        rows = [f"  {path.decode('utf-8', 'backslashreplace')!r}"[:500] for path in self.paths[:20]]
+        rows += [f"  and {len(self.paths) - 20} more"] if len(self.paths) > 20 else []
         return "\n".join([self.message, *rows, self.next_step])
 
 
@@ -270,7 +253,7 @@ class ImageNotFoundError(EngineError):
 class ImageUnsuitableError(EngineError):
     kind = "image_unsuitable"
     cli_exit_code = 4
-    advice = "The image needs sh, chmod, cp, head, mkfifo, rm, sleep and wc (coreutils or busybox have them)."
+    advice = "The image needs sh, chmod, cp, head, mkdir, mkfifo, rm, sleep and wc (coreutils or busybox have them)."
 
 
 class PullFailedError(EngineError):
@@ -291,7 +274,7 @@ class MountError(EngineError):
 
 class NetworkNotFoundError(EngineError):
     kind = "network_not_found"
-    advice = "Create it with the engine's own `network create NAME`, or use bridge or none with --network."
+    advice = "Create it with the engine's own `network create NAME`, or use gateway, bridge or none with --network."
 
 
 class PortError(EngineError):
@@ -311,12 +294,20 @@ class ContainerGoneError(EngineError):
     advice = "Somebody or something removed the container: look at the engine's log, and run it again."
 
 
-class CleanupError(EngineError):
-    """Something of ours is still there.
+class NodeLostError(EngineError):
+    """The *node* of a fleet does not answer any more. An agent may have been at work there; its lease ends it."""
 
-    Args:
-        left: the names of the containers that could not be removed.
-    """
+    kind = "node_lost"
+    cli_exit_code = 6
+    advice = "Look at the node, then run the batch again: what has no result is run on the nodes that are left."
+
+    def __init__(self, message: str, *, node: str = "", exit_code: int | None = None, stderr: str = "") -> None:
+        super().__init__(message, exit_code=exit_code, stderr=stderr)
+        self.node = node
+
+
+class CleanupError(EngineError):
+    """Something of ours is still there: the containers and volumes that are *left*, by their names."""
 
     kind = "cleanup"
     cli_exit_code = 6
@@ -350,12 +341,18 @@ class AgentFailedError(AgentError):
     kind = "agent_failed"
 
 
-class AgentKilledError(AgentError):
-    """A signal ended the agent that we did not send.
+class SetupFailedError(AgentError):
+    kind = "setup_failed"
+    advice = "No agent was started."
 
-    Args:
-        signal: the signal's number.
-    """
+
+class CheckFailedError(AgentError):
+    kind = "check_failed"
+    advice = "What the agent did is there: resume the session to let it go on."
+
+
+class AgentKilledError(AgentError):
+    """A *signal* ended the agent that we did not send."""
 
     kind = "agent_killed"
     cli_exit_code = 8
@@ -383,18 +380,42 @@ class PromptRefusedError(AgentError):
     advice = "Shorten the prompt, or put the long part into a file in the workspace."
 
 
+class PermissionDeniedError(AgentError):
+    """The agent calls it a success that it gave up: the last that it was told is that it may not use these `tools`."""
+
+    kind = "permission_denied"
+    advice = "Permit the tool with --allowed-tool or another --permission-mode, or ask for what needs none."
+
+    def __init__(self, message: str, *, tools: tuple[str, ...] = (), **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.tools = tools
+
+
 class AuthenticationError(AgentError):
     kind = "auth"
-    advice = (
-        "Set ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN to one that is valid; `container-runner doctor` tells which "
-        "of them the agent gets. With --wait-for-login the agent goes on asking."
-    )
+    advice = "Set a valid ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN; `container-runner doctor` tells which is used."
 
 
 class SessionNotFoundError(AgentError):
     kind = "session_not_found"
     cli_exit_code = 2
     advice = "See `container-runner sessions list`, with the --agent or --workspace of the run that began the session."
+
+
+class ProtocolError(AgentError):
+    kind = "protocol"
+    advice = "Resume the session in a new one; if it happens again, try another version of the agent."
+
+
+class ControlTimeoutError(AgentError):
+    kind = "control_timeout"
+    cli_exit_code = 124
+    advice = "Resume the session in a new one, or allow more time with control_timeout."
+
+
+class RequestRefusedError(AgentError):
+    kind = "request_refused"
+    advice = "The session goes on: ask for something that this agent has."
 
 
 class TotalTimeoutError(AgentError):
@@ -419,10 +440,8 @@ def error_class(kind: str) -> type[ContainerRunnerError]:
     """The class of the errors of this `kind`; the base of all for one that we do not know."""
     kinds = [ContainerRunnerError]
     for known in kinds:
-        if known.kind == kind:
-            return known
         kinds += known.__subclasses__()
-    return ContainerRunnerError
+    return next((known for known in kinds if known.kind == kind), ContainerRunnerError)
 
 
 def cli_exit_code(kind: str) -> int:

@@ -23,6 +23,9 @@ PermissionMode = Literal["acceptEdits", "auto", "bypassPermissions", "default", 
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 
+FOLDER: Final = "folder"
+"""Stands for the folder as it is, in `ExecuteOptions.from_run`."""
+
 ARGUMENT_LIMIT: Final = 128 * 1024 - 1
 """The most bytes that Linux takes in one argument (MAX_ARG_STRLEN, less its closing NUL)."""
 
@@ -50,7 +53,7 @@ def by_name(refuse: Callable[[str, Iterable[str]], object] | None = None) -> Cal
             for name in values.keys() - fields.keys():
                 if refuse is not None:
                     refuse(name, fields)
-                raise ConfigError(f"{kind.__name__}({name}=...)", "…", f"one of {', '.join(fields)}")
+                raise _unknown(kind.__name__, name, fields)
             if missing := [name for name in needed if name not in values]:
                 raise ConfigError(f"{kind.__name__}({missing[0]}=...)", None, f"all of {example}")
             plain(self, **values)
@@ -61,15 +64,50 @@ def by_name(refuse: Callable[[str, Iterable[str]], object] | None = None) -> Cal
     return decorate
 
 
+_ELSEWHERE: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("cwd", "working_directory", "workdir", "folder"), "Agent(workspace=...)"),
+    **dict.fromkeys(("env", "image", "network", "volumes"), "ContainerConfig({}=...)"),
+    **dict.fromkeys(("can_use_tool", "hooks"), "ContainerRunner.open_session({}=...)"),
+    **dict.fromkeys(("prompt", "resume", "timeout", "append_system_prompt"), "ExecuteOptions({}=...)"),
+    **dict.fromkeys(("model", "workspace", "system_prompt", "mcp_servers", "max_turns"), "Agent({}=...)"),
+    "continue_conversation": "ExecuteOptions(resume=...)",
+    "extra_args": "Agent(args=...), or ContainerConfig(extra_args=...) for the container",
+    "fork_session": "ExecuteOptions(fork=...)",
+    "output_format": "ExecuteOptions(json_schema=...)",
+    "plugins": "Agent(plugin_dirs=...)",
+}
+"""Where it is said what some call by these names, or look for in another place."""
+
+
+def _unknown(kind: str, name: str, fields: Iterable[str]) -> ConfigError:
+    """The error for an argument that a class of values does not have."""
+    import difflib  # slow to import, and only a mistake needs it
+
+    near = difflib.get_close_matches(name, list(fields), 1, cutoff=0.75)
+    meant = _ELSEWHERE.get(name, "").format(name) or (f"{kind}({near[0]}=...)" if near else "")
+    allowed = meant or f"one of {', '.join(fields)}"
+    told = f"{kind} has no {name}; write {meant}" if meant else None
+    return ConfigError(f"{kind}({name}=...)", "…", allowed, told=told)
+
+
 def _session(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     # A session id becomes part of a file's name, so it must not hold a path.
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}", value):
-        raise ConfigError(attribute.name, value, "1 to 128 letters, digits and '-'")
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", value):
+        raise ConfigError(attribute.name, value, "1 to 128 letters, digits, '-' and '_'")
 
 
 def _argument(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Text that becomes one argument of the agent's command."""
     check_argument(attribute.name, value)
+
+
+def _url(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    # It stands on command lines, and in configuration that is written for the agent.
+    if not isinstance(value, str) or not _URL.fullmatch(value):
+        raise ConfigError(attribute.name, value, 'a URL such as "https://models.example/v1", without a login')
+
+
+_URL: Final = re.compile(r"""https?://[^\s/@"'\\\0-\x20\x7f]+(/[^\s@"'\\\0-\x20\x7f]*)?""")
 
 
 def _arguments(_: object, attribute: attrs.Attribute[Any], value: tuple[object, ...] | None) -> None:
@@ -97,6 +135,19 @@ def _words(value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         return (value,)  # type: ignore[return-value]  # a single word; the validator refuses what is none
     return tuple(value)
+
+
+def _folders(value: object) -> tuple[str, ...]:
+    words = (value,) if isinstance(value, str | Path) else value
+    if not isinstance(words, Iterable):
+        return (words,)  # type: ignore[return-value]  # the validator refuses it
+    return tuple(str(word) if isinstance(word, Path) else word for word in words)
+
+
+def split_dir(word: str) -> tuple[str, bool]:
+    """The path of one of `Agent.add_dirs`, and whether the agent may write there."""
+    path, colon, mode = word.rpartition(":")
+    return (path, mode == "rw") if colon and mode in ("ro", "rw") else (word, False)
 
 
 def _words_or_none(value: object) -> tuple[str, ...] | None:
@@ -131,7 +182,11 @@ class Agent:
         name: The agent's name. It owns a sessions folder and, in persistent mode, a container.
         workspace: The folder on the host that the agent works on, /workspace in the container. None: an empty scratch
             folder that is gone after the run.
+        add_dirs: More folders of the host that it may read, or work on: "/path", or "/path:rw". In the container they
+            have the same path; one that lies in the workspace is there already.
         model: The model to use. None: the agent's own default.
+        base_url: Where the model's API is, if not where the agent looks by itself: an http or https URL without a login
+            in it. None: where the agent's own variables and configuration say.
         fallback_model: The model to use while that one is busy, or several with commas, in their order. None: no other.
         effort: How hard the model thinks. None: the agent's own default.
         system_prompt: Replaces the agent's own system prompt.
@@ -142,7 +197,7 @@ class Agent:
         tools: The only tools that exist for it. Empty: none at all. None: all of them.
         setting_sources: Which of claude's settings files it reads: user, project, local. Empty: none. None: the
             agent's own default.
-        plugin_dirs: Plugin folders, as paths in the container.
+        plugin_dirs: Plugin folders, in the workspace or in another folder that is mounted.
         mcp_servers: MCP servers by name. They stand on the command line: write a secret as ${NAME} and list NAME in
             `secrets`.
         max_turns: How many turns it may take. None: no limit.
@@ -154,7 +209,9 @@ class Agent:
 
     name: str = attrs.field()
     workspace: str | Path | None = attrs.field(default=None)
+    add_dirs: tuple[str, ...] = attrs.field(default=(), converter=_folders, validator=_arguments)
     model: str | None = attrs.field(default=None, validator=optional(_argument))
+    base_url: str | None = attrs.field(default=None, validator=optional(_url))
     fallback_model: str | None = attrs.field(default=None, validator=optional(_argument))
     effort: Effort | None = attrs.field(default=None)
     system_prompt: str | None = attrs.field(default=None, validator=optional(_argument))
@@ -214,10 +271,17 @@ class ExecuteOptions:
         agent: Who does it.
         resume: The id of the session to go on with.
         fork: Go on in a copy of that session, under a new id.
+        from_run: The id of an earlier run on this folder, or its first digits: a carried workspace begins with what it
+            left, whatever the folder is now. "folder": with the folder. None: with the folder, but for a session that
+            is resumed with what its last run left, if that was neither applied nor discarded.
         session_id: The id that a new session gets. None: the agent chooses.
         append_system_prompt: Added to the system prompt.
         json_schema: A JSON Schema. The answer then comes as data of that shape, in `ResultMessage.structured_output`.
             None: text alone.
+        setup: A command for the shell of the box that comes before the agent, with its variables, user and folder.
+            If it fails, so has the run, and there is no agent.
+        check: Likewise one that comes after an agent that has succeeded, and says by its exit code whether the run
+            has. It sees what the agent has left, and the agent's processes that go on may disturb it.
         max_budget_usd: US dollars that the run may cost, by the agent's own reckoning. It ends, as failed, once they
             are spent. None: no limit.
         include_partial_messages: Yield a StreamEvent for each piece of text as it comes.
@@ -241,9 +305,12 @@ class ExecuteOptions:
     agent: Agent = attrs.field()
     resume: str | None = attrs.field(default=None, validator=optional(_session))
     fork: bool = attrs.field(default=False)
+    from_run: str | None = attrs.field(default=None, validator=optional(_session))
     session_id: str | None = attrs.field(default=None, validator=optional(_session))
     append_system_prompt: str | None = attrs.field(default=None, validator=optional(_argument))
     json_schema: Mapping[str, Any] | None = attrs.field(default=None)
+    setup: str | None = attrs.field(default=None, validator=optional(_argument))
+    check: str | None = attrs.field(default=None, validator=optional(_argument))
     max_budget_usd: float | None = attrs.field(default=None)
     include_partial_messages: bool = False
     wait_for_login: bool = False

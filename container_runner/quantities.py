@@ -10,11 +10,20 @@ from container_runner.errors import ConfigError
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 DAY = 86_400
 
-_QUANTITY = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)([A-Za-z]*)")
+_QUANTITY = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 _SIZE_UNITS = {"": 1, "b": 1} | {
-    letter + ending: KIB**power for power, letter in enumerate("kmgt", 1) for ending in ("", "b", "ib")
+    letter + ending: KIB**power for power, letter in enumerate("kmgt", 1) for ending in ("", "b", "i", "ib")
 }
-_DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": DAY}
+_DURATION_UNITS = {"": 1} | {
+    name: seconds
+    for names, seconds in (
+        ("s sec secs second seconds", 1),
+        ("m min mins minute minutes", 60),
+        ("h hr hrs hour hours", 3_600),
+        ("d day days", DAY),
+    )
+    for name in names.split()
+}
 _LARGEST_SIZE = 2**63 - 1  # what the engines count in
 _LONGEST_DURATION = 10_000 * DAY
 
@@ -29,7 +38,7 @@ def _quantity(value: object, units: Mapping[str, int]) -> int | float | None:
 
 
 def parse_size(value: int | str, field: str = "size", *, least: int = 1) -> int:
-    """Bytes from "2g", "512m", "1.5GiB", "1024k" or "2048", in powers of 1024; an int is bytes already.
+    """Bytes from "2g", "512m", "1.5 GiB", "1024k" or "2048", in powers of 1024; an int is bytes already.
 
     Raises:
         ConfigError: naming *field*, if it is not a size, or fewer than *least* bytes.
@@ -46,7 +55,7 @@ def parse_size(value: int | str, field: str = "size", *, least: int = 1) -> int:
 def parse_duration(
     value: float | str, field: str = "duration", *, least: float = 0, most: float = _LONGEST_DURATION
 ) -> float:
-    """Seconds from "90s", "30m", "4h", "1.5d" or "30"; a number is seconds already.
+    """Seconds from "90s", "30m", "4 hours", "1.5d" or "30"; a number is seconds already.
 
     Raises:
         ConfigError: naming *field*, if it is not a duration, is 0, or is not within *least* and *most*.
@@ -56,3 +65,8 @@ def parse_duration(
         bounds = f"of {least:g} seconds to {most / DAY:g} days" if least else "of more than 0"
         raise ConfigError(field, value, f"a time {bounds}, such as 90s, 30m, 4h or 1d")
     return float(seconds)
+
+
+def in_seconds(value: float) -> str:
+    """A time in words: "1 second", "90 seconds"."""
+    return f"{value:g} second{'' if value == 1 else 's'}"

@@ -10,7 +10,8 @@ from container_runner.cli.config import as_toml, explanations
 from container_runner.cli.flags import field_help
 from container_runner.config.container import ContainerConfig
 from container_runner.config.fields import FIELDS, defaults
-from container_runner.config.values import Mount, PortBinding, Tmpfs
+from container_runner.config.servers import HostServer
+from container_runner.config.values import Injection, Mount, PortBinding, Tmpfs
 
 HEAD = """\
 <!-- Written by `python -m scripts.reference` from the docstrings in container_runner: change those. -->
@@ -99,8 +100,14 @@ def more_entries() -> Iterator[str]:
 
 def page() -> str:
     parts = [HEAD.strip(), *entries(ContainerConfig, "##"), MORE.strip(), *more_entries()]
-    parts += ["## Tables", "What a table in `volumes`, `ports` or `tmpfs` holds."]
-    for key, kind in ("volumes", Mount), ("ports", PortBinding), ("tmpfs", Tmpfs):
+    parts += ["## Tables", "What a table in `volumes`, `ports`, `tmpfs`, `inject` or `host_mcp_servers` holds."]
+    for key, kind in (
+        ("volumes", Mount),
+        ("ports", PortBinding),
+        ("tmpfs", Tmpfs),
+        ("inject", Injection),
+        ("host_mcp_servers", HostServer),
+    ):
         parts += [f"### An item of `{key}`: `{kind.__name__}`", f"As a string: {kind.FORMS}."]
         parts += entries(kind, "####")
     return "\n\n".join(parts) + "\n"

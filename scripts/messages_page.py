@@ -24,6 +24,7 @@ from container_runner.stream.messages import (
     AgentMessage,
     ApiRetryMessage,
     AssistantMessage,
+    ConnectionDenied,
     ConversationResetMessage,
     DeferredToolUse,
     ErrorMessage,
@@ -80,7 +81,7 @@ SECTIONS: dict[str, tuple[str, tuple[type, ...]]] = {
     ),
     "What we say": (
         "These have no `raw`, but `type`, `to_dict()` and `to_json()` too.",
-        (OutputLine, OversizedLine, ErrorMessage),
+        (OutputLine, OversizedLine, ConnectionDenied, ErrorMessage),
     ),
     "Blocks": (
         "What `AssistantMessage.content` and `UserMessage.content` are made of.",
@@ -130,7 +131,7 @@ def tell(message):
 tell(parse_line(b'{"type": "assistant", "message": {"content": [{"type": "text", "text": "Hello."}]}}'))
 ```
 
-`container-runner run --json` prints `to_json()` of each, one on a line.
+`container-runner run --json` prints `to_json()` of each, one on a line, and at the end [what a carried run has changed](../how-to/ci.md#one-run).
 `parse_line(bytes)` makes a message of a line that you have kept; it returns `None` for a blank one, and never raises.
 
 For tests, make one with keywords: `AssistantMessage(content=[TextBlock("Hello.")])`.

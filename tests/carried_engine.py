@@ -1,6 +1,6 @@
 """A `docker` for tests of carried workspaces: containers are processes of this machine, volumes are folders.
 
-It knows no overlay. What a run does to a volume, and what comes out of it, is real.
+It refuses an overlay. What a run does to a volume, and what comes out of it, is real.
 """
 
 from __future__ import annotations
@@ -23,11 +23,30 @@ def write(folder: Path) -> Path:
     """Write the engine into *folder*, and return its path, for --engine.
 
     It logs its commands in `folder/calls`, one JSON list a line. A file `folder/cut` has the way out end after as many
-    bytes as it says, as if the container were killed; it is gone then. A file `folder/stuck` has it fail every time.
+    bytes as it says, as if the container were killed; it is gone then. A file `folder/stuck` has it fail every time,
+    and a file `folder/hangs` say nothing for ever. A file `folder/keeps` has it remove no volume.
     """
     (folder / "volumes").mkdir(parents=True)
     program = folder / "docker"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" "{folder}" "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+CLAUDE = """#!/bin/sh
+session=one
+for word; do case $word in --resume=*) session=${word#--resume=};; --fork-session) session=fork;; esac; done
+printf '{"type":"system","subtype":"init","session_id":"%s","model":"m","tools":[]}\\n' $session
+sh -s
+printf '{"type":"result","subtype":"success","is_error":false,"session_id":"%s","result":"done","num_turns":1,' $session
+printf '"duration_ms":1,"duration_api_ms":1,"total_cost_usd":0,"usage":{}}\\n'
+"""
+
+
+def write_claude(folder: Path) -> Path:
+    """An agent with sessions that runs its prompt: `one`, the one that is resumed, or of a fork `fork`."""
+    program = folder / "claude"
+    program.write_text(CLAUDE)
     program.chmod(0o755)
     return program
 
@@ -77,6 +96,8 @@ def volume(folder: Path, verb: str, name: str, words: list[str]) -> int:
         return fail(f"Error response from daemon: get {name}: no such volume")
     elif verb == "inspect":
         print(json.dumps([{"Name": name, "Labels": json.loads(labels.read_text()) if labels.exists() else None}]))
+    elif verb == "rm" and (folder / "keeps").exists():
+        return fail(f"Error response from daemon: remove {name}: volume is in use")
     elif verb == "rm":
         shutil.rmtree(place)
         labels.unlink(missing_ok=True)
@@ -85,11 +106,14 @@ def volume(folder: Path, verb: str, name: str, words: list[str]) -> int:
 
 def script(folder: Path, place: Path, words: list[str]) -> int:
     """One of our scripts on a volume's folder."""
-    at = words.index("sh", words.index("--")) if "exec" in words[:1] else None
-    text = words[at + 2] if at is not None else words[words.index("-c") + 1]
+    at = words.index("-c", words.index("--"))
+    text, _, target, *more = words[at + 1 :]
+    within = target.removeprefix("/workspace")
     if (folder / "stuck").exists() and "xargs" in text:
         return fail("Error response from daemon: it is stuck")
-    process = subprocess.Popen(["sh", "-c", text, "sh", str(place)], stdout=subprocess.PIPE)
+    if (folder / "hangs").exists() and "xargs" in text:
+        signal.pause()
+    process = subprocess.Popen(["sh", "-c", text, "sh", f"{place}{within}", *more], stdout=subprocess.PIPE)
     assert process.stdout is not None
     left = int((folder / "cut").read_text()) if (folder / "cut").exists() and "xargs" in text else None
     while data := os.read(process.stdout.fileno(), 65536 if left is None else min(65536, left)):
@@ -105,6 +129,8 @@ def script(folder: Path, place: Path, words: list[str]) -> int:
 
 def run(folder: Path, words: list[str]) -> int:
     name = next(word.partition("=")[2] for word in words if word.startswith("--name="))
+    if any("volume-opt=type=overlay" in word for word in words):
+        return fail("docker: Error response from daemon: failed to mount local volume: invalid argument", 125)
     source = next(found[1] for word in words if (found := re.search(r"\bsrc=([^,]+),dst=/workspace(,|$)", word)))
     place = folder / "volumes" / source
     place.mkdir(exist_ok=True)  # as an engine does

@@ -222,14 +222,14 @@ class Server(ThreadingHTTPServer):
         """Say nothing: a client that leaves in the middle of an answer is part of the game."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="A stand-in for the Messages API.")
+def main(told: str = "A stand-in for the Messages API.", handler: type[Handler] = Handler) -> None:
+    parser = argparse.ArgumentParser(description=told)
     parser.add_argument("--port", type=int, default=0, help="0, the default, takes any free port")
     parser.add_argument("--port-file", help="write the port to this file once it listens")
     parser.add_argument("--requests", help="add each request to this file, a line of JSON each")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with Server(("127.0.0.1", options.port), Handler) as server:
+    with Server(("127.0.0.1", options.port), handler) as server:
         server.requests = options.requests
         if options.port_file:
             partial = f"{options.port_file}.{os.getpid()}"

@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 
 import container_runner
+from container_runner.testing.scripted import AGENT
 
-AGENT = Path(__file__).with_name("images") / "scripted-agent"
 PROGRAM = """\
 #!/bin/sh
 export DOCKER_FAKE_AGENT='{agent}' DOCKER_FAKE_CALLS='{folder}/calls' PYTHONPATH='{path}'

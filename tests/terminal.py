@@ -26,8 +26,12 @@ PLAIN = 39
 class Screen(pyte.HistoryScreen):
     """pyte's screen, with dim text shown in grey, which pyte itself leaves out."""
 
-    def select_graphic_rendition(self, *attrs: int, **kwargs: Any) -> None:
-        super().select_graphic_rendition(*(GREY if number == DIM else number for number in attrs), **kwargs)
+    def select_graphic_rendition(self, *attrs: int, private: bool = False) -> None:
+        if not private:  # a keyboard's setting, which pyte does not know
+            super().select_graphic_rendition(*(GREY if number == DIM else number for number in attrs))
+
+    def report_device_status(self, *modes: int, **_: Any) -> None:
+        """Nobody answers."""
 
 
 class Terminal(contextlib.AbstractContextManager["Terminal"]):
@@ -117,7 +121,7 @@ class Terminal(contextlib.AbstractContextManager["Terminal"]):
                 raise AssertionError(message)
         return self.text
 
-    def finish(self, seconds: float = 30) -> int:
+    def finish(self, seconds: float = 100) -> int:
         """Read to the end; the exit code."""
         ends_at = time.monotonic() + seconds
         while self.read():

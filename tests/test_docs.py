@@ -18,8 +18,8 @@ import pytest
 
 from container_runner import ContainerConfig
 from container_runner.cli.app import app
-from container_runner.cli.batch import make_jobs
 from container_runner.cli.flags import RunFlags
+from container_runner.cli.jobs import make_jobs
 from container_runner.cli.options import ExecuteFlags
 from container_runner.config.fields import Tables
 from container_runner.config.tiers import effective

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -191,7 +192,7 @@ BOX: Any = ContainerConfig
         (lambda: BOX(image="i", mem_limit=1), "memory (mem_limit is another tool's name for it)"),
         (lambda: BOX.from_mapping({"image": "i", "mem_limit": 1}), "memory (mem_limit is another"),
         (lambda: BOX(image="i", memmory=1), "perhaps memory"),
-        (lambda: SOMEBODY(name="a", nosuch=1), "one of name, workspace, model"),
+        (lambda: SOMEBODY(name="a", nosuch=1), "one of name, workspace, add_dirs, model"),
     ],
 )
 def test_what_is_called_otherwise_is_told_what_to_write(call: Callable[[], object], told: str) -> None:
@@ -209,3 +210,18 @@ def test_a_time_may_be_written_as_in_a_file(name: str) -> None:
         with pytest.raises(ConfigError) as caught:
             OPTIONS(prompt="x", agent=AGENT, **{name: wrong})
         assert caught.value.field == name
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "told"),
+    [
+        (Agent, "cwd", "Agent has no cwd; write Agent(workspace=...)"),
+        (Agent, "resume", "Agent has no resume; write ExecuteOptions(resume=...)"),
+        (Agent, "max_turn", "Agent has no max_turn; write Agent(max_turns=...)"),
+        (ExecuteOptions, "image", "ExecuteOptions has no image; write ContainerConfig(image=...)"),
+        (ExecuteOptions, "xyz", "one of prompt, agent, "),
+    ],
+)
+def test_an_argument_of_another_name_is_told_where_it_goes(kind: Any, name: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        kind(**{name: "x"})

@@ -19,7 +19,13 @@ import pytest
 import container_runner
 
 ROOT = Path(__file__).parent.parent
-DATA = {"container_runner/py.typed", "container_runner/records/page.html", "container_runner/engine/Containerfile"}
+DATA = {
+    "container_runner/testing/scripted-agent",
+    "container_runner/py.typed",
+    "container_runner/records/page.html",
+    "container_runner/engine/Containerfile",
+    *(f"container_runner/gateway/forwarders/forward.{kind}" for kind in ("js", "pl", "python")),
+}
 """What the package needs beside its modules."""
 
 BUDGET = 3.0
@@ -95,7 +101,7 @@ def test_the_command_works_in_a_clean_environment(installed: Installed) -> None:
 
     assert command("--version") == f"{container_runner.__version__}\n"
     assert "First steps" in command("--help")
-    (run,) = json.loads(command("argv", "Do it.", "--image=i", f"--workspace={workspace}", "--json"))
+    (run,) = json.loads(command("argv", "Do it.", "--rw", "--image=i", f"--workspace={workspace}", "--json"))
     assert run[1:4] == ["run", "--rm", "--interactive"]
     assert "FROM" in command("image", "containerfile")
     assert "container-runner" in command("completion", "fish")
@@ -130,21 +136,26 @@ def test_no_help_is_read_from_source(words: list[str], compiled: Path, tmp_path:
 
 
 def test_the_installed_package_is_what_is_imported_and_every_module_imports(installed: Installed) -> None:
-    """The extras are not installed: the plugin for pytest is the one module that needs one."""
+    """The extras are not installed: the plugin for pytest and the SDK's transport need one each, and say which."""
     code = """
 import importlib, pkgutil, container_runner
 from container_runner.records.page import render_page
 names = [info.name for info in pkgutil.walk_packages(container_runner.__path__, "container_runner.")]
 for name in names:
-    if name not in ("container_runner.testing.plugin", "container_runner.__main__"):
+    if name not in ("container_runner.testing.plugin", "container_runner.__main__", "container_runner.sdk"):
         importlib.import_module(name)
+try:
+    import container_runner.sdk
+except ModuleNotFoundError as error:
+    print(error)
 print(container_runner.__file__)
 print(render_page((), agent="a", session_id="b")[:15])
 """
-    file, page = installed.run(installed.python, "-c", code).splitlines()
+    missing, file, page = installed.run(installed.python, "-c", code).splitlines()
 
     assert Path(file).is_relative_to(installed.folder)
     assert page == "<!doctype html>"
+    assert "[sdk]" in missing
 
 
 @pytest.mark.parametrize("words", [["-c", "import container_runner"], ["-m", "container_runner", "--version"]])

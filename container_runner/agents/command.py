@@ -36,3 +36,7 @@ class CommandRuntime(CommandLineRuntime):
         """The command as it was given, with the prompt on its stdin."""
         del contained
         return Command(argv=(*self.argv, *options.agent.args), stdin=options.prompt.encode())
+
+    def screen(self, options: ExecuteOptions) -> Command:
+        """The same command. Whether it has a screen is its own."""
+        return self.command(options, contained=True)

@@ -81,12 +81,13 @@ def run_argv(
     run_id: str,
     command: Iterable[str] = (),
     carried: Iterable[str] = (),
+    patience: int | None = None,
 ) -> list[str]:
     """`docker run`: start the container.
 
     An ephemeral one is a whole run: its PID 1 is our script, which reads header, prompt and lease from stdin and runs
-    *command*; without a command it waits for one in the header. A kept one is started with no agent in it yet, and
-    prints its id.
+    *command*; without a command it waits for one in the header. It ends when it has heard nothing for *patience*
+    seconds, unless that is None. A kept one is started with no agent in it yet, and prints its id.
     """
     return [
         binary,
@@ -106,7 +107,7 @@ def run_argv(
         *(["--read-only"] if config.read_only else []),
         "--log-driver=none",
         "--no-healthcheck",
-        f"--network={config.network}",
+        f"--network={'none' if config.network == 'gateway' else config.network}",
         f"--memory={config.memory}",
         f"--memory-swap={config.memory}",
         f"--cpu-shares={config.cpu_shares}",
@@ -119,7 +120,7 @@ def run_argv(
         *(_gpus(config.gpus, dialect) if config.gpus is not None else []),
         *(f"--device={device}" for device in config.devices),
         *(f"--add-host={entry}" for entry in config.add_host),
-        *(f"--publish={_port(port)}" for port in config.ports),
+        *(f"--publish={_port(port)}" for port in config.published),
         *(f"--tmpfs={tmpfs_flag(tmpfs, dialect)}" for tmpfs in mounts.tmpfs),
         *carried,
         *(f"--mount={_bind(mount)}" for mount in mounts.mounts),
@@ -131,7 +132,7 @@ def run_argv(
         config.image,
         "-c",
         *([script.SEAL, run_id, script.GUEST] if config.ephemeral else [script.KEEPER, "sh"]),
-        str(config.time_limit),
+        str(config.time_limit) if patience is None else f"{config.time_limit}:{patience}",
         *command,
     ]
 
@@ -145,10 +146,26 @@ def exec_argv(
     run_id: str,
     time_limit: int,
     command: Iterable[str],
+    place: str = paths.WORKSPACE,
 ) -> list[str]:
     """`docker exec`: run the agent's command in a kept container, with header, prompt and lease on stdin."""
     words = ["sh", "-c", script.JOIN, run_id, script.GUEST, str(time_limit), *command]
-    return _exec(binary, name=name, user=user, variables=env.spelled, command=words)
+    return _exec(binary, name=name, user=user, variables=env.spelled, command=words, place=place)
+
+
+def feed_argv(binary: str, *, name: str, user: User, run_id: str) -> list[str]:
+    """`docker exec`: carry its stdin to the live agent of a run, see `script.FEED`."""
+    return _ours(binary, name=name, user=user, command=("sh", "-c", script.FEED, run_id))
+
+
+def gateway_argv(binary: str, *, name: str, user: User, command: Iterable[str]) -> list[str]:
+    """`docker exec`: run the gateway's forwarder in a container."""
+    return _ours(binary, name=name, user=user, command=command)
+
+
+def _ours(binary: str, *, name: str, user: User, command: Iterable[str]) -> list[str]:
+    """`docker exec` of a program of ours, as somebody whom the agent can not touch."""
+    return [binary, "exec", "--interactive", f"--user={user.for_pid1}", "--workdir=/", "--", name, *command]
 
 
 def remove_argv(binary: str, dialect: Dialect, *, name: str) -> list[str]:
@@ -180,20 +197,37 @@ def events_argv(binary: str, *, name: str, event: str, since: float, until: floa
 
 
 def shell_argv(
-    binary: str, *, name: str, user: User, env: ContainerEnv, terminal: bool, command: Iterable[str]
+    binary: str,
+    *,
+    name: str,
+    user: User,
+    env: ContainerEnv,
+    terminal: bool,
+    command: Iterable[str],
+    place: str = paths.WORKSPACE,
 ) -> list[str]:
     """`docker exec`: a command of a person's in a container, at their terminal if there is one."""
-    # The default keys for leaving, ctrl-p ctrl-q, would swallow a shell's ctrl-p.
-    flags = ("--tty", "--detach-keys=ctrl-@,ctrl-_") if terminal else ()
-    return _exec(binary, *flags, name=name, user=user, variables=(*env.spelled, *env.named), command=command)
+    flags = TERMINAL if terminal else ()
+    variables = (*env.spelled, *env.named)
+    return _exec(binary, *flags, name=name, user=user, variables=variables, command=command, place=place)
+
+
+def screen_argv(binary: str, *, name: str, user: User, run_id: str, command: Iterable[str]) -> list[str]:
+    """`docker exec`: a run's command at a person's terminal, beside the process that has the run's variables."""
+    mark = f"{paths.MARK}={run_id}"
+    return _exec(binary, *TERMINAL, name=name, user=user, variables=(mark,), command=command, place="/")
+
+
+TERMINAL: Final = ("--tty", "--detach-keys=ctrl-@,ctrl-_")
+"""What gives an exec a terminal. The default keys for leaving it, ctrl-p ctrl-q, would swallow a shell's ctrl-p."""
 
 
 def _exec(
-    binary: str, *flags: str, name: str, user: User, variables: Iterable[str], command: Iterable[str]
+    binary: str, *flags: str, name: str, user: User, variables: Iterable[str], command: Iterable[str], place: str
 ) -> list[str]:
     environment = (f"--env={variable}" for variable in variables)
-    place = (f"--user={user}", f"--workdir={paths.WORKSPACE}")
-    return [binary, "exec", "--interactive", *flags, *place, *environment, "--", name, *command]
+    where = (f"--user={user}", f"--workdir={place}")
+    return [binary, "exec", "--interactive", *flags, *where, *environment, "--", name, *command]
 
 
 def info_argv(binary: str) -> list[str]:

@@ -19,16 +19,17 @@ import attrs
 
 from container_runner.box.argv import LABEL, Dialect, csv, tmpfs_flag
 from container_runner.box.mounts import TMP_SIZE, escaped, mount_table
-from container_runner.box.sources import contains, resolve_source
+from container_runner.box.sources import contains, resolve_source, workspace_target
 from container_runner.box.user import User
-from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
 from container_runner.config.values import Tmpfs
 from container_runner.errors import ConfigError
 from container_runner.workspace import repositories
 from container_runner.workspace.carry import LAYERS, Carry, Layer
+from container_runner.workspace.patch import PATCH
+from container_runner.workspace.upper import marks_of
 from container_runner.workspace.way_in import IN
-from container_runner.workspace.way_out import OUT
+from container_runner.workspace.way_out import COMMITS_ALONE, OUT
 
 OPEN: Final = 'chmod 1777 "$1"'
 """Lets every user write to a folder: `sh -c OPEN sh FOLDER`, by its owner."""
@@ -72,7 +73,11 @@ def plan_carry(
     if contains(workspace, state):
         allowed = "a folder outside of a carried workspace, such as --state-dir=~/.local/state/container-runner"
         raise ConfigError("state_dir", str(state_dir), allowed)
-    layers = tuple(_layers(workspace, state, run))
+    target = workspace_target(config, workspace)
+    for other in (*(it.target for it in config.volumes), *(it.target for it in config.tmpfs)):
+        if contains(Path(target), Path(other)):
+            raise ConfigError("agent.workspace", target, f"a folder in which nothing else is mounted; {other} is")
+    layers = tuple(_layers(workspace, target, state, run))
     reason = _no_overlay(layers, dialect, user, workspace)
     if config.carry == "overlay" and reason:
         raise ConfigError("carry", "overlay", f'"stream", because {reason}')
@@ -80,6 +85,7 @@ def plan_carry(
         run=run,
         agent=agent,
         workspace=str(workspace),
+        target=target,
         how="overlay",
         layers=layers,
         engine=engine,
@@ -88,6 +94,7 @@ def plan_carry(
         user=str(user),
         history=config.history,
         ignored=config.carry_ignored,
+        lent=tuple(it.target for it in config.volumes if str(resolve_source(it.source, "volumes")) == it.target),
         protected=config.protected,
         unprotected=config.unprotected,
         is_forced=config.carry != "auto",
@@ -97,11 +104,11 @@ def plan_carry(
     return attrs.evolve(carry, how="stream", layers=(), volume=f"container-runner-{run}", nonce=secrets.token_hex(16))
 
 
-def _layers(workspace: Path, state: Path, run: str) -> Iterable[Layer]:
+def _layers(workspace: Path, target: str, state: Path, run: str) -> Iterable[Layer]:
     """The workspace, and the repository of a worktree, which lies elsewhere."""
     folder = f"{state}/{LAYERS}/{run}"
-    yield Layer(lower=str(workspace), target=paths.WORKSPACE, folder=f"{folder}/0")
-    if (worktree := repositories.find_worktree(workspace)) is not None:
+    yield Layer(lower=str(workspace), target=target, folder=f"{folder}/0")
+    if (worktree := repositories.find_worktree(workspace, target)) is not None:
         common = resolve_source(worktree.common, "agent.workspace")
         yield Layer(lower=str(common), target=worktree.target, folder=f"{folder}/1")
 
@@ -126,7 +133,7 @@ def _no_overlay(layers: Iterable[Layer], dialect: Dialect, user: User, workspace
 def in_kernel(carry: Carry, dialect: Dialect) -> list[str]:
     """What the kernel is to say in the container: "TARGET rw overlay OPTIONS" for each layer, or "... volume NAME"."""
     if carry.volume:
-        return [f"{paths.WORKSPACE} rw volume {carry.volume}"]
+        return [f"{escaped(carry.target)} rw volume {carry.volume}"]
     return [f"{escaped(layer.target)} rw overlay {_as_shown(layer, dialect)}" for layer in carry.layers]
 
 
@@ -146,8 +153,8 @@ def carried_flags(carry: Carry, dialect: Dialect) -> list[str]:
     if carry.volume:
         # 'nocopy': what an image has at that place would look like work.
         if dialect.name == "docker":
-            return [f"--mount={csv('type=volume', f'src={carry.volume}', f'dst={paths.WORKSPACE}', 'volume-nocopy')}"]
-        return [f"--volume={carry.volume}:{paths.WORKSPACE}:nocopy"]
+            return [f"--mount={csv('type=volume', f'src={carry.volume}', f'dst={carry.target}', 'volume-nocopy')}"]
+        return [f"--volume={carry.volume}:{carry.target}:nocopy"]
     if dialect.name == "docker":
         return [f"--mount={_overlay(layer)}" for layer in carry.layers]
     return [f"--volume={it.lower}:{it.target}:O,upperdir={it.upper},workdir={it.work}" for it in carry.layers]
@@ -228,10 +235,13 @@ class Ways:
     """Let the agent write to it: docker's are root's."""
 
     bring: tuple[str, ...] = ()
-    """Bring the files in, before the agent starts."""
+    """Bring the files in, before the agent starts; or what differs from those below an overlay."""
 
     fetch: tuple[str, ...] = ()
     """Fetch the work, when it has ended."""
+
+    commits: tuple[str, ...] = ()
+    """Fetch what was committed alone, if something may have been: the rest is read here, in the upper folder."""
 
     remove: tuple[str, ...] = ()
     """Remove the volume, when its work is fetched."""
@@ -239,19 +249,22 @@ class Ways:
     @classmethod
     def of(cls, carry: Carry, binary: str, dialect: Dialect) -> Ways:
         """The commands for *carry*."""
-        exec_ = partial(work_exec_argv, binary, name=carry.container, arguments=[paths.WORKSPACE])
+        exec_ = partial(work_exec_argv, binary, name=carry.container, arguments=[carry.target])
+        fetch = exec_(user=carry.user, script=OUT)
+        is_read_here = bool(carry.layers) and marks_of(is_rootless=dialect.keep_id) is not None
         labels = f"--label={WORK_LABEL}={carry.run}", f"--label={NONCE_LABEL}={carry.nonce}"
         return cls(
             make=(binary, "volume", "create", *labels, carry.volume) if carry.volume else (),
             open=exec_(user="0:0", script=OPEN) if carry.volume and dialect.name == "docker" else (),
-            bring=exec_(user=carry.user, script=IN) if carry.volume else (),
-            fetch=exec_(user=carry.user, script=OUT),
+            bring=exec_(user=carry.user, script=IN if carry.volume else PATCH) if carry.volume or carry.start else (),
+            fetch=fetch,
+            commits=(*fetch, COMMITS_ALONE) if is_read_here else (),
             remove=(binary, "volume", "rm", carry.volume) if carry.volume else (),
         )
 
     def around(self, run: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
         """All of them in their order, with that of the container."""
-        return tuple(filter(None, (self.make, run, self.open, self.bring, self.fetch, self.remove)))
+        return tuple(filter(None, (self.make, run, self.open, self.bring, self.commits or self.fetch, self.remove)))
 
 
 def inspect_volume_argv(binary: str, *, name: str) -> list[str]:

@@ -15,6 +15,7 @@ from container_runner.agents.runtime import Command
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
 from container_runner.errors import ConfigError
+from container_runner.gateway.plan import GatewayPlan
 from container_runner.options import Agent, ExecuteOptions
 
 ENGINE_VARIABLE: Final = "CONTAINER_RUNNER_ENGINE"
@@ -70,6 +71,7 @@ def build_container_env(
     command: Command | None = None,
     environ: Mapping[str, str] | None = None,
     credentials: bool | None = None,
+    gateway: GatewayPlan | None = None,
 ) -> ContainerEnv:
     """The agent's variables: HOME, LANG and TERM, the runtime's, the configured ones, the secrets, the credentials.
 
@@ -80,6 +82,7 @@ def build_container_env(
         command: what the runtime runs. None: what claude runs for *agent*.
         environ: where the values of secrets come from. None: this process's environment.
         credentials: whether those of the command that are variables are passed. None: if `config.credentials` says so.
+        gateway: what leads the agent to its gateway, which wins over all of them. None: there is none.
 
     Raises:
         ConfigError: a secret that is not optional is not set.
@@ -110,6 +113,9 @@ def build_container_env(
         if name in environ:  # an engine would pass on the name alone, and podman take a pattern for a list of names
             spelled.pop(name, None)
             values[name] = environ[name]
+    if gateway is not None:
+        spelled |= gateway.env
+        values = {name: value for name, value in values.items() if name not in gateway.env} | dict(gateway.tokens)
     return ContainerEnv(
         spelled=tuple(f"{name}={value}" for name, value in spelled.items()),
         named=tuple(values),

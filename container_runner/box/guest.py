@@ -29,13 +29,19 @@ class Report:
     """How many processes the kernel killed for their memory during the run."""
 
     ended: int | None = None
-    """The agent's exit code, if our script lived to see it."""
+    """The agent's exit code, or that of a setup that failed, if our script lived to see it."""
+
+    step: str | None = None
+    """What came last, if it was not the agent: "setup", which failed, or "check"."""
+
+    step_code: int | None = None
+    """The exit code of that."""
 
     @classmethod
     def parse(
         cls, stderr: bytes, run: str, token: str, *, end_line: bytes = b"", exit_code: int | None = None
     ) -> tuple[Report, bytes]:
-        """Split *stderr* into the report on a run and what the agent wrote.
+        """Split *stderr* into the report on a run and what the agent wrote, or the step that came last.
 
         A line on stderr can be lost, where an engine has not read it when the exec ends, so what is worth knowing
         is said twice.
@@ -46,20 +52,38 @@ class Report:
         """
         stderr += end_line
         said: dict[str, list[str]] = {}
+        ends: dict[str, int] = {}
         line = re.compile(rb"container-runner: ([a-z0-9-]+) (?:%s|%s)\b([^\n]*)\n?" % (run.encode(), token.encode()))
-        for word, rest in line.findall(stderr):
-            said[word.decode()] = rest.decode("utf-8", "replace").split()
+        for found in line.finditer(stderr):
+            said[word := found[1].decode()] = found[2].decode("utf-8", "replace").split()
+            ends[word] = found.end()
+        code = said.get("ended", [])[:1]
+        step = next((word for word in said.get("ended", [])[1:2] if word in STEPS), None)
         refusal = next((word for word in REFUSALS if word in said), _BY_CODE.get(exit_code))
         report = cls(
             refusal=refusal,
             detail=tuple(said.get(refusal or "", ())),
             oom_kills=_number(said.get("oom", ())) or 0,
-            ended=_number(said.get("ended", ())),
+            ended=0 if step == "check" else _number(code),
+            step=step,
+            step_code=_number(code) if step else None,
         )
-        return report, line.sub(b"", stderr)
+        return report, line.sub(b"", stderr[ends.get(step, 0) if step else 0 :])
 
 
-REFUSALS: Final = ("missing", "other-sh", "unsealed", "mounts", "no-command", "not-executable", "prompt-lost")
+STEPS: Final = ("setup", "check")
+"""What may come before and after an agent's own work."""
+
+REFUSALS: Final = (
+    "elsewhere",
+    "missing",
+    "other-sh",
+    "unsealed",
+    "mounts",
+    "no-command",
+    "not-executable",
+    "prompt-lost",
+)
 
 _BY_CODE: Final[Mapping[int | None, str]] = {
     script.EXIT_NO_COMMAND: "no-command", script.EXIT_NOT_EXECUTABLE: "not-executable"
@@ -70,6 +94,10 @@ def _number(words: Sequence[str]) -> int | None:
     return int(words[0]) if len(words) == 1 and re.fullmatch("[0-9]{1,9}", words[0]) else None
 
 
+GO: Final = b"\n"
+"""What an agent waits for whose gateway is started meanwhile."""
+
+
 def header(
     prompt: bytes,
     *,
@@ -78,9 +106,17 @@ def header(
     mounts: Sequence[str],
     kernel: str,
     other_mounts: bool,
+    proof: str = "",
     values: Mapping[str, str],
     files: Mapping[str, str] = MappingProxyType({}),
+    settings: Mapping[str, str] = MappingProxyType({}),
+    setup: str = "",
+    check: str = "",
+    live: bool = False,
+    gated: bool = False,
+    exact: bool = False,
     command: Iterable[str] = (),
+    place: str = paths.WORKSPACE,
 ) -> bytes:
     """What GUEST gets on stdin in front of the lease: a number of lines, lines of shell, and the prompt.
 
@@ -90,8 +126,17 @@ def header(
         mounts: see `ContainerMounts.in_kernel`.
         kernel: the boot id of the kernel whose devices and paths they name; another one's are not compared.
         other_mounts: whether there may be more below their targets.
+        proof: a path at which there must be something; "": none.
         values: variables of the agent's.
         files: what is written into the agent's HOME where it is not there yet, by the files' names.
+        settings: what is written in any case, by the files' paths.
+        setup: a command for the shell that comes before the agent; "": none.
+        check: likewise one that comes after it.
+        live: whether the agent's stdin is what FEED carries, and not the prompt.
+        gated: whether GO stands in front of the prompt, and is waited for.
+        exact: whether our lines on stdout begin where the agent has left off, in the middle of a line too, so that
+            nothing is added to what it said.
+        place: where the agent starts, if there is such a folder.
         command: the program and its arguments, unless they are GUEST's own arguments.
     """
     tops = {line.split(" ")[0]: None for line in mounts if line.split(" ")[1] != "*"}
@@ -99,22 +144,59 @@ def header(
         "token": token,
         "grace": str(grace),
         "size": str(len(prompt)),
+        "place": place,
         "kernel": kernel,
         "others": "yes" if other_mounts else "",
+        "proof": proof,
         "number": str(len(tops)),
         "tops": "\n".join(tops),
         "mounts": "".join(f"\n{line}" for line in mounts) + "\n",
         "files": "\n".join(
-            f"[ -e {path} ] || printf %s {shlex.quote(text)} >{path}"
-            for path, text in ((shlex.quote(f"{paths.HOME}/{name}"), text) for name, text in files.items())
+            [
+                *(_written(f"{paths.HOME}/{name}", text, "[ -e {} ] ||") for name, text in files.items()),
+                # In a kept container the last run's agent has left there what it likes.
+                *(_written(path, text, "rm -rf {};") for path, text in settings.items()),
+            ]
         ),
+        "setup": setup,
+        "check": check,
         "variables": "\n".join(f"command export {name}={shlex.quote(value)}" for name, value in values.items()),
     }
     lines = [f"{name}={shlex.quote(value)}" for name, value in fields.items()]
+    if live:
+        lines.append("live=yes")
+    if gated:
+        lines.append("gated=yes")
+    if exact:
+        lines.append("gap=")
     if words := list(command):
         lines.append(f"set -- {shlex.join(words)}")
     text = "\n".join([*lines, ""])
-    return f"{text.count(chr(10))}\n{text}".encode("utf-8", "surrogateescape") + prompt
+    return f"{text.count(chr(10))}\n{text}".encode("utf-8", "surrogateescape") + (GO if gated else b"") + prompt
+
+
+def _written(path: str, text: str, before: str) -> str:
+    """A line of shell that writes a file; *before* stands in front of it, with the path for {}."""
+    quoted = shlex.quote(path)
+    return f"{before.format(quoted)} printf %s {shlex.quote(text)} >{quoted}"
+
+
+INTERRUPT: Final = b"int\n"
+"""What is written on the lease to interrupt the agent."""
+
+
+OURS: Final = b"container-runner: "
+"""How each of our lines begins."""
+
+
+def our_lines(started: bytes) -> re.Pattern[bytes]:
+    """Our lines in an agent's output, wherever on a line they begin.
+
+    Args:
+        started: the one that says that it has started, which has the token.
+    """
+    token = started.split()[2]
+    return re.compile(rb"%b[a-z-]+ %b\b[^\n]*\n" % (OURS, re.escape(token)))
 
 
 def ready_line(run: str) -> bytes:
@@ -125,6 +207,16 @@ def ready_line(run: str) -> bytes:
 def started_line(token: str) -> bytes:
     """How the line of stderr begins that divides the engine's failures from the agent's."""
     return f"container-runner: started {token}".encode()
+
+
+def check_line(token: str) -> bytes:
+    """How the line of stdout begins behind which the agent says nothing more, and the check is at work."""
+    return f"container-runner: check {token}".encode()
+
+
+def feeding_line(run: str) -> bytes:
+    """How the line of stderr begins with which FEED says that the agent gets what it is given from now on."""
+    return f"container-runner: feeding {run}".encode()
 
 
 def ended_line(token: str) -> bytes:

@@ -3,6 +3,7 @@ what else is in there."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from container_runner.agents.runtime import Credentials
 from container_runner.box import gitconfig, sources
+from container_runner.box.login import read_login
 from container_runner.box.protect import is_harmless
 from container_runner.box.sources import resolve_workspace
 from container_runner.config.container import ContainerConfig
@@ -21,6 +23,9 @@ from container_runner.workspace import repositories
 
 LOGIN = re.compile(r"(ANTHROPIC|CLAUDE_CODE|AWS|GOOGLE|VERTEX|OPENAI|GEMINI)_\w+")
 """Variables by which an agent gets at a model in ways that are not ours to check."""
+
+SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS|(API|ACCESS|AUTH|PRIVATE)_?KEY)$", re.IGNORECASE)
+"""How the names of variables end that most likely hold a secret."""
 
 MOST_NAMES = 5
 """How many names a hint tells."""
@@ -82,12 +87,32 @@ def login_hints(credentials: Credentials, config: ContainerConfig, environ: Mapp
     ]
     if any(name in credentials.names or LOGIN.fullmatch(name) for name in given):
         return
-    if config.credentials != "env" and credentials.file and Path(credentials.file).expanduser().is_file():
+    file = credentials.file
+    if config.credentials != "env" and file and read_login(Path(os.path.expanduser(file))):  # noqa: PTH111  never raises
         return
     yield (
-        f"No login: neither {' nor '.join(credentials.names)} is set, and there is no {credentials.file}. "
+        f"No login: neither {' nor '.join(credentials.names)} is set, and there is none in {file}. "
         f"Type: export {credentials.names[0]}=YOUR-KEY"
     )
+
+
+def address_hints(
+    credentials: Credentials, agent: Agent, config: ContainerConfig, environ: Mapping[str, str]
+) -> Iterator[str]:
+    """That the key for an API of the caller's own goes to the usual one, because only the key is passed on."""
+    if agent.base_url is not None or config.credentials == "none":
+        return
+    given = {*config.env, *config.secrets, *config.optional_secrets}
+    for name in dict.fromkeys(f"{key.partition('_')[0]}_BASE_URL" for key in credentials.names):
+        if environ.get(name) and name not in given:
+            yield f'{name} is set here, but not in the box: the agent asks the usual API. Add --base-url="${name}"'
+
+
+def box_hints(config: ContainerConfig) -> Iterator[str]:
+    """What may surprise of the box itself: a secret that is taken for none."""
+    if found := sorted(name for name in config.env if SECRET.search(name) and config.env[name]):
+        flags = " ".join(f"--secret={name}" for name in found[:MOST_NAMES])
+        yield f"The value of {_some(found)} is taken for no secret: it stays in transcripts. {flags} passes on yours."
 
 
 def _some(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Final
 
 import attrs
@@ -19,7 +20,13 @@ from container_runner.agents.runtime import Credentials
 from container_runner.box import gitconfig, protect, script
 from container_runner.box.environment import host_environment
 from container_runner.box.login import login_mount, read_login
-from container_runner.box.sources import check_sockets, contains, resolve_source, resolve_workspace
+from container_runner.box.sources import (
+    check_sockets,
+    contains,
+    resolve_source,
+    resolve_workspace,
+    workspace_target,
+)
 from container_runner.box.user import User, check_workspace_access
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
@@ -27,7 +34,7 @@ from container_runner.config.laws import is_line
 from container_runner.config.values import Mount, Tmpfs
 from container_runner.errors import ConfigError, StateError
 from container_runner.folders import expanded, read_regular
-from container_runner.options import Agent
+from container_runner.options import Agent, split_dir
 from container_runner.workspace import repositories
 
 EMPTY: Final = "empty"
@@ -35,6 +42,12 @@ EMPTY: Final = "empty"
 
 SECRETS: Final = "/run/secrets/"
 """Where files with secrets are mounted by custom, so what is in them is secret."""
+
+MOUNTING: Final = ("--mount", "--tmpfs", "--volume", "-v")
+"""How the flags begin that mount something, where they stand in `extra_args`."""
+
+_IN_WORKSPACE: Final = re.sub(r"[^A-Za-z0-9]", "-", paths.WORKSPACE)
+"""How the name of a folder holds the path /workspace."""
 
 TMP_SIZE: Final = 512 * 1024 * 1024
 """The size of /tmp and of HOME, each. It counts towards the memory limit only when it is used."""
@@ -63,6 +76,9 @@ class ContainerMounts:
 
     copies: Mapping[str, bytes] = attrs.field(factory=dict, repr=False)
     """What is mounted in the place of the workspace's own files, by the paths that it is written to before a run."""
+
+    sent: Mapping[str, str] = attrs.field(factory=dict)
+    """The folders of the sessions that are sent and fetched, by their names here, with those that they have there."""
 
     def __iter__(self) -> Iterator[Mount]:
         """The binds."""
@@ -99,7 +115,9 @@ def build_container_mounts(
     user: User | None = None,
     credentials: Credentials = CREDENTIALS,
     kept: Sequence[str] | None = KEPT,
+    more: Mapping[str, Mount] = MappingProxyType({}),
     environ: Iterable[str] | None = None,
+    elsewhere: bool = False,
 ) -> ContainerMounts:
     """The mounts for *agent*: its workspace, its sessions folder, its credentials file, the configured volumes.
 
@@ -114,7 +132,10 @@ def build_container_mounts(
         user: who the agent is in the container. None: whom the configuration and the workspace make it.
         credentials: what the runtime can use; `config.credentials` says which of it is given. Default: claude's.
         kept: see `Command.kept`. Default: claude's.
+        more: see `Command.mounts`.
         environ: the names of the variables that are set on the host, and not to nothing. None: this process's.
+        elsewhere: whether the engine does not see this machine's files. Then nothing is mounted; see
+            `container_runner.box.elsewhere`.
 
     Raises:
         ConfigError: a source is missing, or is one of the places that are never mounted.
@@ -129,18 +150,19 @@ def build_container_mounts(
     if not is_line(str(state)):
         raise ConfigError("state_dir", str(state), "a path without control characters")
     workspace = None if agent.workspace is None else resolve_workspace(agent)
+    target = workspace_target(config, workspace)
     if workspace is not None and contains(state, workspace):
         allowed = f"a folder that is not inside our state folder {state}"
         raise ConfigError("agent.workspace", str(agent.workspace), allowed)
     if workspace is not None and config.workspace_mode != "carried":
         check_workspace_access(user, workspace, config)
         check_sockets(workspace, "agent.workspace")
-        mounts.append(Mount(str(workspace), paths.WORKSPACE, config.workspace_mode == "ro"))
+        mounts.append(Mount(str(workspace), target, config.workspace_mode == "ro"))
         try:
             if config.workspace_mode == "rw":
-                walls = protect.protect(workspace, config.unprotected, config.protected)
+                walls = protect.protect(workspace, config.unprotected, config.protected, target=target)
                 mounts += (_copied(mount, copies, state) for mount in walls)
-            mounts += _worktree(workspace, config, state)
+            mounts += _worktree(workspace, target, config, state)
             _check_objects(workspace, mounts, config)
         except OSError as error:
             allowed = f"a workspace in which we may look at {error.filename} ({error.strerror}); chmod u+rwx gives that"
@@ -148,29 +170,42 @@ def build_container_mounts(
         if contains(workspace, state):
             # Other agents' sessions and our locks are none of its business. (A tmpfs would hide them too, but podman
             # copies into one what lies below, also where docker's client is what asks for it.)
-            mask = Mount(str(state / EMPTY), f"{paths.WORKSPACE}/{state.relative_to(workspace)}", read_only=True)
-            ways = protect.way_to(state, workspace, beside=mounts) if config.workspace_mode == "rw" else []
-            mounts += [*ways, mask]
+            mask = Mount(str(state / EMPTY), f"{target}/{state.relative_to(workspace)}", read_only=True)
+            is_open = config.workspace_mode == "rw"
+            mounts += [*(protect.way_to(state, workspace, beside=mounts, target=target) if is_open else []), mask]
+    mounts += _more_folders(agent, workspace, user, config, state)
     identity = " ".join(map(_inode, mounts))
     sessions = Mount(str(sessions_folder(state, agent.name)), paths.SESSIONS)
     in_memory: list[str] = []
-    if kept is None:
+    sent: dict[str, str] = {}
+    if elsewhere:
+        in_memory, sent = [sessions.target], {name: _by_place(name, target) for name in kept or (".",)}
+    elif kept is None:
         mounts.append(sessions)
     else:
-        mounts += (Mount(f"{sessions.source}/{name}", f"{sessions.target}/{name}") for name in kept)
+        places = {name: f"{sessions.target}/{_by_place(name, target)}" for name in kept}
+        mounts += (Mount(f"{sessions.source}/{name}", place) for name, place in places.items())
         # An engine would make what lies between as root's, and the agent could make nothing beside it.
-        between = {way for name in kept for way in PurePosixPath(sessions.target, name).parents}
+        between = {way for place in places.values() for way in PurePosixPath(place).parents}
         in_memory = sorted(str(way) for way in between if way.is_relative_to(sessions.target))
     by_name = config.credentials in ("auto", "env") and any(name in environ for name in credentials.names)
     hidden: dict[str, str] = {}
     if not by_name and (file := login_mount(config, credentials, user)) is not None:
+        if elsewhere:
+            names = " or ".join(credentials.names)
+            raise no_file_there("credentials", "file", f'"env" with {names} set, "inject" or "none"')
         mounts.append(file)
         hidden = read_login(Path(file.source))
-    for index, volume in enumerate(config.volumes):
-        source = resolve_source(volume.source, f"volumes[{index}]")
+    for field, volume in [*more.items(), *((f"volumes[{index}]", it) for index, it in enumerate(config.volumes))]:
+        if elsewhere:
+            raise no_file_there(field, volume.source, "nothing")
+        source = resolve_source(volume.source, field)
         if contains(state, source) or contains(source, state):
-            raise ConfigError(f"volumes[{index}]", volume.source, f"a path apart from our state folder {state}")
-        check_sockets(source, f"volumes[{index}]")
+            raise ConfigError(field, volume.source, f"a path apart from our state folder {state}")
+        check_sockets(source, field)
+        if field in more and not user.can_read(source):
+            allowed = f"a path that the agent's user {user} can read"
+            raise ConfigError(field, volume.source, allowed)
         mounts.append(attrs.evolve(volume, source=str(source)))
         if volume.target.startswith(SECRETS):
             hidden |= read_login(source)
@@ -184,7 +219,13 @@ def build_container_mounts(
         hidden=hidden,
         identity=identity,
         copies=copies,
+        sent=sent,
     )
+
+
+def no_file_there(field: str, value: object, allowed: str) -> ConfigError:
+    """The error for what an engine that does not see this machine's files can not give an agent."""
+    return ConfigError(field, value, f"{allowed} with this engine, which does not see this machine's files")
 
 
 def _own_tmpfs(more: Iterable[str]) -> list[Tmpfs]:
@@ -303,9 +344,39 @@ def _inode(mount: Mount) -> str:
     return f"{found.st_dev}:{found.st_ino}:{found.st_ctime_ns if mount.read_only else ''}"
 
 
-def _worktree(workspace: Path, config: ContainerConfig, state: Path) -> list[Mount]:
+def _by_place(name: str, target: str) -> str:
+    """A folder that is kept, by its name in the container: agents call some by the path that they were started in."""
+    return name.replace(_IN_WORKSPACE, re.sub(r"[^A-Za-z0-9]", "-", target))
+
+
+def _more_folders(
+    agent: Agent, workspace: Path | None, user: User, config: ContainerConfig, state: Path
+) -> Iterator[Mount]:
+    """The folders of `Agent.add_dirs`, each where it is on this machine, and as protected as the workspace."""
+    for index, word in enumerate(agent.add_dirs):
+        (path, is_writable), field = split_dir(word), f"agent.add_dirs[{index}]"
+        folder = resolve_source(path, field)
+        if workspace is not None and contains(workspace, folder):
+            continue
+        if not folder.is_dir():
+            raise ConfigError(field, path, "a folder")
+        apart = [state] if workspace is None else [state, workspace]
+        if contains(state, folder) or any(contains(folder, other) for other in apart):
+            allowed = f"a folder apart from the workspace and from our state folder {state}"
+            raise ConfigError(field, path, allowed)
+        if str(folder) in {"/tmp", *(it.target for it in config.volumes), *(it.target for it in config.tmpfs)}:  # noqa: S108  in there
+            raise ConfigError(field, path, "a path at which nothing else is mounted")
+        if is_writable and not user.can_write(folder):
+            raise ConfigError(field, path, f"a folder that the agent's user {user} can write, or one without :rw")
+        check_sockets(folder, field)
+        yield Mount(str(folder), str(folder), not is_writable)
+        if is_writable:
+            yield from protect.protect(folder, config.unprotected, config.protected, target=str(folder))
+
+
+def _worktree(workspace: Path, target: str, config: ContainerConfig, state: Path) -> list[Mount]:
     """What git needs in a workspace that is a worktree, unless a configured volume provides it."""
-    worktree = repositories.find_worktree(workspace)
+    worktree = repositories.find_worktree(workspace, target)
     if worktree is None or worktree.target in {volume.target for volume in config.volumes}:
         return []
     for index, tmpfs in enumerate(config.tmpfs):
@@ -317,7 +388,12 @@ def _worktree(workspace: Path, config: ContainerConfig, state: Path) -> list[Mou
         allowed = f"a worktree whose repository {common} is apart from our state folder {state}"
         raise ConfigError("agent.workspace", str(workspace), allowed)
     return protect.worktree_mounts(
-        worktree, workspace, config.unprotected, config.protected, read_only=config.workspace_mode == "ro"
+        worktree,
+        workspace,
+        config.unprotected,
+        config.protected,
+        read_only=config.workspace_mode == "ro",
+        target=target,
     )
 
 
@@ -358,17 +434,16 @@ def prepare_copies(copies: Mapping[str, bytes]) -> bool:
 
 
 def _check_objects(workspace: Path, mounts: Iterable[Mount], config: ContainerConfig) -> None:
-    """Refuse a repository that borrows objects from where the container has none: git could do nothing in there.
-
-    They are not mounted unasked, because the agent could have written the name of any folder there.
-    """
-    git = repositories.git_folder(workspace)
+    """Refuse a repository that borrows objects from where the container has none: git could do nothing in there. They
+    are not mounted unasked, because the agent could have written the name of any folder there."""
+    own = repositories.git_folder(workspace)
     there = [*(mount.target for mount in (*config.volumes, *mounts))]
-    for objects in [] if git is None else repositories.objects_elsewhere(git, workspace):
+    found = [] if own is None else [own, *repositories.modules(repositories.common_folder(own) or own)]
+    for git, objects in ((at, it) for at in found for it in repositories.objects_elsewhere(at, workspace)):
         if not any(contains(Path(target), objects) for target in there):
             allowed = (
-                f"a repository that has all its objects; this one borrows those in {objects}. Type "
-                f"`git repack -a -d && rm .git/objects/info/alternates` there, or let the agent read them with "
+                f"a repository that has all its objects; {git} borrows those in {objects}. Type "
+                f"`git repack -a -d && rm objects/info/alternates` in it, or let the agent read them with "
                 f"--volume={objects}:{objects}:ro"
             )
             raise ConfigError("agent.workspace", str(workspace), allowed)

@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import attrs
 
 from container_runner.box import argv, guest
 from container_runner.box.argv import Dialect
 from container_runner.box.carried import Ways, in_kernel
-from container_runner.box.mounts import ContainerMounts, mount_table, prepare_copies, prepare_sessions, recheck
+from container_runner.box.elsewhere import fetch_argv, send_argv
+from container_runner.box.mounts import (
+    ContainerMounts,
+    mount_table,
+    prepare_copies,
+    prepare_sessions,
+    recheck,
+    sessions_folder,
+)
 from container_runner.box.user import User
 from container_runner.config import paths
 from container_runner.config.values import Mount
 from container_runner.errors import ConfigError
+from container_runner.gateway.forwarder import forwarder
+from container_runner.gateway.plan import GatewayPlan
 from container_runner.workspace.carry import Carry
+from container_runner.workspace.shadow import Start
 
 LONGEST_VARIABLE = 128 * 1024
 """The longest variable in bytes, its name included, that Linux gives to a program (MAX_ARG_STRLEN)."""
 
 
+PROOF = ".container-runner-"
+"""How the name of a file begins that shows a box that its folders are this machine's."""
+
+
 def _shown(command: tuple[str, ...]) -> str:
     """A command on one line, without the scripts in it."""
     return repr(" ".join("…" if "\n" in word else shlex.quote(word) for word in command))
+
+
+def _within(container: str, command: tuple[str, ...]) -> tuple[str, ...]:
+    """An `exec`, in the container with this name."""
+    separator = command.index("--")
+    return (*command[: separator + 1], container, *command[separator + 2 :])
 
 
 @attrs.frozen(kw_only=True)
@@ -56,8 +79,21 @@ class Plan:
     waiting: tuple[str, ...] = attrs.field(default=(), repr=False)
     """`run` without the agent's command, for a container of a pool."""
 
+    feed: tuple[str, ...] = attrs.field(default=(), repr=_shown)
+    """`docker exec` beside it, which carries what a live agent is told; empty for one that gets its prompt and no
+    more."""
+
+    is_exact: bool = False
+    """See `Command.is_exact`."""
+
     command: tuple[str, ...]
     """The agent's program and its arguments."""
+
+    place: str = paths.WORKSPACE
+    """Where the workspace is in the container, and where the agent starts."""
+
+    gateway: GatewayPlan | None = None
+    """What the gateway lets through; None for a run without one."""
 
     carry: Carry | None = None
     """How the workspace is carried; None for one that is mounted."""
@@ -80,17 +116,35 @@ class Plan:
     files: Mapping[str, str] = attrs.field(repr=False)
     """Small files that the agent finds in its HOME, by their names: git's configuration."""
 
+    settings: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    """Small files that its runtime has for it, see `Command.files`."""
+
+    session_id: str = ""
+    """See `Command.session_id`."""
+
     hidden: Mapping[str, str] = attrs.field(repr=False)
     """What stands in no record and no error, by the names that stand there instead: `values`, and the secrets in
     mounted files."""
 
     prompt: bytes = attrs.field(repr=False)
 
+    setup: str = ""
+    """A command for the shell in the box that comes before the agent; "" for none."""
+
+    check: str = ""
+    """Likewise one that comes after it."""
+
     token: str = attrs.field(repr=False)
     """What only we and our script in the container know."""
 
     grace: int
     """Seconds between TERM and KILL when the agent is stopped."""
+
+    endpoint: str = ""
+    """The address of the engine, for people; "" for this machine's own."""
+
+    resumes: bool = False
+    """Whether the agent goes on with a session, whose files are sent where they can not be mounted."""
 
     image: str
     state_dir: Path
@@ -126,13 +180,27 @@ class Plan:
         """The folder on this machine that the agent writes to, or whose copy it writes to."""
         if self.carry is not None:
             return self.carry.workspace
-        mounted = (mount.source for mount in self.mounts if mount.target == paths.WORKSPACE and not mount.read_only)
+        mounted = (mount.source for mount in self.mounts if mount.target == self.place and not mount.read_only)
         return next(mounted, None)
+
+    def beginning_with(self, start: Start | None) -> Plan:
+        """The same, with a carried workspace that begins with this."""
+        return self if self.carry is None else attrs.evolve(self, carry=attrs.evolve(self.carry, start=start))
 
     @property
     def program(self) -> str:
         """The agent's program."""
         return self.command[0]
+
+    @property
+    def sessions(self) -> Path:
+        """The agent's sessions folder on this machine."""
+        return sessions_folder(self.state_dir, self.agent)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the container waits for its command, because something is done in it before."""
+        return self.ephemeral and (self.carry is not None or self.gateway is not None or bool(self.mounted.sent))
 
     @property
     def ways(self) -> Ways | None:
@@ -141,18 +209,24 @@ class Plan:
 
     @property
     def commands(self) -> tuple[tuple[str, ...], ...]:
-        """All commands, in their order: the one run; of a kept container look for it, run, exec."""
+        """All commands, in their order: the one run; of a kept container look for it, run, exec. Beside them what
+        carries connections out of it, and at last what carries words into a live agent."""
+        forward = (self.forward_in(self.container),) if self.gateway is not None else ()
+        feed = (self.feed,) if self.feed else ()
+        send = (self.send_in(self.container),) if self.mounted.sent and self.resumes else ()
+        fetch = (self.fetch_in(self.container),) if self.mounted.sent else ()
         if self.ways is not None:
-            return self.ways.around(self.waiting)
+            return (*self.ways.around(self.waiting), *send, *fetch, *forward, *feed)
         if self.ephemeral:
-            return (self.run,)
-        return tuple(argv.list_argv(self.run[0], self.reuse_labels)), self.run, self.exec
+            return (self.waiting if self.waits else self.run, *send, *fetch, *forward, *feed)
+        return (tuple(argv.list_argv(self.run[0], self.reuse_labels)), self.run, *forward, self.exec, *feed)
 
-    def stdin(self, *, with_command: bool = False) -> bytes:
+    def stdin(self, *, with_command: bool = False, proven: bool = False) -> bytes:
         """What the agent's container or exec gets on stdin in front of its lease: header and prompt.
 
         Args:
             with_command: whether the command is among it, for a container that waited for it.
+            proven: whether it looks for the file of `proving`, which must be there then.
 
         Raises:
             ConfigError: a variable is longer than the kernel takes.
@@ -170,10 +244,28 @@ class Plan:
             mounts=[*self.mounted.in_kernel(table), *(in_kernel(self.carry, self.dialect) if self.carry else [])],
             kernel=kernel,
             other_mounts=self.other_mounts,
+            proof=f"{self.proof.target}/{self.proof_name}" if proven and self.proof else "",
             values=self.values,
             files=self.files,
+            settings=self.settings,
+            setup=self.setup,
+            check=self.check,
+            live=bool(self.feed),
+            gated=self.gateway is not None,
+            exact=self.is_exact,
             command=self.command if with_command else (),
+            place=self.place,
         )
+
+    def in_two(self, *, with_command: bool = False) -> tuple[bytes, bytes]:
+        """`stdin`, proven, as what is given at once and what is held back until the gateway is there.
+
+        Raises:
+            ConfigError: as `stdin`.
+        """
+        stdin = self.stdin(with_command=with_command, proven=True)
+        held = len(guest.GO + self.prompt) if self.gateway is not None else 0
+        return stdin[: len(stdin) - held], stdin[len(stdin) - held :]
 
     def prepare(self) -> bool:
         """Make the folders that the run needs, and see that its mounts are still what they were.
@@ -189,17 +281,58 @@ class Plan:
         is_new |= prepare_copies(self.mounted.copies)
         return recheck(self.mounts) or is_new
 
+    @property
+    def proof(self) -> Mount | None:
+        """The mount, a folder of ours, in which something new shows that the engine sees this machine's files."""
+        inside = (it for it in self.mounts if f"{it.target}/".startswith(f"{paths.SESSIONS}/") and not it.read_only)
+        return next(inside, None)
+
+    @property
+    def proof_name(self) -> str:
+        """The name of that."""
+        return f"{PROOF}{self.run_id}"
+
+    def send_in(self, container: str) -> tuple[str, ...]:
+        """`docker exec` that unpacks the sessions, in the container with this name."""
+        return send_argv(self.run[0], name=container, user=str(self.user))
+
+    def fetch_in(self, container: str) -> tuple[str, ...]:
+        """`docker exec` that tells what they have become."""
+        return fetch_argv(self.run[0], name=container, user=str(self.user), kept=self.mounted.sent.values())
+
+    def forward_in(self, container: str) -> tuple[str, ...]:
+        """`docker exec` of the gateway's forwarder, in the container with this name; empty without a gateway."""
+        if self.gateway is None:
+            return ()
+        command = forwarder(self.gateway.run, self.gateway.port)
+        return tuple(argv.gateway_argv(self.run[0], name=container, user=self.user, command=command))
+
     def exec_in(self, container: str) -> tuple[str, ...]:
         """`exec`, in the container with this name."""
-        separator = self.exec.index("--")
-        return (*self.exec[: separator + 1], container, *self.exec[separator + 2 :])
+        return _within(container, self.exec)
+
+    def taken_by(self, waiting: Self) -> Self:
+        """This plan, in the container that *waiting* has started for one of its kind."""
+        # The script in there has the run's id that it was started with.
+        feed = (*self.feed[:-1], waiting.run_id) if self.feed else ()
+        return attrs.evolve(self, container=waiting.container, ends_at=waiting.ends_at, feed=feed)
+
+    def feed_in(self, container: str) -> tuple[str, ...]:
+        """`feed`, in the container with this name."""
+        return _within(container, self.feed)
 
     @property
     def told_on_stdin(self) -> str:
         """A comment for a shell that tells what the last command gets on stdin."""
         named = f" with {', '.join(self.variables)}" if self.variables else ""
         size = len(self.prompt)
-        return f"# on stdin: a header{named}; {size} bytes of prompt; the lease, which is open until the end"
+        steps = (("before", self.setup), ("after", self.check))
+        told = [f"# engine: at {self.endpoint}; what it mounts must be this machine's, or the files are sent"]
+        told = told if self.endpoint else []
+        told += [f"# gateway: {line}" for line in (self.gateway.told if self.gateway else ())]
+        told += [f"# {when} the agent: sh -c {json.dumps(step, ensure_ascii=False)}" for when, step in steps if step]
+        told += [f"# on stdin: a header{named}; {size} bytes of prompt; the lease, which is open until the end"]
+        return "\n".join(told)
 
     def to_shell(self) -> str:
         """The commands as lines for a POSIX shell, with a comment that tells what the last one gets on stdin.
@@ -207,4 +340,7 @@ class Plan:
         That is `stdin()`, and then nothing, for as long as the agent is to live. Secrets are in none of the lines.
         """
         *first, last = map(shlex.join, self.commands)
-        return "\n".join([*first, self.told_on_stdin, last])
+        if not self.feed:
+            return "\n".join([*first, self.told_on_stdin, last])
+        *first, agent = first
+        return "\n".join([*first, self.told_on_stdin, agent, "# on stdin: what the agent is told", last])

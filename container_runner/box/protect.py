@@ -47,11 +47,18 @@ _MOST_LINKS: Final = 1000
 _MOST_WORKTREES: Final = 100
 
 
-def protect(workspace: Path, unprotected: Collection[str], protected: Iterable[str] = ()) -> list[Mount]:
-    """The binds that protect a writable workspace.
+def protect(
+    workspace: Path,
+    unprotected: Collection[str],
+    protected: Iterable[str] = (),
+    *,
+    target: str = paths.WORKSPACE,
+) -> list[Mount]:
+    """The binds that protect a writable workspace, or another writable folder.
 
     Args:
         workspace: its real path.
+        target: where it is in the container.
         unprotected: names in `PROTECTED` that the agent may write nevertheless.
         protected: more paths that it may not write.
 
@@ -59,7 +66,7 @@ def protect(workspace: Path, unprotected: Collection[str], protected: Iterable[s
         ConfigError: a symbolic link stands in a protected place. A link can be replaced, whatever is mounted.
     """
     kept = [name for name in PROTECTED if not {name, name.partition("/")[0]} & {*unprotected}]
-    walls = _Walls(workspace, paths.WORKSPACE)
+    walls = _Walls(workspace, target, target)
     for name in kept:
         if not name.startswith(".git/") and (kind := _listed(workspace, name)):
             if name != ".git" or kind == "file":
@@ -80,13 +87,14 @@ def protect(workspace: Path, unprotected: Collection[str], protected: Iterable[s
     return walls.mounts()
 
 
-def way_to(path: Path, workspace: Path, *, beside: Iterable[Mount]) -> list[Mount]:
+def way_to(path: Path, workspace: Path, *, beside: Iterable[Mount], target: str = paths.WORKSPACE) -> list[Mount]:
     """The folders between *workspace* and *path*, outermost first, each bound over itself so that it stays there.
 
     Args:
         beside: mounts that are there already. What they hold, or close, is left out.
+        target: where the workspace is in the container.
     """
-    walls = _Walls(workspace, paths.WORKSPACE)
+    walls = _Walls(workspace, target, target)
     before = {mount.source: mount for mount in beside}
     walls.found.update(before)
     walls.add([(path, False)])
@@ -112,19 +120,20 @@ def worktree_mounts(
     protected: Collection[str] = (),
     *,
     read_only: bool,
+    target: str = paths.WORKSPACE,
 ) -> list[Mount]:
     """The binds that make git work in a worktree: its repository, and its own `.git` where the repository expects it.
 
     The other worktrees are read-only, because to git in the container they look as if they were gone.
     """
-    common, target = worktree.common, worktree.target
-    found = [Mount(str(common), target, read_only)]
-    if worktree.link != f"{paths.WORKSPACE}/.git":
+    common = worktree.common
+    found = [Mount(str(common), worktree.target, read_only)]
+    if worktree.link != f"{target}/.git":
         found.append(Mount(str(workspace / ".git"), worktree.link, read_only=True))
     if read_only or ".git" in unprotected:
         return found
     kept = [name for name in PROTECTED if name not in unprotected]
-    own, walls = common / "worktrees" / worktree.name, _Walls(common, target)
+    own, walls = common / "worktrees" / worktree.name, _Walls(common, worktree.target, target)
     others, reserve = [name for name in kept if name != ".git/modules"], COMMONDIR in protected
     walls.add(_repository(common, None, others, walls, own=own, reserve=reserve, strict=True))
     if ".git/modules" in kept and _kind(common / "modules", ".git/modules"):
@@ -166,6 +175,9 @@ class _Walls:
     target: str
     """Where it is in the container."""
 
+    workspace: str
+    """Where the workspace is in there."""
+
     found: dict[str, Mount] = attrs.field(factory=dict)
     """The binds by their sources."""
 
@@ -187,7 +199,7 @@ class _Walls:
 
     def mounts(self) -> list[Mount]:
         """All of them, without those that another one closes."""
-        closed, opened = self._closed(), f"{paths.WORKSPACE}/{WORKTREES}"
+        closed, opened = self._closed(), f"{self.workspace}/{WORKTREES}"
         return [
             mount
             for mount in self.found.values()
@@ -261,7 +273,7 @@ def _worktrees(git: Path, walls: _Walls, own: Path | None) -> Iterator[tuple[Pat
         if folder == own:
             continue
         if not normpath(f"{walls.inside(folder)}/{link}" if link[:1] != "/" else link).startswith(
-            f"{paths.WORKSPACE}/"
+            f"{walls.workspace}/"
         ):
             yield folder, True
         elif os.path.lexists(folder / link):

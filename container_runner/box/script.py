@@ -19,14 +19,23 @@ from __future__ import annotations
 
 from typing import Final
 
-from container_runner.config.paths import MARK, RUN_DIR, WORKSPACE
+from container_runner.box.sweep import SWEEP
+from container_runner.config.paths import MARK, RUN_DIR
 
-TOOLS: Final = ("chmod", "cp", "head", "mkfifo", "rm", "sleep", "wc")
+TOOLS: Final = ("chmod", "cp", "head", "mkdir", "mkfifo", "rm", "sleep", "wc")
 """The programs that the scripts use; the rest is built into every sh."""
 
 _KINDS = ("http", "https", "ftp", "all", "no")
 PROXIES: Final = (*(f"{kind}_proxy" for kind in _KINDS), *(f"{kind.upper()}_PROXY" for kind in _KINDS))
 """The variables of proxies. The agent gets none that is empty: some programs prefer it to the other spelling."""
+
+LEASE: Final = f"{RUN_DIR}/keeper/lease"
+INPUT: Final = f"{RUN_DIR}/input-"
+"""How the folder with the FIFO of a live agent's stdin is called, with the run's id behind it.
+
+Each FIFO that another uid opens lies in a folder that has no sticky bit: most Linux systems (fs.protected_fifos) let
+nobody open somebody else's FIFO in one that has it, as a shell opens.
+"""
 
 PROMPT_LIMIT: Final = 48 * 1024 * 1024
 """The longest prompt in bytes: it is kept in RUN_DIR until the agent has opened it."""
@@ -89,8 +98,7 @@ tick() {{
   runs=$rest
 }}
 trap tick USR1
-mkfifo -m 622 {RUN_DIR}/lease
-exec 3<>{RUN_DIR}/lease
+mkdir -m 711 {RUN_DIR}/keeper && mkfifo -m 622 {LEASE} && exec 3<>{LEASE}
 {_TICKER}
 (sleep "$1"; kill -TERM 1) </dev/null >/dev/null 2>&1 3>&- &
 sh -c "$ticker" "$ticker" 1 </dev/null >/dev/null 2>&1 3>&- &
@@ -111,7 +119,7 @@ writes into the FIFO knows no token. (Ticks, and not a clock: a machine that sle
 """
 
 JOIN: Final = f"""\
-until [ -p {RUN_DIR}/lease ]; do
+until [ -p {LEASE} ]; do
   if [ -e {RUN_DIR}/refusal ]; then
     read -r word rest <{RUN_DIR}/refusal
     printf 'container-runner: %s\\n' "$word $0 $rest" >&2
@@ -127,6 +135,19 @@ exec {RUN_DIR}/sh -c "$script" "$0" "$@"
 """Becomes GUEST as an exec in a kept container, in KEEPER's copy of the shell: `sh -c JOIN RUN GUEST LIMIT COMMAND...`.
 
 podman's client loses what an exec that ends at once has written, so a refusal stays for a moment.
+"""
+
+FEED: Final = f"""\
+command -v cat >/dev/null 2>&1 || exit {EXIT_NO_COMMAND}
+[ -p {INPUT}"$0/fifo" ] && exec >{INPUT}"$0/fifo" || exit {EXIT_REFUSED}
+printf 'container-runner: feeding %s\\n' "$0" >&2
+exec cat
+"""
+"""Carries its stdin to a live agent, as an exec beside the one that holds the lease: `sh -c FEED RUN`.
+
+It has another uid than the agent, which can neither stop it nor count on it as somebody who uses the container. The
+agent's own shell holds the FIFO open until the agent has ended, so that nothing here waits for an agent that is gone;
+the agent itself waits until we have opened it, so that it does not take an input that is not there yet for its end.
 """
 
 _MOUNTS: Final = """\
@@ -164,51 +185,12 @@ check_mounts() {
 }
 """
 
-_SWEEP: Final = f"""\
-look() {{
-  parent= uid=
-  while read -r key value rest; do
-    case $key in PPid:) parent=$value ;; Uid:) uid=$value; break ;; esac
-  done <"/proc/$1/status"
-}}
-others() {{
-  set +f
-  look "$$"
-  mine=$uid
-  for process in /proc/[0-9]*; do
-    look "${{process#/proc/}}"
-    case $uid:$parent:$process in "$mine":0:*/"$$") ;; "$mine":0:*) return 0 ;; esac
-  done
-  return 1
-}}
-marked() {{
-  set +f
-  found=
-  for process in /proc/[0-9]*; do
-    while IFS= read -r line || [ -n "$line" ]; do
-      case $line in *{MARK}="$run"*) kill "$1" "${{process#/proc/}}" && found=yes ;; esac
-    done <"$process/environ"
-    [ "$1" = -KILL ] || {{ now && [ "$clock" -lt "$end" ]; }} || return 0
-  done
-}}
-sweep() {{
-  kill -STOP -1
-  others || {{ kill -KILL -1; return 0; }}
-  marked -KILL
-  kill -CONT -1
-}}
-"""
-"""Ends what a run has left in a kept container. All of the agent's uid is stopped meanwhile, so that nothing forks.
-
-Where somebody else of that uid has come in by an exec (a process without a parent: another run, a shell of yours), what
-carries the run's mark is signalled, and the rest goes on; else all of it is.
-"""
-
 GUEST: Final = f"""\
-run=$0 limit=$1
+run=$0 limit=${{1%:*}} patience=${{1#*:}}
 shift
-tmp={RUN_DIR} token=$run nl='
+tmp={RUN_DIR} token=$run live= gated= nl='
 '
+gap=$nl
 set -f
 say() {{ word=$1; shift; printf 'container-runner: %s %s%s\\n' "$word" "$token" "${{*:+ $*}}" >&2; }}
 refuse() {{
@@ -223,6 +205,17 @@ now() {{
   return 1
 }}
 {_MOUNTS}
+hidden() {{
+  case $1 in */*) places=${{1%/*}} ;; *) places=$PATH ;; esac
+  IFS=:
+  for found in $places; do
+    unset IFS
+    [ ! -h "$found/${{1##*/}}" ] || {{ found=$found/${{1##*/}}; return 0; }}
+    while [ -n "$found" ] && [ ! -d "$found" ]; do found=${{found%/*}}; done
+    [ -z "$found" ] || [ -x "$found" ] || return 0
+  done
+  return 1
+}}
 oom() {{
   killed=0
   for file in /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control; do
@@ -239,7 +232,7 @@ if [ "$$" = 1 ]; then
   exec 4>/dev/null
 else
   kept=yes
-  exec 4>"$tmp/lease"
+  exec 4>{LEASE}
 fi
 [ "$#" -gt 0 ] || say ready
 IFS= read -r lines || exit {EXIT_NO_HEADER}
@@ -250,37 +243,66 @@ while [ "$lines" -gt 0 ]; do
 done
 eval "$header"
 header= line=
+[ -z "$proof" ] || [ -e "$proof" ] || refuse elsewhere
 check_mounts
-program=$(command -v "$1") || refuse no-command
+program=$(command -v "$1") || {{ hidden "$1" && refuse not-executable "$found"; refuse no-command; }}
 case $program in
   /*) if [ -d "$program" ] || [ ! -x "$program" ]; then refuse not-executable; fi ;;
 esac
+[ -z "$gated" ] || IFS= read -r line || exit {EXIT_NO_HEADER}
 ulimit -c 0 2>/dev/null
 (umask 077; head -c "$size" >"$tmp/prompt-$run")
 [ "$(wc -c <"$tmp/prompt-$run")" -eq "$size" ] || {{ rm -f "$tmp/prompt-$run"; refuse prompt-lost; }}
+[ -z "$live" ] || {{ mkdir -m 711 {INPUT}"$run" && mkfifo -m 622 {INPUT}"$run/fifo"; }} || refuse prompt-lost
 exec 5<"$tmp/prompt-$run" 6>&1 7>&2 2>/dev/null
 rm -f "$tmp/prompt-$run"
+[ -z "$live" ] || exec 5<>{INPUT}"$run/fifo" 8<{INPUT}"$run/fifo" 5<&8 8<&-
 
+path_of() {{
+  IFS=:
+  for folder in $PATH; do
+    [ ! -f "$folder/$1" ] || [ ! -x "$folder/$1" ] || {{ printf '%s\n' "$folder/$1"; return 0; }}
+  done
+  printf '%s\n' "$1"
+}}
+within() {{
+  case $1 in */*) ;; *) found=$(path_of "$1"); shift; set -- "$found" "$@" ;; esac
+  [ ! -d "$place" ] || cd "$place" || exit 126
+  [ "$kept" = no ] || {{ {MARK}=$run; export {MARK}; }}
+  eval "$files$nl$variables" 2>/dev/null
+  {"; ".join(f'[ -n "${name}" ] || unset {name}' for name in PROXIES)}
+  exec "$@"
+}}
 agent() {{
   exec >&6 2>&7 6>&- 7>&-
   until [ -e "$tmp/go-$run" ]; do :; done
-  trap : TERM INT HUP
+  trap : INT HUP
+  asked= step=
+  trap asked=yes TERM
   oom
   before=$killed
   say started
-  (
-    eval "$files$nl$variables" 2>/dev/null
-    {"; ".join(f'[ -n "${name}" ] || unset {name}' for name in PROXIES)}
-    [ "$kept" = no ] || {{ {MARK}=$run; export {MARK}; }}
-    [ ! -d {WORKSPACE} ] || cd {WORKSPACE} || exit 126
-    exec "$@" <&5 4>&- 5<&-
-  )
-  code=$?
+  if [ -n "$setup" ]; then
+    say setup
+    (exec </dev/null >&2 4>&- 5<&-; within sh -c "$setup")
+    code=$?
+    [ "$code" -eq 0 ] || step=setup
+  fi
+  [ -n "$step$asked" ] || {{
+    ([ -z "$live" ] || exec 5<{INPUT}"$run/fifo"; exec <&5 4>&- 5<&-; within "$@")
+    code=$?
+  }}
+  if [ -n "$check" ] && [ "$step$asked$code" = 0 ]; then
+    say check
+    printf '%scontainer-runner: check %s\\n' "$gap" "$token"
+    (exec </dev/null >&2 4>&- 5<&-; within sh -c "$check")
+    code=$? step=check
+  fi
   oom
   [ "$killed" -le "$before" ] || say oom "$((killed - before))"
   : >"$tmp/ended-$run"
-  say ended "$code"
-  printf '\\ncontainer-runner: ended %s %s\\n' "$token" "$code"
+  say ended "$code" $step
+  printf '%scontainer-runner: ended %s %s\\n' "$gap" "$token" "$code${{step:+ $step}}"
 }}
 launch() {{
   {{ read -r me rest </proc/self/stat; echo "$me"; agent "$@"; }} </dev/null | {{
@@ -295,12 +317,11 @@ read -r child <"$tmp/child-$run"
 rm -f "$tmp/child-$run"
 exec >/dev/null 5<&- 6>&- 7>&-
 
-{_SWEEP}
+{SWEEP}
 leave() {{
   [ "$kept" = no ] || {{
-    sweep
-    printf 'gone %s\\n' "$token" >&4
-    rm -f "$tmp/go-$run" "$tmp/ended-$run"
+    sweep && printf 'gone %s\\n' "$token" >&4
+    rm -rf "$tmp/go-$run" "$tmp/ended-$run" {INPUT}"$run"
   }}
   exit "${{1:-0}}"
 }}
@@ -308,6 +329,10 @@ ask() {{
   shared=
   [ "$kept" = no ] || ! others || {{ shared=yes; kill -TERM -$$; marked -TERM; return 0; }}
   kill -TERM -1
+}}
+interrupt() {{
+  end=$((clock + 1))
+  if [ "$kept" = yes ] && others; then marked -INT; else kill -INT -1; fi
 }}
 any() {{
   [ -n "$shared" ] || {{ kill -0 -1; return; }}
@@ -336,10 +361,10 @@ tick() {{
   now || stop
   printf 'here %s\\n' "$token" >&4
   kill -0 "$child" || [ -e "$tmp/ended-$run" ] || leave {EXIT_LOST}
-  [ "$clock" -lt "$limit" ] || stop
+  [ "$clock" -lt "$limit" ] && [ "$clock" -lt "$((heard + patience))" ] || stop
 }}
 now || leave
-limit=$((clock + limit)) at=$clock misses=0
+limit=$((clock + limit)) at=$clock heard=$clock misses=0
 trap stop TERM
 trap tick USR1
 printf 'here %s\\n' "$token" >&4
@@ -347,7 +372,7 @@ printf 'here %s\\n' "$token" >&4
 sh -c "$ticker" "$ticker" "$$" </dev/null >/dev/null 2>&1 4>&- &
 : >"$tmp/go-$run"
 while :; do
-  IFS= read -r line && {{ tick; continue; }}
+  IFS= read -r line && {{ [ "$line" != int ] || interrupt; now && heard=$clock; tick; continue; }}
   now || stop
   [ "$clock" = "$at" ] || at=$clock misses=0
   misses=$((misses + 1))
@@ -356,21 +381,33 @@ done
 """
 """Holds the lease and runs the agent: `sh -c GUEST RUN LIMIT [COMMAND...]`, by SEAL or JOIN.
 
-RUN is the run's id and LIMIT the seconds after which it ends. stdin is the header (see `header`), the prompt, and then
-the lease. Without a COMMAND it says "ready" first, and takes the command from the header.
+RUN is the run's id and LIMIT the seconds after which it ends; with ":SECONDS" behind it, it also ends when the host has
+said nothing for so long, for a line that is cut ends no lease. stdin is the header (see `header`), the prompt, and then
+the lease. Where a gateway is started meanwhile, a line stands in front of the prompt that comes when it is there.
+Without a COMMAND it says "ready" first, and takes the command from the header.
 
-The agent's files and variables are made where it is started: a variable may be called as one of ours is, or as one that
-a shell keeps for itself, such as bash's UID, which `export` alone would end it for.
+The agent is started by its path: a busybox that has programs built in would run them as our copy of it, which nobody
+can read, so that the sweep could not tell whose they are. Its files and variables are made where it is started: a
+variable may be called as one of ours is, or as one that a shell keeps for itself, such as bash's UID, which `export`
+alone would end it for.
+
+A line "int" on the lease interrupts the agent and its tools, as Ctrl-C at a terminal would.
 
 The header comes with a secret token, which is in every line that we say from then on, so that an agent can not say
-them in our name. The mounts are held against what was planned: whatever a path meant when the engine followed it, the
+them in our name. A file that was just made on this machine must be there, or the engine's folders are not ours. The
+mounts are held against what was planned: whatever a path meant when the engine followed it, the
 kernel tells what it became. The prompt is read to its end before the agent starts: an agent must not begin with half of
 it because the host died in the middle. Before "started" nothing of the agent has run, so a failure is the engine's or
 the image's; after it, the exit code on "ended" is the agent's own.
 
+What comes before and after the agent is run in the same way, without a prompt, and what it says goes to stderr. The
+check is announced on stdout too: behind that the agent has nothing more to say, and needs no time to leave.
+
 `launch` starts the agent from a pipeline and not with `&`, which would have it ignore INT and QUIT for ever; the
 pipeline's other half ends the subshell that would wait for it. The agent waits for `go`, so that it can not stop a
 process that we still wait for. From then on nothing is written but to KEEPER, and nothing is opened but files of /proc.
+
+A live agent's stdin is a FIFO, see FEED.
 
 `stop` asks all that the agent has started, wherever it hides, and when the agent has ended gives the rest up to two
 seconds more: a git that is killed leaves its lock.

@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from container_runner.config import paths
+from container_runner.config.container import ContainerConfig
 from container_runner.config.laws import is_line
 from container_runner.config.values import ENGINE_SOCKETS
 from container_runner.errors import ConfigError
@@ -45,6 +47,9 @@ AGENT_STATE: Final = (".claude", ".claude.json", ".codex", ".gemini")
 FIRST_PERSON: Final = 500
 """The least uid of a person, as macOS counts; Linux begins at 1000."""
 
+LONGEST_PLACE: Final = 200
+"""The longest path of a workspace at its own place. claude shortens the names of its folders beyond that."""
+
 SOCKET_DEPTH: Final = 3
 MOST_FOLDERS: Final = 2000
 """The bounds of the look for sockets, which each plan takes."""
@@ -60,6 +65,23 @@ def resolve_workspace(agent: Agent) -> Path:
     if not path.is_dir():
         raise ConfigError("agent.workspace", str(agent.workspace), "a folder")
     return path
+
+
+def workspace_target(config: ContainerConfig, workspace: Path | None) -> str:
+    """Where the workspace is in the container: at /workspace, or where it is on this machine.
+
+    Raises:
+        ConfigError: it can not be there.
+    """
+    if config.workspace_target != "same" or workspace is None:
+        return paths.WORKSPACE
+    taken = {"/tmp", *(it.target for it in config.volumes), *(it.target for it in config.tmpfs)}  # noqa: S108  a path in the container
+    if str(workspace) in taken or contains(Path(paths.ROOT), workspace) or len(str(workspace)) > LONGEST_PLACE:
+        allowed = (
+            f"a path of at most {LONGEST_PLACE} characters at which nothing else is mounted, with workspace_target"
+        )
+        raise ConfigError("agent.workspace", str(workspace), f'{allowed} = "same"')
+    return str(workspace)
 
 
 def resolve_source(source: str | Path, field: str) -> Path:

@@ -21,17 +21,26 @@ _TYPED = {
     "resume": "--resume",
     "session_id": "--session-id",
     "jobs": "--jobs",
+    "on": "--on",
+    "factory": "--python",
+    **{f"python_path[{index}]": "--python-path" for index in range(16)},
+    "retries": "--retries",
+    "total_budget_usd": "--total-budget-usd",
 }
 """Fields that are no part of the configuration, by what a command line calls them."""
 
 HABITS = {
+    "--allowedTools": "--allowed-tools",
     "--dangerously-skip-permissions": "--permission-mode=bypassPermissions",
+    "--disallowedTools": "--disallowed-tools",
     "--name": "--agent",
     "--output-format=stream-json": "--json",
     "--rm": "--ephemeral",
     "-c": "--continue",
     "-e": "--env",
     "-p": "--port",
+    "-r": "--resume",
+    "-u": "--user",
     "-v": "--volume",
 }
 """Flags of docker and claude that mean the same here, by what they are called here."""
@@ -98,9 +107,9 @@ def _run(words: list[str]) -> int:
         words = ["--help" if word == "--help-all" else word for word in words]
     if words[:1] == ["help"]:  # as other programs have it
         words = [*words[1:], "--help"]
-    # Scripts may say that nobody is there to answer. Nothing here ever asks.
+    # Scripts may say that nobody is there to answer. Only `chat` ever asks, at a terminal.
     words = [word for number, word in enumerate(words) if word != "--no-input" or "--" in words[:number]]
-    if words[:1] in (["run"], ["argv"], ["batch"]):
+    if words[:1] in (["run"], ["chat"], ["argv"], ["batch"]):
         end = words.index("--") if "--" in words else len(words)
         words = [*_usual(words[:end]), *words[end:]]
         # The parser takes a lone dash for an option without a name.

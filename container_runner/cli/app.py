@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import re
 from typing import Any
 
-from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownOptionError, UnusedCliTokensError
+from cyclopts import (
+    App,
+    CycloptsError,
+    MissingArgumentError,
+    Parameter,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 from cyclopts.help import DefaultFormatter, HelpPanel
 from rich.console import Console, ConsoleOptions
 
@@ -52,7 +61,12 @@ COMMANDS = {
     "At a terminal there is a live view; into a pipe go plain lines. At the end it says on stderr how it went, which "
     "files have changed, and the command that goes on with the session.\n\n"
     "Ctrl-C stops the agent and removes its container; a second one does not wait for that.",
-    "batch:batch": "Run many prompts, some at a time, and keep their results.\n\n"
+    "chat:chat": "Talk with an agent, turn by turn: each line of stdin is a prompt.\n\n"
+    "Ctrl-C interrupts a turn, a second one ends the session; Ctrl-D ends it too.",
+    "attach:attach": "Use an agent on its own screen, in a box.\n\n"
+    "It has what a run gives it: the box, its key, its sessions, and the folder. What you type is the agent's to read, "
+    "Ctrl-C too. When you leave it, its container goes, or is kept with --no-ephemeral.",
+    "batch:app": "Run many prompts, some at a time, and keep their results.\n\n"
     "FILE has a JSON object a line, or is TOML with a [[job]] for each. A job has a prompt, and may have an id and "
     "what else a run takes: workspace, agent, model, resume, timeout ...; the flags hold for the jobs that do not say "
     "otherwise.\n\n"
@@ -68,6 +82,9 @@ COMMANDS = {
     "It has the commits that were made in the box, and one of what was not committed. Nothing else of the repository "
     "changes, and none of its hooks run. A branch that is there is moved forward, or not at all.",
     "discard:discard": "Forget what a run has done. What was applied, or is in a branch, stays.",
+    "demo:demo": "Show a run on this machine: neither an account nor a registry is needed.\n\n"
+    "It makes the image container-runner/demo of files of this machine, and lets the scripted agent in it edit a file "
+    "in a new folder. At the end it says what to type next.",
     "argv:argv": "Print the exact commands of a run, without running anything.",
     "doctor:doctor": "Check whether a run would work here, and say what to type if it would not.\n\n"
     "Give it the flags of the run in question. The exit code is 0 if that run would work, and 1 if not.",
@@ -85,7 +102,15 @@ COMMANDS = {
     "zsh: container-runner completion zsh > _container-runner, in a folder of $fpath\n\n"
     "fish: container-runner completion fish > ~/.config/fish/completions/container-runner.fish",
     "image:image": "Build an image with an agent in it.",
+    "shim:shim": "Write an executable that stands for claude's: container-runner shim claude --install DIR\n\n"
+    "A program that starts claude, such as an SDK or an editor, is given its path, and gets a claude in a box: with "
+    "the same streams, arguments, signals and exit code. Paths in the arguments become the box's, or are refused.",
+    "acp:acp": "Be an agent for an editor, which speaks ACP by stdin and stdout: container-runner acp --agent-kind "
+    "gemini\n\n"
+    "The agent works in a box, on the folder in which the editor starts this command. What the editor would do for it "
+    "outside of the box, reading files and running commands, is not offered.",
     "logs:logs": "Show what was said in an agent's runs.",
+    "policy:app": "Show what the agents have asked their gateway for.",
     "sessions:app": "List, show and export the sessions of agents.",
     "config:app": "Print the effective configuration, with the source of each value."
     "\n\nIt takes the flags of run, so that you see what a run with them would get. Nothing is started.",
@@ -97,6 +122,7 @@ app = App(
     name="container-runner",
     help="Run AI coding agents in locked-down containers, with nothing but docker or podman.\n\n"
     "First steps:\n\n"
+    "- container-runner demo\n"
     "- container-runner image build\n"
     "- container-runner doctor --image=container-runner/claude\n"
     "- container-runner run 'Fix the failing test' --image=container-runner/claude",
@@ -110,6 +136,24 @@ for _place, _help in COMMANDS.items():
     app.command(f"container_runner.cli.{_place}", name=_place.partition(":")[0], help=_help)
 
 
+COMMANDS_ELSEWHERE = {
+    "continue": "container-runner run --continue PROMPT",
+    "exec": "container-runner shell AGENT -- COMMAND",
+    "inspect": "container-runner ps --json",
+    "kill": "container-runner stop NAME",
+    "list": "container-runner ps",
+    "ls": "container-runner ps",
+    "pull": "container-runner image pull NAME",
+    "resume": "container-runner run --resume=ID PROMPT",
+    "rm": "container-runner stop NAME",
+    "start": "container-runner run PROMPT",
+    "version": "container-runner --version",
+    "-V": "container-runner --version",
+    "-v": "container-runner --version",
+}
+"""What other tools' commands are called here; `build` and the like are near enough to be found by their spelling."""
+
+
 def refusal(error: CycloptsError) -> str:
     """What is wrong with a command line, and where to read on."""
     chain = error.command_chain or ()
@@ -121,13 +165,26 @@ def refusal(error: CycloptsError) -> str:
         told = f'Nothing takes the word "{word}".'
         if near := difflib.get_close_matches(word, commands, n=1):
             told += f' Did you mean "{near[0]}"?'
-        elif chain[:1] in (("run",), ("argv",)):
-            told += " A prompt of several words stands in quotes."
+        elif chain[:1] in (("run",), ("chat",), ("argv",)):
+            if os.path.isdir(word):  # noqa: PTH112  it may be any text
+                told += f" A folder is given as --workspace={word}"
+            else:
+                told += " A prompt of several words stands in quotes."
+        elif chain == ("config",):
+            told += " To change a value, change the file that `container-runner init` writes."
     elif isinstance(error, MissingArgumentError) and error.argument is not None and error.keyword is None:
         if error.argument.field_info.is_positional and not error.argument.tokens:
             told = f"{error.argument.name.removeprefix('--').upper()} is missing."
+    elif isinstance(error, UnknownCommandError):
+        word = (error.unused_tokens or [""])[0]
+        if meant := COMMANDS_ELSEWHERE.get(word):
+            told = f'Unknown command "{word}". Here: {meant}.'
+        elif " " in word:  # a prompt, which may hold anything
+            told = "A command comes first, as in: container-runner run 'Fix the failing test'"
     elif isinstance(error, UnknownOptionError):
         told = _unknown(error)
+        if chain in (("run",), ("chat",), ("argv",)) and " " in (error.token.keyword or error.token.value or ""):
+            told += " A prompt that begins with a dash stands at the end, behind --"
         if chain == ("shell",):
             told += " Before a command that has flags stands --, as in: container-runner shell AGENT -- sh -c 'ls -l'"
     return f"{told}\nSee: {' '.join(('container-runner', *chain))} --help"
@@ -142,6 +199,8 @@ def _unknown(error: UnknownOptionError) -> str:
         name, sign, rest = re.split(r"(\W|$)", meant.removeprefix("--").replace(" on the command line", ""), maxsplit=1)
         spelled = {f"--{name.replace('_', '-')}", f"--{name.replace('_', '-').removesuffix('s')}"} & flags
         return f"{told} Here: {min(spelled, key=len) if spelled else name}{sign}{rest}."
+    if word in flags:
+        return f"Behind -- there is the prompt alone, in quotes if it has several words; {word} stands before it."
     if guess := near(word, sorted(flags)):
         told += f" Did you mean {guess}?"
     return told

@@ -5,10 +5,14 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import anyio
+
 from container_runner.box import golden
+from container_runner.cli.carrying import choose
 from container_runner.cli.containers import print_json
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags, read_prompt
+from container_runner.runner.start import find_start
 
 
 def argv(
@@ -34,7 +38,9 @@ def argv(
     """
     flags = flags or RunFlags()
     runner, options = prepare(read_prompt(prompt, prompt_file), flags, more, box)
-    plan = runner.plan(options)
+    plan = choose(runner, options, flags, box).runner.plan(options)
+    if plan.carry is not None:
+        plan = plan.beginning_with(anyio.run(find_start, options, plan.carry, plan.state_dir))
     commands = tuple(map(golden.stable, plan.commands)) if stable else plan.commands
     if flags.json:
         print_json(commands)

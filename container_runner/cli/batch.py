@@ -2,84 +2,65 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import attrs
-import orjson
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from container_runner.box.hints import hints_for
-from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
-from container_runner.cli.options import ExecuteFlags, prompt_in, unreadable
+from container_runner.cli.containers import JsonFlag
+from container_runner.cli.flags import ConfigFlags, RunFlags
+from container_runner.cli.fleets import fleet_at
+from container_runner.cli.image import fetch
+from container_runner.cli.jobs import branch_of, make_jobs
+from container_runner.cli.options import ExecuteFlags
 from container_runner.cli.text import clean, job_line, line
-from container_runner.cli.view import View, take_any_script, wants_live, watched
-from container_runner.config.converter import parse_toml, structured
-from container_runner.config.fields import AGENT, BOX, REQUEST, flag, parse
-from container_runner.config.keys import refuse_key
-from container_runner.config.laws import NOT_SHOWN, law, optional
-from container_runner.errors import ConfigError, EngineError, cli_exit_code, error_class
-from container_runner.fleet.batch import ResultFile, Watch, finished, run_batch
+from container_runner.cli.view import NOTHING_YET, QUIET, View, check_live, take_any_script, wants_live, watched
+from container_runner.errors import (
+    ConfigError,
+    EngineError,
+    ImageNotFoundError,
+    PullFailedError,
+    cli_exit_code,
+    error_class,
+)
+from container_runner.fleet.batch import Watch, finished, run_batch
 from container_runner.fleet.job import Job, JobResult
+from container_runner.fleet.results import ResultFile
+from container_runner.fleet.results import merge as merged
+from container_runner.fleet.shard import Shard
 from container_runner.records.figures import duration, taken
-from container_runner.runner import ContainerRunner
-from container_runner.stream.messages import Message
+from container_runner.records.transcript import retry_told
+from container_runner.stream.messages import ApiRetryMessage, Message
 
 if TYPE_CHECKING:
     from container_runner.cli.live import BatchView
 
 
-def is_prompt(value: object) -> bool:
-    """Whether *value* is text with something in it."""
-    return isinstance(value, str) and bool(value.strip())
-
-
-@attrs.frozen(kw_only=True)
-class JobTable:
-    """What a job says of itself. What it may say of the agent and of the request are the `FIELDS` of these."""
-
-    id: str | None = None
-    prompt: str | None = attrs.field(default=None, validator=optional(law("some text", is_prompt)))
-    prompt_file: Path | None = None
-    workspace: Path | None = None
-    image: str | None = None
-    agent: str | None = None
-    resume: str | None = None
-    fork: bool | None = None
-    session_id: str | None = None
-
-
-@attrs.frozen
-class JobFile:
-    """What stands at the top of a TOML file of jobs."""
-
-    defaults: Mapping[str, Any] = attrs.field(factory=dict)
-    job: tuple[Mapping[str, Any], ...] = ()
-
-
-KEYS = (*attrs.fields_dict(JobTable), *AGENT, *(name for name in REQUEST if name != "include_partial_messages"))
-"""What a job may say."""
-
-_TOML_JOB = re.compile(rb"[ \t]*\[\[[ \t]*job[ \t]*\]\]")
-
 MOST_FAILED = 10
 """Failed jobs that are listed at the end."""
 
+app = App(name="batch")
 
+
+@app.default
 def batch(
     file: Path,
     *,
+    on: str | None = None,
     jobs: Annotated[int, Parameter(alias="-j")] = 2,
     results: Path | None = None,
+    shard: str | None = None,
     retry_failed: Annotated[bool, Parameter(negative=())] = False,
     retries: int = 0,
     total_budget_usd: float | None = None,
+    branch: str | None = None,
     live: bool | None = None,
     flags: RunFlags | None = None,
     more: ExecuteFlags | None = None,
@@ -89,20 +70,34 @@ def batch(
 
     Args:
         file: The jobs. "-": JSON lines from stdin.
-        jobs: How many run at the same time.
-        results: Where the results go. Default: beside FILE, as NAME.results.jsonl.
+        on: The fleet that runs them, as ray or ray:HOST:PORT. Default: this machine.
+        jobs: How many run at the same time; on a fleet, on each node.
+        results: Where the results go. Default: beside FILE, as NAME.results.jsonl, or NAME.3-of-20.results.jsonl.
+        shard: Run a part of the jobs alone, as 3/20: every twentieth, beginning with the third. Other machines run
+            the others, and `batch merge` makes one file of their results.
         retry_failed: Run those again that have failed before.
-        retries: How often a job is started again after a failure that may pass: a busy engine or API.
+        retries: How often a job is started again after a failure that may pass: a busy engine, API or folder.
         total_budget_usd: When the jobs together have cost this many US dollars, no more are started.
+        branch: The branch that the work of each job becomes, as agent/{name}, where {name} is the job's id. Their
+            workspaces must be carried, as with --carried.
         live: Show the live view. Default: if stdout is a terminal.
     """
     flags, more = flags or RunFlags(), more or ExecuteFlags()
+    check_live(live, is_json=flags.json)
     is_stdin = str(file) == "-"
+    fleet = None if on is None else fleet_at(on)
+    part = None if shard is None else Shard.parse(shard)
     if results is None and not is_stdin and file.name:  # "." has none, and is refused when it is read
-        results = file.with_name(f"{file.stem}.results.jsonl")
+        results = file.with_name(f"{file.stem}{'' if part is None else f'.{part.number}-of-{part.of}'}.results.jsonl")
     if results is None and is_stdin and not flags.json:
         raise ConfigError("--results", None, "a file, or --json: jobs from stdin have no name to make one of")
-    listed = list(make_jobs(file, flags, more, box))
+    listed = list(make_jobs(file, flags, more, box, part))
+    if branch is not None:
+        several = len(listed) > 1 or part is not None
+        listed = [attrs.evolve(job, branch=branch_of(job, branch, several=several)) for job in listed]
+    if not listed and part is not None and part.number > 1:  # more shards than jobs
+        View().note(f"· Shard {shard} has no job.")
+        return 0
     if not listed:  # whatever made the file has most likely failed
         raise ConfigError("FILE", str(file), "a file with at least one job: this one has none")
     for job in {(str(job.options.agent.workspace), id(job.runner)): job for job in listed}.values():
@@ -121,111 +116,33 @@ def batch(
                 view = BatchView(listed, finished(listed, kept, retry_failed=retry_failed))
             else:
                 view = _Plain()
-        limits = {"at_once": jobs, "retries": retries, "total_budget_usd": total_budget_usd}
+        limits = {"on": fleet, "at_once": jobs, "retries": retries, "total_budget_usd": total_budget_usd}
         return anyio.run(_run, listed, kept, retry_failed, view, limits)
 
 
-def make_jobs(file: Path, flags: Any, more: ExecuteFlags, box: Any) -> Iterator[Job]:
-    """The jobs that a file asks for.
+@app.command
+def merge(*files: Path, json: JsonFlag = True) -> int:
+    """Print the results of several shards as those of one batch.
 
-    Raises:
-        ConfigError: it can not be read, or a job says what it can not; names the file and the line or the job.
+    With their output as --results, `batch` runs what is missing. Of a job that several files have, the first one that
+    succeeded counts.
+
+    Args:
+        files: The results files of the shards.
+        json: It prints nothing else.
     """
-    folder = Path() if str(file) == "-" else file.parent
-    runners: list[ContainerRunner] = []
-    places: dict[str, str] = {}
-    for number, (where, table) in enumerate(read_tables(file), 1):
-        try:
-            job = _make_job(table, where, str(number), folder, flags, more, box, runners)
-            if (first := places.setdefault(job.id, where)) != where:
-                raise ConfigError("id", job.id, f"an id that no other job has; {first} has this one")
-        except ConfigError as error:
-            raise error.with_source(where) from None
-        yield job
-
-
-def read_tables(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The tables in a file of jobs, each with the place that it came from.
-
-    Raises:
-        ConfigError: it can not be read, or holds something else.
-    """
-    try:
-        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    except OSError as error:
-        raise unreadable("FILE", file, error) from None
-    if file.suffix == ".toml":
-        whole = structured(JobFile, parse_toml(data, str(file)), source=str(file))
-        places = [f"{file}:{number}" for number, text in enumerate(data.splitlines(), 1) if _TOML_JOB.match(text)]
-        if len(places) != len(whole.job):  # they are written otherwise, or a prompt has such a line
-            places = [f"{file}, job {number}" for number in range(1, len(whole.job) + 1)]
-        yield from ((place, {**whole.defaults, **table}) for place, table in zip(places, whole.job, strict=True))
-        return
-    for number, text in enumerate(data.splitlines(), 1):
-        if not text.strip():
-            continue
-        try:
-            table = orjson.loads(text)
-        except orjson.JSONDecodeError as error:
-            raise ConfigError("line", NOT_SHOWN, f"a JSON object ({error})", source=f"{file}:{number}") from None
-        if isinstance(table, str):
-            table = {"prompt": table}
-        if not isinstance(table, dict):
-            raise ConfigError("line", NOT_SHOWN, "a JSON object, or a prompt as a string", source=f"{file}:{number}")
-        yield f"{file}:{number}", table
-
-
-def _make_job(
-    table: Mapping[str, Any],
-    where: str,
-    number: str,
-    folder: Path,
-    flags: Any,
-    more: ExecuteFlags,
-    box: Any,
-    runners: list[ContainerRunner],
-) -> Job:
-    for key in table:
-        if key in BOX and key not in KEYS:
-            raise ConfigError(key, NOT_SHOWN, f"a flag, as {flag(key)}: the box is given for all jobs")
-        if key not in KEYS:
-            refuse_key(key, KEYS, listed="`container-runner batch --help` tells of the others")
-    job = structured(JobTable, table, strangers=True)
-    if job.image is not None:
-        box = attrs.evolve(box or ConfigFlags(), image=job.image)
-    places = {} if job.workspace is None else {"workspace": folder / job.workspace.expanduser()}
-    names = {} if job.agent is None else {"agent": job.agent}
-    runner, options = prepare("…", attrs.evolve(flags, **places, **names), more, box)
-    said = {name: parse(name, value, where) for name, value in table.items() if name in (*AGENT, *REQUEST)}
-    said |= {name: table[name] for name in ("resume", "fork", "session_id") if name in table}
-    agent = attrs.evolve(options.agent, **{name: said.pop(name) for name in AGENT if name in said})
-    return Job(
-        id=number if job.id is None else job.id,
-        runner=_shared(runner, runners),
-        options=attrs.evolve(options, agent=agent, prompt=_prompt(job, folder), **said),
-        source=where,
-    )
-
-
-def _shared(runner: ContainerRunner, runners: list[ContainerRunner]) -> ContainerRunner:
-    """The first runner with the same box, so that the engine is asked once."""
-
-    def facts(runner: ContainerRunner) -> tuple[object, ...]:
-        return runner.config, runner.state_dir, runner.records, type(runner.runtime), vars(runner.runtime)
-
-    for known in runners:
-        if facts(known) == facts(runner):
-            return known
-    runners.append(runner)
-    return runner
-
-
-def _prompt(job: JobTable, folder: Path) -> str:
-    if (job.prompt_file is None) == (job.prompt is None):
-        raise ConfigError("prompt", NOT_SHOWN, "either prompt or prompt_file")
-    if job.prompt_file is None:
-        return job.prompt or ""
-    return prompt_in(folder / job.prompt_file.expanduser(), "prompt_file")
+    del json
+    if not files:
+        raise ConfigError("FILE", None, "the results files of the shards")
+    found = merged(files)
+    for result in found.results:
+        sys.stdout.buffer.write(result.to_json() + b"\n")
+    sys.stdout.buffer.flush()
+    for name in found.twice[:MOST_FAILED]:
+        View().note(f"! {clean(name)}: several files have a result")
+    if len(found.twice) > MOST_FAILED:
+        View().note(f"  and {len(found.twice) - MOST_FAILED} more")
+    return 0
 
 
 class _Json(View):
@@ -233,6 +150,9 @@ class _Json(View):
 
     def started(self, job: Job) -> None:
         """A job has been started."""
+
+    def agent_at_work(self, job: Job) -> None:
+        """A job's agent has started."""
 
     def said(self, job: Job, message: Message) -> None:
         """One more message of a job."""
@@ -244,9 +164,30 @@ class _Json(View):
 
 
 class _Plain(_Json):
-    """A line of text for each job."""
+    """A line of text for each job, and for what keeps one waiting."""
+
+    def __init__(self) -> None:
+        self._silent: dict[str, float] = {}
+        """When the agents started that have said nothing yet, by their jobs' ids."""
+
+    async def beside(self) -> None:
+        """Wonder at agents that say nothing."""
+        while True:
+            await anyio.sleep(1)
+            for name in [name for name, since in self._silent.items() if time.monotonic() >= since + QUIET]:
+                del self._silent[name]
+                self.note(f"· {clean(name)}: {NOTHING_YET}")
+
+    def agent_at_work(self, job: Job) -> None:
+        self._silent[job.id] = time.monotonic()
+
+    def said(self, job: Job, message: Message) -> None:
+        self._silent.pop(job.id, None)
+        if isinstance(message, ApiRetryMessage):
+            self.note(f"· {clean(job.id)}: {line(retry_told(message))}")
 
     def ended(self, result: JobResult) -> None:
+        self._silent.pop(result.id, None)
         print(job_line(result), flush=True)
 
 
@@ -263,10 +204,17 @@ async def _run(
         view.ended(result)
 
     async def work() -> None:
-        watch = Watch(started=view.started, said=view.said, ended=note_end, halted=halted.append)
+        watch = Watch(
+            started=view.started, at_work=view.agent_at_work, said=view.said, ended=note_end, halted=halted.append
+        )
         await run_batch(jobs, results=results, retry_failed=retry_failed, watch=watch, **limits)
 
-    stopped = await watched(work, view, jobs[0].runner, stopping="stopping the agents")
+    todo = jobs if limits["on"] is None else []
+    for runner in dict.fromkeys(job.runner for job in todo if job.id not in before):
+        with suppress(ImageNotFoundError, PullFailedError):  # each job with that image tells of it
+            await fetch(runner)
+    runner_here = jobs[0].runner if limits["on"] is None else None
+    stopped = await watched(work, view, runner_here, stopping="stopping the agents")
     for reason in halted:
         view.note(f"! {line(reason)}")
     known = [*before.values(), *ended]
@@ -296,7 +244,7 @@ def ending(
     facts += [f"{run} failed"] * bool(run) + [f"{not_run} could not start"] * bool(not_run)
     facts += [f"{len(jobs) - len(known)} did not end"] * (len(jobs) > len(known))
     facts += [f"{len(before)} done before"] * bool(before)
-    tokens, dollars = sum(result.tokens for result in ended), sum(result.cost_usd or 0 for result in ended)
+    tokens, dollars = sum(result.tokens or 0 for result in ended), sum(result.cost_usd or 0 for result in ended)
     took = [duration(seconds), *taken(tokens=tokens, cost_usd=dollars)]
     rows = [f"{'✗' if len(known) - len(failed) < len(jobs) else '✓'} {', '.join(facts)} ({', '.join(took)})"]
     rows += [f"    ✗ {clean(result.id)}: {line(result.message or '')}" for result in failed[:MOST_FAILED]]
@@ -304,5 +252,10 @@ def ending(
     classes = {error_class(result.kind): None for result in failed if result.kind}  # in their order, each once
     rows += [f"  {known.advice}" for known in classes if issubclass(known, EngineError)]
     rows += [f"  Results: {clean(str(results.path))}"] if results is not None else []
+    rows += [
+        f"  ! {clean(result.id)}: {len(result.findings)} to look at first: container-runner changes {result.run[:12]}"
+        for result in ended
+        if result.findings
+    ][:MOST_FAILED]
     rows += ["  Run it again with --retry-failed to try again what failed."] if run else []
     return rows

@@ -114,6 +114,7 @@ def rows_of(found: Changes) -> list[str]:
     if found.commits:
         rows += [f"{counted(len(found.commits), 'commit was', 'commits were')} made:"]
         rows += [f"  {commit.sha[:12]} {one_line(commit.subject)}" for commit in found.commits]
+    rows += [f"The submodule {shown(module.path)} is at {module.head[:12]}." for module in found.modules]
     rows += finding_rows(found.findings)
     return [*rows, "", *next_rows(found.run)] if found.files or found.commits else rows
 
@@ -188,7 +189,7 @@ async def _open(workspace: Path, flags: WorkFlags) -> Shadow:
 
 async def _find(run: str, flags: WorkFlags, *, may_be_empty: bool) -> tuple[Shadow, str]:
     """The run that is meant, and the shadow that it is in. What a run that was killed has left is fetched first."""
-    from container_runner.runner.carrier import fetch_unfetched
+    from container_runner.runner.left import fetch_unfetched
 
     shadow = await _open(flags.workspace, flags)
     state, workspace = state_folder(flags.state_dir), None if run else shadow.workspace

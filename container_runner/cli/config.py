@@ -14,6 +14,7 @@ import attrs
 import orjson
 from cyclopts import App, Parameter
 
+from container_runner.agents import KINDS
 from container_runner.cli.containers import JsonFlag, print_json
 from container_runner.cli.flags import ConfigFlags, RunFlags, effective_from_flags, field_help
 from container_runner.cli.options import hidden
@@ -21,10 +22,10 @@ from container_runner.cli.text import clean
 from container_runner.config.fields import FIELDS, HINTS, OWNERS, defaults
 from container_runner.config.protected import PROTECTED
 from container_runner.config.tightening import TIGHTENING
-from container_runner.config.values import Mount, PortBinding, Tmpfs
+from container_runner.config.values import Injection, Mount, PortBinding, Tmpfs
 from container_runner.quantities import DAY
 
-HIDDEN = frozenset({"env", "mcp_servers"})
+HIDDEN = frozenset({"env", "mcp_servers", "host_mcp_servers"})
 """Tables whose values may be secrets: only their keys are printed."""
 
 app = App(name="config")
@@ -105,6 +106,12 @@ def _item(name: str, value: Any) -> str:
         case PortBinding():
             address = f"[{value.host_ip}]" if ":" in value.host_ip else value.host_ip
             return quoted(f"{address}:{value.host_port}:{value.container_port}/{value.protocol}")
+        case Injection():
+            text = f"{value.host} {value.header} {value.secret}"
+            if value == Injection.parse(text):
+                return quoted(text)
+            parts = {"host": value.host, "header": value.header, "secret": value.secret, "allowed": value.allowed}
+            return f"{{{', '.join(f'{name} = {as_toml(name, part)}' for name, part in parts.items())}}}"
         case Tmpfs():
             execute = "exec," if value.executable else ""
             return quoted(f"{value.target}:size={size_text(value.size)},{execute}mode={value.mode:o}")
@@ -130,7 +137,8 @@ def size_text(size: int) -> str:
 def explanations() -> Mapping[str, str]:
     """What each of `FIELDS` means, in full sentences."""
     return {
-        "command": "The command to run in the container instead of claude. It gets the prompt on stdin.",
+        "agent_kind": f"Which agent works: {', '.join(KINDS)}.",
+        "command": "The command to run in the container instead of an agent. It gets the prompt on stdin.",
         "records": "Whether each run leaves a transcript and a summary in the state folder.",
         **{name: field_help(kind)[field] for name, (kind, field) in OWNERS.items()},
     }
@@ -147,6 +155,7 @@ _SPECIAL: Mapping[str, dict[str, Any]] = {
     **dict.fromkeys(_SIZES, _SIZE),
     **dict.fromkeys(_TIMES, _TIME),
     "mode": {"type": ["integer", "string"], "pattern": "^[0-7]{3,4}$"},
+    "agent_kind": {"enum": [*KINDS]},
     "command": {"type": "string"},
     "records": {"type": "boolean"},
     "unprotected": {"type": "array", "items": {"enum": list(PROTECTED)}},
@@ -199,7 +208,7 @@ def _type(hint: Any) -> dict[str, Any]:
         return {"type": "array", "items": _type(kinds[0])}
     if origin is Mapping:
         return {"type": "object", **({"additionalProperties": {"type": "string"}} if kinds[1] is str else {})}
-    if hint in (Mount, PortBinding, Tmpfs):
+    if hint in (Injection, Mount, PortBinding, Tmpfs):
         return {"anyOf": [{"type": "string", "description": hint.FORMS}, _object(hint)]}
     return {"type": {str: "string", bool: "boolean", int: "integer", float: "number"}[hint]}
 

@@ -6,14 +6,16 @@ import anyio
 
 from container_runner.cli.changes import WorkFlags, with_changes
 from container_runner.cli.containers import JsonFlag, print_json, state_folder
-from container_runner.runner.carrier import discard_left, unfetched
+from container_runner.runner.left import discard_left, unfetched
 from container_runner.workspace.changes import Changes
+from container_runner.workspace.tidy import tidy_all
 
 
 def discard(run: str = "", *, json: JsonFlag = False, flags: WorkFlags | None = None) -> None:
     """Forget what a run has done. What was applied, or is in a branch, stays.
 
-    It is also removed where it could not be fetched from, or is too large to be fetched.
+    It is also removed where it could not be fetched from, or is too large to be fetched. What is only kept for it takes
+    up room for another day.
 
     Args:
         run: The id of a run, or its beginning. Default: the last one on this folder.
@@ -26,6 +28,7 @@ def discard(run: str = "", *, json: JsonFlag = False, flags: WorkFlags | None = 
     async def work(found: Changes) -> str:
         await discard_left(state, found.run)
         await found.discard()
+        await tidy_all(state)
         return found.run
 
     stuck = [carry.run for carry in unfetched(state) if run and carry.run.startswith(run)]

@@ -6,7 +6,6 @@ import functools
 import os
 import sys
 from contextlib import aclosing
-from typing import TYPE_CHECKING
 
 import anyio
 import attrs
@@ -15,17 +14,50 @@ from container_runner.cli.containers import EngineFlags, configured, print_json
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.options import ExecuteFlags
 from container_runner.cli.text import clean
+from container_runner.doctor.checks import Check
 from container_runner.errors import ConfigError
-
-if TYPE_CHECKING:
-    from container_runner.doctor.checks import Check
 
 _MARKS = {"ok": ("✓", "32"), "warn": ("!", "33"), "fail": ("✗", "31")}
 
 
-def doctor(*, flags: RunFlags | None = None, more: ExecuteFlags | None = None, box: ConfigFlags | None = None) -> int:
-    """Check whether a run would work on this machine, and say what to type if it would not."""
-    return anyio.run(_doctor, flags or RunFlags(), more, box)
+def doctor(
+    *,
+    on: str | None = None,
+    flags: RunFlags | None = None,
+    more: ExecuteFlags | None = None,
+    box: ConfigFlags | None = None,
+) -> int:
+    """Check whether a run would work on this machine, and say what to type if it would not.
+
+    Args:
+        on: The fleet whose nodes are asked instead, as ray or ray:HOST:PORT.
+    """
+    flags = flags or RunFlags()
+    return anyio.run(_doctor, flags, more, box) if on is None else anyio.run(_ask_nodes, on, flags, more, box)
+
+
+async def _ask_nodes(on: str, flags: RunFlags, more: ExecuteFlags | None, box: ConfigFlags | None) -> int:
+    from container_runner.cli.fleets import described, fleet_at, trouble_of
+    from container_runner.fleet.job import Job
+
+    fleet = fleet_at(on)
+    runner, options = prepare("doctor", flags, more, box)
+    job = Job(id="doctor", runner=runner, options=options)
+    answers = await fleet.examine(job)
+    troubles = {name: trouble_of(answer, job) for name, answer in answers.items()}
+    if flags.json:
+        rows = [
+            {"node": name, "trouble": troubles[name]} | ({} if isinstance(answer, str) else attrs.asdict(answer))
+            for name, answer in answers.items()
+        ]
+        print_json({"ok": not any(troubles.values()), "nodes": rows})
+        return 1 if any(troubles.values()) else 0
+    for name, answer in answers.items():
+        told = troubles[name] or described(answer)
+        print(_line(Check(name=name, status="fail" if troubles[name] else "ok", found=told)), flush=True)
+    failed = [name for name, trouble in troubles.items() if trouble]
+    print(f"\nA batch would not run on: {', '.join(failed)}." if failed else "\nA batch runs on every node.")
+    return 1 if failed else 0
 
 
 async def _doctor(flags: RunFlags, more: ExecuteFlags | None, box: ConfigFlags | None) -> int:

@@ -26,7 +26,7 @@ image = App(name="image")
 
 @image.command
 def build(
-    agent: Literal["claude", "codex", "gemini"] = "claude",
+    agent: Literal["claude", "codex", "gemini", "qwen", "opencode", "copilot"] = "claude",
     *,
     tag: str | None = None,
     base: str | None = None,
@@ -40,10 +40,10 @@ def build(
 ) -> None:
     """Build an image with an agent, git, ripgrep and ps, and try it.
 
-    The progress goes to stderr. An image with claude is the default for runs from then on.
+    The progress goes to stderr. The image is the default for runs of this agent from then on.
 
     Args:
-        agent: claude, codex or gemini.
+        agent: Which agent; `run --agent-kind` calls it the same.
         tag: The image's name. Default: container-runner/AGENT.
         base: The image to build on; it needs npm. Default: node:22-bookworm-slim. With --from-scratch: the Debian
             release.
@@ -73,18 +73,17 @@ def build(
     built = anyio.run(_build, flags, recipe, from_scratch)
     seconds = round(time.monotonic() - started, 1)
     is_default = False
-    if agent == "claude":  # with another one a run needs --command, so it is no default
-        with suppress(OSError):
-            remember_built(built.image, flags.config)
-            is_default = True
+    with suppress(OSError):
+        remember_built(built.image, flags.config, kind=agent)
+        is_default = True
     if json:
         facts = {"image": built.image, "id": built.id, "agent": agent, "version": built.version, "seconds": seconds}
         print_json(facts)
         return
     said = f"Built {built.image} with {agent} {clean(built.version)} in {seconds:g} s"
-    print(f"{said}{'; it is the default image now' if is_default else ''}. Next:")
+    print(f"{said}{f'; it is the default image for {agent} now' if is_default else ''}. Next:")
     words = ["container-runner", "doctor", f"--image={built.image}"]
-    words += [f"--command={AGENTS[agent].program}"] if agent != "claude" else []
+    words += [f"--agent-kind={agent}"] if agent != "claude" else []
     words += [f"--engine={flags.engine}"] if flags.engine is not None else []
     print(f"  {shlex.join(words)}")
 

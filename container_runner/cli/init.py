@@ -6,9 +6,10 @@ import os
 import shlex
 import tempfile
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -25,6 +26,10 @@ from container_runner.folders import expanded
 
 EXAMPLES: dict[str, str] = {
     "image": '"my/claude"',
+    "allow_hosts": '["@pypi", "@npm", "github.com"]',
+    "allow_addresses": '["10.1.0.0/16"]',
+    "inject": '["api.example.com Authorization: Bearer {} EXAMPLE_TOKEN"]',
+    "host_mcp_servers": '{ files = "files-server /srv/docs" }',
     "cpus": "1.5",
     "cpu_period": "100000",
     "cpu_quota": "150000",
@@ -45,7 +50,10 @@ EXAMPLES: dict[str, str] = {
     "devices": '["/dev/fuse"]',
     "extra_args": '["--runtime=runsc"]',
     "command": '"my-agent --fast"',
+    "setup": '"npm ci"',
+    "check": '"npm test"',
     "model": '"opus"',
+    "base_url": '"https://models.example/v1"',
     "fallback_model": '"sonnet"',
     "effort": '"high"',
     "system_prompt": '"You are careful."',
@@ -54,6 +62,7 @@ EXAMPLES: dict[str, str] = {
     "disallowed_tools": '["WebFetch"]',
     "tools": '["Read", "Edit"]',
     "setting_sources": '["project"]',
+    "add_dirs": '["~/libraries"]',
     "plugin_dirs": '["/workspace/plugin"]',
     "mcp_servers": '{ files = { command = "files-server" } }',
     "max_turns": "50",
@@ -64,6 +73,9 @@ EXAMPLES: dict[str, str] = {
     "timeout": '"30m"',
 }
 """Values to show for fields whose default is nothing."""
+
+RECOMMENDED: dict[str, str] = {"network": '"gateway"'}
+"""What the operator's file says by itself: better than the default, which works with more images and programs."""
 
 _OPERATOR = """\
 # The configuration of container-runner on this machine.
@@ -145,8 +157,8 @@ def write(path: Path, text: str, *, force: bool, mode: int) -> None:
 
 
 def operator_file(image: str | None = None) -> str:
-    """The operator's file, with everything but the *image* commented out."""
-    fields = _fields(name for name in FIELDS if name != "image")
+    """The operator's file, with everything but the *image* and `RECOMMENDED` commented out."""
+    fields = _fields((name for name in FIELDS if name != "image"), RECOMMENDED)
     named = f"image = {quoted(image)}" if image is not None else f"# image = {EXAMPLES['image']}"
     tail = '# [agents.reviewer]\n# workspace_mode = "ro"\n# model = "opus"\n\n# [profiles.offline]\n# network = "none"'
     return "\n".join((_OPERATOR, "[defaults]", *_explained("image"), named, "", *fields, tail, ""))
@@ -158,10 +170,13 @@ def workspace_file() -> str:
     return "\n".join((_WORKSPACE, *_fields(names)))
 
 
-def _fields(names: Iterable[str]) -> Iterator[str]:
+def _fields(names: Iterable[str], said: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
     for name in names:
         yield from _explained(name)
-        yield f"# {name} = {EXAMPLES.get(name) or as_toml(name, defaults()[name])}"
+        if name in said:
+            yield f"{name} = {said[name]}"
+        else:
+            yield f"# {name} = {EXAMPLES.get(name) or as_toml(name, defaults()[name])}"
         yield ""
 
 

@@ -98,8 +98,9 @@ class Screen(View):
             self.draw()
             await anyio.sleep(FRAME)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, end: str = "\n") -> None:
         """Say what we are doing instead of what the work does."""
+        del end
         self.noted = text
         self.draw()
 
@@ -148,7 +149,7 @@ class _Tool:
 class RunView(Screen):
     """One run: what the agent says and does, and what it has taken so far."""
 
-    def __init__(self, tally: Tally, prompt: str, place: str, console: Console | None = None) -> None:
+    def __init__(self, tally: Tally, prompt: str, place: str | None, console: Console | None = None) -> None:
         super().__init__(console)
         self._tally = tally
         self._activity = "starting the container"
@@ -159,8 +160,9 @@ class RunView(Screen):
         self._spinner = Spinner("dots", style="cyan")
         self._started_at: float | None = None
         """When the agent started, as long as it has said nothing."""
-        title = self.fitted(Text.assemble(("▸ ", "cyan"), (one_line(prompt), "bold")))
-        self.show(title, Text(f"  {clean(place)}", "dim"))
+        if place is not None:
+            title = self.fitted(Text.assemble(("▸ ", "cyan"), (one_line(prompt), "bold")))
+            self.show(title, Text(f"  {clean(place)}", "dim"))
 
     def agent_started(self) -> None:
         self._started_at = time.monotonic()
@@ -342,6 +344,9 @@ class BatchView(Screen):
         limit = job.options.agent.max_turns or job.options.timeout
         self._rows[job.id] = _Row(job, self._progress.add_task(clean(job.id), total=limit, told=""))
 
+    def agent_at_work(self, job: Job) -> None:
+        self._rows[job.id].silent_since = time.monotonic()
+
     def said(self, job: Job, message: messages.Message) -> None:
         self._rows[job.id].add(message)
 
@@ -363,7 +368,7 @@ class BatchView(Screen):
 
     def __rich__(self) -> RenderableType:
         for row in self._rows.values():
-            self._progress.update(row.task, completed=row.used, told=row.activity)
+            self._progress.update(row.task, completed=row.used, told=row.told)
         facts = [self.noted] * bool(self.noted) + [f"{self._failed} failed"] * bool(self._failed)
         facts += [f"{len(self._rows)} at work", *([f"${self._cost:.2f}"] if self._cost else [])]
         facts += ["Ctrl-C again leaves at once" if self.noted else "Ctrl-C stops"]
@@ -385,18 +390,30 @@ class _Row:
     activity: str = "starting the container"
     tally: Tally = attrs.Factory(Tally)
     began: float = attrs.Factory(time.monotonic)
+    silent_since: float | None = None
+    """When its agent started, as long as it has said nothing."""
+
+    @property
+    def told(self) -> str:
+        """What it does."""
+        if self.silent_since is None:
+            return self.activity
+        return NOTHING_YET if time.monotonic() >= self.silent_since + QUIET else NOTHING_YET.partition(":")[0]
 
     @property
     def used(self) -> float:
         """How much it has used of its turns or its time. A bar that is full would stop its clock."""
         turns, timeout = self.job.options.agent.max_turns, self.job.options.timeout
         if turns is not None:
-            return min(self.tally.turns, turns - 0.1)
+            return min(self.tally.turns or 0, turns - 0.1)
         return min(time.monotonic() - self.began, 0.99 * timeout) if timeout is not None else 0
 
     def add(self, message: messages.Message) -> None:
         self.tally.add(message)
+        self.silent_since = None
         match message:
+            case messages.ApiRetryMessage():
+                self.activity = retry_told(message)
             case messages.AssistantMessage() if message.content:
                 match message.content[-1]:
                     case messages.ToolUseBlock(name=name, input=arguments):

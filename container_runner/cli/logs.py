@@ -80,7 +80,7 @@ def logs(
     if list_:
         _list([found.summary for found in records.runs(agent)], agent, json)
         return
-    record = records.find(run, flags.agent) if run else _last(records, agent)
+    record = records.find(run, flags.agent) if run else last(records, agent)
     lines = read(records, record, follow=follow)
     if json:
         for line in lines:
@@ -91,7 +91,7 @@ def logs(
     shown_end = False
     print(f"· run {record.run_id[:12]} of {record.summary.agent}, {local_time(record.summary.started)}")
     for line in lines:
-        if shown := _entry(line):
+        if shown := _entry(line, record.summary.workspace):
             print(shown, flush=follow)
             shown_end = shown.startswith("✗")
     for summary in (found.summary for found in records.runs(record.agent) if found.run_id == record.run_id):
@@ -102,10 +102,10 @@ def logs(
 def print_table(what: str, rows: Sequence[Mapping[str, str]], agent: str | None) -> None:
     """Print rows under a head, or that there are none of *what*. Those of one agent do without its name."""
     if rows:
-        heads = [head for head in rows[0] if agent is None or head != "AGENT"]
+        heads = [head for head in rows[0] if agent is None or head not in ("AGENT", "FOLDER")]
         print(columns([heads, *([row[head] for head in heads] for row in rows)]))
     else:
-        others = f" of {agent}; --all lists those of others." if agent else "."
+        others = f" of {agent}; --all lists the others." if agent else "."
         print(f"There are no {what}{others}", file=sys.stderr)
 
 
@@ -161,15 +161,22 @@ def _list(summaries: Sequence[RunSummary], agent: str | None, json: bool) -> Non
     print_table("runs", rows, agent)
 
 
-def _last(records: Records, agent: str | None) -> RunRecord:
+def last(records: Records, agent: str | None) -> RunRecord:
+    """The last run of an agent, or of all.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if runs := records.runs(agent):
         return runs[-1]
     allowed = "an agent that has run here, or a folder that one works on"
     raise ConfigError("--agent", agent, f"{allowed}; `container-runner logs --list --all` has them")
 
 
-def _entry(line: bytes) -> str | None:
-    """A line of a transcript for people."""
+def _entry(line: bytes, workspace: str | None) -> str | None:
+    """A line of a transcript for people, with paths in the *workspace* as they are here."""
+    from container_runner.box.translator import Place, Translator
+    from container_runner.config import paths
     from container_runner.records.transcript import parse_record
     from container_runner.stream.messages import AgentMessage
 
@@ -177,7 +184,7 @@ def _entry(line: bytes) -> str | None:
     if entry is None:
         return None
     if entry.source == "agent":
-        return text.render(entry.message)
+        return text.render(Translator((Place(workspace, paths.WORKSPACE),)).shown(entry.message))
     raw = entry.message.raw if isinstance(entry.message, AgentMessage) else {}
     match raw.get("type"):
         case "start":

@@ -39,12 +39,15 @@ class ExecuteFlags:
     Attributes:
         tools: The only tools that the agent has; empty: none. Can be given again.
         setting_sources: A settings file of claude's to read: user, project or local; empty: none. Can be given again.
-        plugin_dirs: A plugin's folder, as a path in the container. Can be given again.
+        add_dirs: One more folder that the agent may read, or with :rw work on. Can be given again.
+        plugin_dirs: A plugin's folder, in one that is mounted. Can be given again.
         fallback_model: The model to use while the other is overloaded.
         effort: How hard the model thinks.
         mcp_config: A JSON file with MCP servers, by name or below "mcpServers".
         args: One more argument for the agent's command, as --arg=--verbose. Can be given again.
         json_schema: A JSON Schema, as JSON, for the shape of the answer.
+        setup: A command for the shell in the box that comes before the agent, as "npm ci".
+        check: Likewise one that comes after it, and decides whether the run has succeeded.
         max_budget_usd: What a run may cost, in US dollars. Default: any.
         session_id: The id that a new session gets. Default: the agent chooses.
         include_partial_messages: Pass on each piece of text as it comes. Default: only in the live view.
@@ -56,12 +59,15 @@ class ExecuteFlags:
 
     tools: Annotated[tuple[str, ...], several("--tool")] = ()
     setting_sources: Annotated[tuple[str, ...], several("--setting-source")] = ()
+    add_dirs: Annotated[tuple[str, ...], several("--add-dir")] = ()
     plugin_dirs: Annotated[tuple[str, ...], several("--plugin-dir")] = ()
     mcp_config: Annotated[Path | None, Parameter(group=AGENT_GROUP)] = None
     args: Annotated[tuple[str, ...], several("--arg")] = ()
     fallback_model: Annotated[str | None, Parameter(group=AGENT_GROUP)] = None
     effort: Annotated[Effort | None, Parameter(group=AGENT_GROUP)] = None
     json_schema: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
+    setup: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
+    check: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
     max_budget_usd: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
     session_id: Annotated[str | None, Parameter(group=RUN_GROUP)] = None
     include_partial_messages: Annotated[bool | None, Parameter(group=RUN_GROUP)] = None
@@ -76,7 +82,7 @@ class ExecuteFlags:
         Raises:
             ConfigError: a value that is refused, named as the flag that it came from.
         """
-        lists = ("tools", "setting_sources", "plugin_dirs", "args")
+        lists = ("tools", "setting_sources", "add_dirs", "plugin_dirs", "args")
         agent: dict[str, Any] = {name: value for name in lists if (value := getattr(self, name))}
         for name in ("tools", "setting_sources"):  # an empty one by itself says "none"
             if agent.get(name) == ("",):
@@ -86,7 +92,7 @@ class ExecuteFlags:
             agent["mcp_servers"] = load_mcp_servers(self.mcp_config)
         changes: dict[str, Any] = {
             name: value
-            for name in ("session_id", "include_partial_messages", "wait_for_login", "grace")
+            for name in ("session_id", "setup", "check", "include_partial_messages", "wait_for_login", "grace")
             if (value := getattr(self, name)) is not None
         }
         if self.json_schema is not None:
@@ -143,6 +149,8 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     Raises:
         ConfigError: there is none, or there are two.
     """
+    if prompt is not None:  # whatever the locale says of its bytes
+        prompt = os.fsencode(prompt).decode("utf-8", "surrogateescape")
     if prompt is not None and file is not None:
         told = "The prompt must be an argument or --prompt-file, not both"
         raise ConfigError("--prompt-file", str(file), "the only prompt", told=told)

@@ -24,7 +24,8 @@ def prune(
 ) -> None:
     """Remove the containers that nobody needs, of all state folders.
 
-    What runs that were killed have left of a carried workspace, in this state folder, is fetched first.
+    What runs that were killed have left of a carried workspace, in this state folder, is fetched first. What is kept of
+    such workspaces, and no run refers to, goes a day later.
 
     Args:
         dry_run: Only say what would be removed, and why.
@@ -58,7 +59,8 @@ def prune(
 
 async def _prune(flags: ContainerFlags, dry_run: bool) -> tuple[Sequence[ContainerInfo], dict[str, str], Sequence[str]]:
     """The containers, why some of them could not be removed, and the runs whose work was fetched."""
-    from container_runner.runner.carrier import fetch_left, unfetched
+    from container_runner.runner.left import fetch_left, unfetched
+    from container_runner.workspace.tidy import tidy_all
 
     manager = await containers.open_manager(flags)
     # What nobody needs now, nobody will need later: the dead stay dead, and what has ended is not started again.
@@ -66,6 +68,7 @@ async def _prune(flags: ContainerFlags, dry_run: bool) -> tuple[Sequence[Contain
     if dry_run:
         return found, {}, [carry.run for carry in unfetched(manager.state_dir)]
     fetched = [carrier.carry.run for carrier in await fetch_left(manager)]
+    await tidy_all(manager.state_dir)
     return found, await containers.remove(manager, found), fetched
 
 

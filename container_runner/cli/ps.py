@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from container_runner.cli.containers import ContainerFlags, JsonFlag, Row, age, open_manager, print_json, rows
 from container_runner.cli.logs import columns
-from container_runner.cli.text import clean
+from container_runner.cli.text import clean, line
 
 if TYPE_CHECKING:
     from container_runner.workspace.carry import Carry
@@ -51,7 +51,7 @@ def ps(
 async def _found(flags: ContainerFlags, everywhere: bool) -> tuple[list[Row], list[Carry]]:
     """The containers, and the carried workspaces whose work nobody has fetched."""
     manager = await open_manager(flags)
-    from container_runner.runner.carrier import unfetched
+    from container_runner.runner.left import unfetched
 
     return await rows(manager, everywhere=everywhere), unfetched(manager.state_dir)
 
@@ -66,12 +66,12 @@ def table(found: Sequence[Row], now: dt.datetime, width: int | None = None) -> s
     for row in found:
         facts = {
             # A label can say anything: any program can make a container that claims to be ours.
-            "AGENT": clean(row.agent),
+            "AGENT": line(row.agent),
             "NAME": row.name,
-            "KIND": clean(row.kind),
+            "KIND": line(row.kind),
             "STATUS": row.status,
             "AGE": age(row.created, now),
-            "OWNER": f"{row.owner} ({row.owner_pid})" if row.owner in ("alive", "dead") else row.owner,
+            "OWNER": f"{_owner(row)} ({row.owner_pid})" if _owner(row) in ("alive", "dead") else _owner(row),
             "IN USE": {None: "?", True: "yes", False: "no"}[row.in_use],
         }
         for name, word in facts.items():
@@ -80,11 +80,16 @@ def table(found: Sequence[Row], now: dt.datetime, width: int | None = None) -> s
         # The name is the agent's and the run's, and the agent stands beside it.
         words = {"RUN" if name == "NAME" else name: column for name, column in words.items()}
         words["RUN"] = ["RUN", *(row.short for row in found)]
-        words["OWNER"] = ["OWNER", *(row.owner for row in found)]
+        words["OWNER"] = ["OWNER", *map(_owner, found)]
     for name in GIVE_WAY:
         if not _fits(words, width):
             del words[name]
     return columns(list(zip(*words.values(), strict=True)))
+
+
+def _owner(row: Row) -> str:
+    """What a person is told: that who made a kept container has ended is as it should be."""
+    return "-" if row.kind == "persistent" and row.owner == "dead" else row.owner
 
 
 def _fits(words: Mapping[str, Sequence[str]], width: int | None) -> bool:

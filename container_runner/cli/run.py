@@ -10,45 +10,47 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import anyio
 import attrs
 
+from container_runner.agents import AgentRuntime
 from container_runner.box import hints, protect
-from container_runner.box.environment import host_environment
-from container_runner.cli.changes import file_rows, finding_rows, next_rows
+from container_runner.box.translator import Translator
+from container_runner.cli.carrying import When, again, applied, begin, carried_rows, put_changes
+from container_runner.cli.changes import file_rows
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.image import fetch
-from container_runner.cli.look import Snapshot, changed, snapshot
-from container_runner.cli.options import ExecuteFlags, read_prompt, spelled
+from container_runner.cli.look import UNSEEN, Snapshot, changed, snapshot
+from container_runner.cli.options import ExecuteFlags, read_prompt
+from container_runner.cli.streams import LAST_PATIENCE
 from container_runner.cli.text import clean, render, summary
-from container_runner.cli.view import NOTHING_YET, QUIET, View, put, take_any_script, wants_live, watched
+from container_runner.cli.view import NOTHING_YET, QUIET, View, check_live, put, take_any_script, wants_live, watched
 from container_runner.config.protected import OBEYED
 from container_runner.errors import (
     AgentError,
     CommandNotExecutableError,
     CommandNotFoundError,
-    ConfigError,
     ContainerRunnerError,
     SessionNotFoundError,
+    SetupFailedError,
     cli_exit_code,
     error_class,
 )
 from container_runner.folders import expanded
 from container_runner.options import ExecuteOptions
+from container_runner.records.summary import RunSummary
 from container_runner.records.tally import Tally
 from container_runner.runner import ContainerRunner
+from container_runner.runner.start import earlier
 from container_runner.stream.messages import Message
-from container_runner.workspace.changes import ALL, Applied, ChangedFile, Changes
+from container_runner.workspace.changes import Applied, ChangedFile, Changes
 
 if TYPE_CHECKING:
     from container_runner.cli.live import RunView
 
 SETUID = stat.S_ISUID | stat.S_ISGID
-
-When = Literal["clean", "always", "never"]
-"""When the work of a carried workspace is applied at the end of a run."""
 
 MOST_LISTED = 20
 """The most names in a warning."""
@@ -59,7 +61,7 @@ def run(
     *,
     prompt_file: Path | None = None,
     live: bool | None = None,
-    apply: When = "never",
+    apply: When | None = None,
     flags: RunFlags | None = None,
     more: ExecuteFlags | None = None,
     box: ConfigFlags | None = None,
@@ -71,30 +73,30 @@ def run(
         prompt_file: A file that holds the prompt.
         live: Show the live view. Default: if stdout is a terminal.
         apply: Write the work of a carried workspace into the folder at the end. clean: if the agent succeeded and there
-            is nothing to look at first; always: whatever it is.
+            is nothing to look at first; always: whatever it is. Default: never with --carried, else clean.
     """
     flags, more = flags or RunFlags(), more or ExecuteFlags()
+    check_live(live, is_json=flags.json)
     runner, options = prepare(read_prompt(prompt, prompt_file), flags, more, box)
-    login = runner.runtime.command(options, contained=True).credentials
-    told = hints.login_hints(login, runner.config, host_environment())
-    for hint in (*hints.hints_for(options.agent, runner.config), *told):
-        View().note(f"! {clean(hint)}")
-    if apply != "never" and runner.config.workspace_mode != "carried":
-        raise ConfigError("--apply", apply, "--carried beside it; a folder that is mounted has the work already")
+    runner, when = begin(runner, options, apply, flags, box)
     tally = Tally()
-    again = ["container-runner", "run", *spelled(flags, more, box, without=("resume", "fork", "session_id"))]
-    again += [f"--apply={apply}"] if apply != "never" else []
+    same = again("run", apply, flags, more, box)
     if flags.json:
-        return anyio.run(_run, runner, options, tally, apply, _Json())
+        return anyio.run(_run, runner, options, tally, when, JsonView())
     take_any_script()
     if not wants_live(live):
-        return anyio.run(_run, runner, options, tally, apply, _Plain(), again)
+        return anyio.run(_run, runner, options, tally, when, PlainView(), same)
     from container_runner.cli.live import RunView  # rich takes a while to import
 
-    if more.include_partial_messages is None:
+    if more.include_partial_messages is None and _tells_pieces(runner):
         options = attrs.evolve(options, include_partial_messages=True)
     view = RunView(tally, options.prompt, f"{runner.config.image} on {_place(options)}")
-    return anyio.run(_run, runner, options, tally, apply, view, again)
+    return anyio.run(_run, runner, options, tally, when, view, same)
+
+
+def _tells_pieces(runner: ContainerRunner) -> bool:
+    """Whether the agent can be asked for each piece of its text."""
+    return not isinstance(runner.runtime, AgentRuntime) or "include_partial_messages" in runner.runtime.carries
 
 
 def _place(options: ExecuteOptions) -> str:
@@ -106,14 +108,14 @@ def _place(options: ExecuteOptions) -> str:
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
-class _Json(View):
+class JsonView(View):
     """Messages as JSON."""
 
     async def take(self, message: Message) -> None:
         await put(message.to_json() + b"\n")
 
 
-class _Plain(View):
+class PlainView(View):
     """Messages as text, line by line."""
 
     def __init__(self) -> None:
@@ -141,40 +143,58 @@ async def _run(
     options: ExecuteOptions,
     tally: Tally,
     when: When,
-    view: _Json | _Plain | RunView,
-    again: list[str] | None = None,
+    view: JsonView | PlainView | RunView,
+    same: list[str] | None = None,
 ) -> int:
-    """Run it; with the command that would run it *again*, tell at the end how it went."""
-    came: list[Changes] = []
-    messages = runner.execute(
-        options, on_start=view.agent_started, on_end=lambda _, changes: came.extend(filter(None, [changes]))
-    )
+    """Run it; with *same*, the command that would run it again, tell at the end how it went."""
+    ends: list[tuple[RunSummary, Changes | None]] = []
+    messages = runner.execute(options, on_start=view.agent_started, on_end=lambda *end: ends.append(end))
     await fetch(runner)
-    before = await _look(runner, options) if again is not None else None
+    if (run := await _goes_on_from(runner, options)) is not None:
+        view.note(f"· It goes on from the work of run {run[:12]}, which is not applied. --from=folder would not.")
+    before = await _look(runner, options) if same is not None else None
+    translator = Translator.of(options.agent, runner.config)
     began = time.monotonic()
 
     async def work() -> None:
         async with aclosing(messages):
             async for message in messages:
                 tally.add(message)
-                await view.take(message)
+                await view.take(message if same is None else translator.shown(message))
 
     stopped = await watched(work, view, runner, stopping="stopping the agent")
     seconds = time.monotonic() - began
+    came = [changes for _, changes in ends if changes is not None]
     is_good = tally.error is None
-    done = [await _applied(found, when if stopped is None else "never", is_good=is_good) for found in came]
-    if again is not None:
-        after = await _look(runner, options) if before is not None else None
+    done = [await applied(found, when if stopped is None else "never", is_good=is_good) for found in came]
+    if same is not None:
+        after = await _look(runner, options) if before is not None and not came else None
         rows = ending(tally, seconds, before, after, stopped.left if stopped else None)
-        rows += [row for found, said in zip(came, done, strict=True) for row in _carried(found, said)]
-        view.end([*rows, *_resumption(runner, options, tally, again)])
-    elif stopped is not None:
-        view.note(stopped.left)
+        for found, said in zip(came, done, strict=True):
+            if stopped is not None or _has_begun(tally) or found.files or found.commits:
+                rows += carried_rows(found, said)
+        if not all(summary.complete for summary, _ in ends):
+            rows += [f"  ! Its transcript is incomplete. See the room in {runner.state_dir}, and --records-max-run."]
+        view.end([*rows, *_resumption(runner, options, tally, same)])
+    else:
+        for found, said in zip(came, done, strict=True):
+            await put_changes(found, said, patience=None if stopped is None else LAST_PATIENCE)
+            if not isinstance(said, Applied) and (found.files or found.commits):
+                view.note("\n".join(carried_rows(found, said)))
+        if stopped is not None:
+            view.note(stopped.left)
     if stopped is not None:
         return stopped.code
     if tally.error is not None:
         return cli_exit_code(tally.error.kind)
     return next((said.cli_exit_code for said in done if isinstance(said, ContainerRunnerError)), 0)
+
+
+async def _goes_on_from(runner: ContainerRunner, options: ExecuteOptions) -> str | None:
+    """The run whose work a session that is resumed goes on from, though nobody has said so."""
+    if options.resume is None or options.from_run is not None or runner.config.workspace_mode != "carried":
+        return None
+    return await earlier(options, runner.plan(options), await runner.manager())
 
 
 @attrs.frozen
@@ -193,6 +213,9 @@ class Look:
     gitlinks: frozenset[str] = frozenset()
     """See `hints.gitlinks`."""
 
+    unseen: tuple[str, ...] = ()
+    """The folders at its top that are not looked into."""
+
 
 async def _look(runner: ContainerRunner, options: ExecuteOptions) -> Look | None:
     """Look at a workspace that the agent may write; None if there is none."""
@@ -203,9 +226,10 @@ async def _look(runner: ContainerRunner, options: ExecuteOptions) -> Look | None
     def look() -> Look:
         workspace = expanded(given, "--workspace").resolve()
         absent = protect.missing(workspace) - {*unprotected}
+        unseen = tuple(sorted(name for name in UNSEEN if (workspace / name).is_dir()))
         if ".git" in unprotected:
-            return Look(snapshot(workspace), absent)
-        return Look(snapshot(workspace), absent, hints.git_files(workspace), hints.gitlinks(workspace))
+            return Look(snapshot(workspace), absent, unseen=unseen)
+        return Look(snapshot(workspace), absent, hints.git_files(workspace), hints.gitlinks(workspace), unseen)
 
     return await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
 
@@ -217,32 +241,8 @@ def ending(tally: Tally, seconds: float, before: Look | None, after: Look | None
     rows = [summary(tally, seconds) if stopped is None else f"✗ {stopped}"]
     if before is not None and after is not None:
         files = changed(before.files, after.files)
-        rows += [*_changed(files), *_warnings(before, after, files or ())]
+        rows += [*_changed(files, after.unseen), *_warnings(before, after, files or ())]
     return rows
-
-
-async def _applied(found: Changes, when: When, *, is_good: bool) -> Applied | ContainerRunnerError | None:
-    """What became of the work if it is to be applied; None if it is not.
-
-    Args:
-        is_good: whether the agent has succeeded.
-    """
-    if when == "never" or (when == "clean" and (not is_good or found.findings)):
-        return None
-    try:
-        return await found.apply([ALL] if when == "always" else ())
-    except ContainerRunnerError as error:
-        return error
-
-
-def _carried(found: Changes, done: Applied | ContainerRunnerError | None) -> list[str]:
-    """What came out of a carried workspace, and what became of it."""
-    rows = [*file_rows(found.files), *finding_rows(found.findings)]
-    if isinstance(done, Applied):
-        rows += ["It is applied."] if done.paths else []
-    elif found.files or found.commits:
-        rows += [*(str(done).splitlines() if done else ()), *next_rows(found.run)]
-    return [f"  {clean(row)}" for row in rows]
 
 
 def _has_begun(tally: Tally) -> bool:
@@ -250,11 +250,11 @@ def _has_begun(tally: Tally) -> bool:
     if tally.error is None or tally.model or tally.turns or tally.text:
         return True
     kind = error_class(tally.error.kind)
-    never = (CommandNotFoundError, CommandNotExecutableError, SessionNotFoundError)
+    never = (CommandNotFoundError, CommandNotExecutableError, SessionNotFoundError, SetupFailedError)
     return issubclass(kind, AgentError) and not issubclass(kind, never)
 
 
-def _resumption(runner: ContainerRunner, options: ExecuteOptions, tally: Tally, again: list[str]) -> list[str]:
+def _resumption(runner: ContainerRunner, options: ExecuteOptions, tally: Tally, same: list[str]) -> list[str]:
     """The command that goes on with the session, if there is one and the agent takes it."""
     # An agent that failed before it began names a session that is none, as with an id that is not known.
     began = tally.error is None or tally.model or tally.turns
@@ -263,12 +263,15 @@ def _resumption(runner: ContainerRunner, options: ExecuteOptions, tally: Tally, 
     command = runner.runtime.command(attrs.evolve(options, resume=session), contained=True)
     if not any(session in word for word in command.argv):
         return []
-    return ["  To go on with the session:", f"    {clean(shlex.join([*again, f'--resume={session}', 'PROMPT']))}"]
+    return ["  To go on with the session:", f"    {clean(shlex.join([*same, f'--resume={session}', 'PROMPT']))}"]
 
 
-def _changed(files: Sequence[ChangedFile] | None) -> list[str]:
+def _changed(files: Sequence[ChangedFile] | None, unseen: Sequence[str]) -> list[str]:
     if files is None:
         return ["  The workspace has too many files to tell which have changed."]
+    if not files and unseen:
+        verb = "is" if len(unseen) == 1 else "are"
+        return [f"  No file has changed; {', '.join(unseen)} {verb} not looked into."]
     return [f"  {row}" for row in file_rows(files)]
 
 

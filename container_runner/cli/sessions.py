@@ -22,13 +22,20 @@ app = App(name="sessions")
 
 @app.command(name="list")
 def list_(*, json: JsonFlag = False, flags: AgentFlags | None = None) -> None:
-    """List an agent's sessions, the one used last at the end.
+    """List an agent's sessions in a folder, the one used last at the end.
+
+    Those of which no record says in which folder they were, are in the list of each. With --all it has those of all
+    agents and folders.
 
     Args:
         json: Print a JSON list for programs instead of a table for people.
     """
+    flags = flags or AgentFlags()
     sessions, agent = _sessions(flags)
     found = _by_use(sessions, agent)
+    if not flags.all_agents:
+        place = str(flags.workspace.expanduser().absolute())
+        found = [session for session in found if place in (session.places or (place,))]
     if json:
         print_json([_facts(session) for session in found])
         return
@@ -36,6 +43,7 @@ def list_(*, json: JsonFlag = False, flags: AgentFlags | None = None) -> None:
         {
             "SESSION": session.id,
             "AGENT": session.agent,
+            "FOLDER": text.line(", ".join(session.places), 60),
             "USED": local_time(session.used),
             "RUNS": str(len(session.runs) or ""),
             "TURNS": "" if session.turns is None else str(session.turns),

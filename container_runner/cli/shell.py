@@ -64,12 +64,13 @@ async def _prepare(
     from container_runner.box.environment import build_container_env
     from container_runner.box.mounts import sessions_folder
     from container_runner.box.user import User
-    from container_runner.cli.flags import _pair
+    from container_runner.cli.flags import _pair, known_agent
+    from container_runner.config import paths
     from container_runner.config.container import ContainerConfig
     from container_runner.engine.locks import LockFile
-    from container_runner.engine.manager import AGENT_LABEL, KIND_LABEL, STATE_LABEL, state_digest
+    from container_runner.engine.manager import AGENT_LABEL, KIND_LABEL, PLACE_LABEL, STATE_LABEL, state_digest
     from container_runner.errors import ContainerGoneError
-    from container_runner.options import Agent
+    from container_runner.options import Agent, ExecuteOptions
 
     known = configured(flags, agent=agent).settings
     config = ContainerConfig(
@@ -79,7 +80,11 @@ async def _prepare(
         secrets=(*who.secret, *(known["secrets"].value if who.secrets else ())),
         optional_secrets=known["optional_secrets"].value if who.secrets else (),
     )
-    env = build_container_env(Agent(name=agent), config, credentials=who.secrets)
+    options = ExecuteOptions(prompt="", agent=Agent(name=agent, model=known["model"].value))
+    agent_kind = known_agent(known["agent_kind"].value)()
+    env = build_container_env(
+        options.agent, config, command=agent_kind.command(options, contained=True), credentials=who.secrets
+    )
     manager = await open_manager(flags)
     labels = {AGENT_LABEL: agent, STATE_LABEL: state_digest(manager.state_dir), KIND_LABEL: "persistent"}
     locks = manager.state_dir / "locks"
@@ -93,7 +98,7 @@ async def _prepare(
             if near := difflib.get_close_matches(agent, {info.labels[AGENT_LABEL] for info in kept}, n=1):
                 step = f"Did you mean {near[0]}?"
             raise ContainerGoneError(message, next_step=step)
-        name = running[-1].name
+        name, place = running[-1].name, running[-1].labels.get(PLACE_LABEL, paths.WORKSPACE)
         lock = LockFile(locks / f"container.{name}.lock")
         await lock.acquire(shared=True)
         lock.keep_across_exec()  # the client holds it for as long as it runs
@@ -105,5 +110,6 @@ async def _prepare(
         env=env,
         terminal=sys.stdin.isatty() and sys.stdout.isatty(),
         command=command or SHELL,
+        place=place,
     )
     return words, {**manager.engine.environ, **env.values}

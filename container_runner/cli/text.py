@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from container_runner.config import paths
+from container_runner.config.hosts import host_name
 from container_runner.records.edits import Change, edits
 from container_runner.records.figures import duration, taken
 from container_runner.records.tally import Tally
@@ -26,10 +27,11 @@ WIDTH = 160
 """Characters of a tool call or its result that are shown."""
 
 _COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
-# Controls, what turns the direction of text or ends a line unseen, and halves of surrogate pairs, which file names
-# that are not UTF-8 have in Python and which no output takes.
+# Controls, what is not seen, turns the direction of text or ends a line unseen, and halves of surrogate pairs, which
+# file names that are not UTF-8 have in Python and which no output takes.
 _CONTROLS = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb"
+    r"\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = WIDTH
@@ -61,6 +63,8 @@ def render(message: messages.Message) -> str | None:
             return f"· session {line(message.session_id or '?')}, model {line(message.model or '?')}"
         case messages.OutputLine():
             return clean(message.text)
+        case messages.ConnectionDenied():
+            return f"· {line(denied_told(message))}"
         case OversizedLine():
             return f"· a line of {message.size} bytes was left out"
         case messages.ErrorMessage():
@@ -68,6 +72,20 @@ def render(message: messages.Message) -> str | None:
             return f"✗ {clean(message.message)}{tail}\n  {clean(message.next_step)}"
         case _:
             return None
+
+
+def denied_told(message: messages.ConnectionDenied) -> str:
+    """What the gateway has refused, and the flag that would allow it."""
+    if not message.port:
+        return f"asked for {message.host}: {message.reason}"
+    if message.verdict == "failed":
+        return f"{message.host}:{message.port} is not reached: {message.reason}"
+    told = f"asked for {message.host}:{message.port}: denied"
+    host = host_name(message.host)
+    if host is None or "is not in allow_hosts" not in message.reason:  # no word of the box's is offered to be typed
+        return f"{told}: {message.reason}"
+    usual = "" if message.port in (80, 443) else f":{message.port}"
+    return f"{told}; --allow-host={f'[{host}]' if ':' in host else host}{usual} allows it"
 
 
 def summary(tally: Tally, seconds: float) -> str:
@@ -80,6 +98,7 @@ def summary(tally: Tally, seconds: float) -> str:
 def job_line(result: JobResult) -> str:
     """How one job of a batch went."""
     head = f"{'✓' if result.succeeded else '✗'} {clean(result.id)} ({job_facts(result)})"
+    head += "" if result.branch is None else f" → {clean(result.branch)}"
     return head if result.succeeded else f"{head}: {line(result.message or '')}"
 
 

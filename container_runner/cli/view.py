@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import select
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable
@@ -14,11 +13,13 @@ import anyio
 import anyio.abc
 import attrs
 
+from container_runner.cli.streams import Output, ending_signals
 from container_runner.engine.owner import Owner
-from container_runner.errors import ContainerRunnerError
+from container_runner.errors import ConfigError, ContainerRunnerError
 from container_runner.runner import ContainerRunner
 
 NOTHING_LEFT = "Stopped. No container is left."
+ELSEWHERE = "Stopped. The nodes have ended their agents."
 KEPT = "Stopped. The container is kept for the next run."
 LEAVING = "Leaving at once; the agent ends by itself."
 
@@ -44,10 +45,10 @@ class View:
     async def beside(self) -> None:
         """What goes on until the work and its clean-up have ended."""
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, end: str = "\n") -> None:
         """Say something of our own."""
         with suppress(OSError):  # the terminal may be what has gone away
-            print(text, file=sys.stderr, flush=True)
+            print(text, end=end, file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """The work is over, however it went. May be called again."""
@@ -70,7 +71,7 @@ class Stopped:
 
 
 async def watched(
-    work: Callable[[], Awaitable[None]], view: View, runner: ContainerRunner, *, stopping: str
+    work: Callable[[], Awaitable[None]], view: View, runner: ContainerRunner | None, *, stopping: str
 ) -> Stopped | None:
     """Do *work* and show it.
 
@@ -78,6 +79,7 @@ async def watched(
     then end by themselves.
 
     Args:
+        runner: whose containers are looked for after that; None: they are not on this machine.
         stopping: what the first signal does, as "stopping the agent".
 
     Returns:
@@ -87,7 +89,7 @@ async def watched(
     failure: Exception | None = None
 
     async def obey(*, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        with ending_signals() as signals:
             task_status.started()
             async for number in signals:
                 if received:
@@ -111,7 +113,9 @@ async def watched(
         view.stop()
     if failure is not None:
         raise failure
-    return Stopped(128 + received[0], await _left_by(runner)) if received else None
+    if not received:
+        return None
+    return Stopped(128 + received[0], ELSEWHERE if runner is None else await _left_by(runner))
 
 
 async def _left_by(runner: ContainerRunner) -> str:
@@ -139,12 +143,7 @@ async def put(data: bytes) -> None:
     except (OSError, ValueError):  # it is no file
         sys.stdout.write(data.decode(sys.stdout.encoding or "utf-8", "replace"))
         return
-    left = memoryview(data)
-    while left:
-        # Where anything can be written, so many bytes can. (A file is always ready, and can not be waited for.)
-        if not select.select([], [fd], [], 0)[1]:
-            await anyio.wait_writable(fd)
-        left = left[os.write(fd, left[: select.PIPE_BUF]) :]
+    await Output(fd).write(data)
 
 
 def wants_live(asked: bool | None) -> bool:
@@ -156,6 +155,16 @@ def wants_live(asked: bool | None) -> bool:
     except UnicodeEncodeError:
         return False
     return os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+def check_live(asked: bool | None, *, is_json: bool) -> None:
+    """See that the live view is not asked for where there is JSON for programs.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if asked and is_json:
+        raise ConfigError("--live", True, "given without --json", told="--live and --json exclude each other")
 
 
 def take_any_script() -> None:

@@ -18,53 +18,50 @@ import attrs
 
 from container_runner.config import paths
 from container_runner.config.converter import parse_toml, structured
+from container_runner.config.hosts import SETS, is_host_rule, is_network
 from container_runner.config.keys import refuse_key
 from container_runner.config.laws import (
     NOT_SHOWN,
     boolean,
     each,
     flag_only,
-    is_address,
+    frozen,
+    is_cpus,
+    is_device,
+    is_engine,
     is_extra_arg,
+    is_gpus,
     is_history,
+    is_host_entry,
     is_ignore_pattern,
-    is_line,
+    is_image,
     is_name,
     is_place,
-    is_text,
+    is_ulimit,
+    is_user,
     is_variable,
     law,
     one_of,
     optional,
-    pattern,
     refuse,
+    strings,
+    valid_env,
+    valid_labels,
     whole,
 )
 from container_runner.config.protected import PROTECTED
-from container_runner.config.values import OWN_TARGETS, Mount, PortBinding, Tmpfs
+from container_runner.config.servers import HostServer, is_server_name
+from container_runner.config.values import OWN_TARGETS, Injection, Mount, PortBinding, Tmpfs
 from container_runner.options import by_name
 from container_runner.quantities import DAY, GIB, MIB, parse_duration, parse_size
 
-LABEL_PREFIX = "container-runner."
-"""The labels that belong to us: they say which containers are ours, and whose."""
-
-_V = TypeVar("_V", Mount, PortBinding, Tmpfs)
+_V = TypeVar("_V", Injection, Mount, PortBinding, Tmpfs)
 
 
 def _values(kind: type[tuple[_V, ...]], field: str, given: Sequence[_V | str | Mapping[str, Any]]) -> tuple[_V, ...]:
     if isinstance(given, tuple) and all(isinstance(item, typing.get_args(kind)[0]) for item in given):
         return given
     return structured(kind, given, field)
-
-
-def _strings(value: Sequence[str]) -> tuple[str, ...]:
-    return tuple(value) if isinstance(value, list) else value  # type: ignore[return-value]  # `each` refuses it
-
-
-def _frozen(value: Mapping[str, str]) -> Mapping[str, str]:
-    if not isinstance(value, Mapping):
-        return value  # the validator refuses it
-    return MappingProxyType(dict(value))
 
 
 def _memory(value: int | str) -> int:
@@ -87,90 +84,18 @@ def _ports(value: Sequence[PortBinding | str | Mapping[str, Any]]) -> tuple[Port
     return _values(tuple[PortBinding, ...], "ports", value)
 
 
+def _inject(value: Sequence[Injection | str | Mapping[str, Any]]) -> tuple[Injection, ...]:
+    return _values(tuple[Injection, ...], "inject", value)
+
+
+def _host_servers(value: object) -> Mapping[str, HostServer]:
+    if isinstance(value, Mapping) and all(isinstance(server, HostServer) for server in value.values()):
+        return MappingProxyType(dict(value))
+    return MappingProxyType(structured(Mapping[str, HostServer], value, "host_mcp_servers"))  # type: ignore[type-abstract]  # cattrs takes it
+
+
 def _tmpfs(value: Sequence[Tmpfs | str | Mapping[str, Any]]) -> tuple[Tmpfs, ...]:
     return _values(tuple[Tmpfs, ...], "tmpfs", value)
-
-
-def _valid_env(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if not isinstance(value, Mapping):
-        refuse(attribute.name, NOT_SHOWN, 'a table of NAME = "value"')
-    for name, text in value.items():
-        if not is_variable(name):
-            shown = name.partition("=")[0] if isinstance(name, str) else name
-            refuse(attribute.name, shown, "names of letters, digits and _ that do not start with a digit")
-        if not is_text(text):
-            refuse(f"{attribute.name}.{name}", NOT_SHOWN, "a string of Unicode text without NUL")
-
-
-_is_label_key = pattern(r"[A-Za-z0-9_.-]+", longest=255)
-_is_label_value = pattern(r"[A-Za-z0-9_.-]*")
-
-
-def _valid_labels(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if not isinstance(value, Mapping):
-        refuse(attribute.name, value, 'a table of key = "value"')
-    for key, text in value.items():
-        if not _is_label_key(key) or key.startswith(LABEL_PREFIX):
-            allowed = f"keys of letters, digits, _ . and -; those that start with {LABEL_PREFIX} are ours"
-            refuse(attribute.name, key, allowed)
-        if not _is_label_value(text):
-            refuse(f"{attribute.name}.{key}", text, "a string of letters, digits, _ . and -")
-
-
-_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_is_image = pattern(
-    r"(?:(?:[A-Za-z0-9]+(?:[.-]+[A-Za-z0-9]+)*|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?/)?"  # registry
-    rf"{_PART}(?:/{_PART})*"  # name
-    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"  # tag
-    r"(?:@[A-Za-z][A-Za-z0-9]*(?:[+._-][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,128})?",  # digest
-    longest=512,
-)
-
-
-def _is_engine(value: Any) -> bool:
-    return bool(is_line(value)) and not value.startswith("-") and value == value.strip()
-
-
-_is_gpus = pattern(r"all|[1-9][0-9]{0,2}|device=[A-Za-z0-9_./:-]+(?:,[A-Za-z0-9_./:-]+)*")
-
-
-def _is_cpus(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0.01 <= value <= 10_000
-
-
-_looks_like_user = pattern(r"[1-9][0-9]{0,9}(?::(?:0|[1-9][0-9]{0,9}))?")
-_LARGEST_ID = 2**31 - 1  # the engines refuse more
-
-
-def _is_user(value: Any) -> bool:
-    if not _looks_like_user(value):
-        return bool(value == "root")
-    return all(int(number) <= _LARGEST_ID for number in value.split(":"))
-
-
-_looks_like_ulimit = pattern(
-    r"(?:cpu|data|fsize|locks|memlock|msgqueue|nice|nofile|nproc|rss|rtprio|rttime|sigpending|stack)"
-    r"=(?:-1|[0-9]{1,18})(?::(?:-1|[0-9]{1,18}))?"
-)
-
-
-def _is_ulimit(value: Any) -> bool:
-    if not _looks_like_ulimit(value):
-        return False
-    soft, _, hard = value.partition("=")[2].partition(":")
-    return hard in {"", "-1"} or (soft != "-1" and int(soft) <= int(hard))
-
-
-def _is_host_entry(value: Any) -> bool:
-    name, _, address = value.partition(":") if isinstance(value, str) else ("", "", "")
-    return bool(is_name(name)) and (address == "host-gateway" or is_address(address))
-
-
-_looks_like_device = pattern(r"/dev/[A-Za-z0-9_.+/-]+(?::/dev/[A-Za-z0-9_.+/-]+(?::[rwm]{1,3})?)?")
-
-
-def _is_device(value: Any) -> bool:
-    return bool(_looks_like_device(value)) and ".." not in value
 
 
 @by_name(refuse_key)
@@ -189,9 +114,23 @@ class ContainerConfig:
             a program that understands the same arguments.
         ephemeral: Whether each run has a container of its own, removed at its end. `false` keeps one for the next run,
             which is faster and lets one run see what another left.
-        network: `bridge` lets the agent reach the internet, which it needs to reach its model. `none` cuts it off, and
-            the name of a network that you made decides for itself. `host` removes the wall between the agent and every
-            service on this machine.
+        network: `gateway` lets the agent reach its model, and what `allow_hosts` names, by way of this process; its
+            container has no network. `bridge` lets it reach the internet. `none` cuts it off, and the name of a network
+            that you made decides for itself. `host` removes the wall between the agent and every service on this
+            machine.
+        allow_hosts: What the agent may reach by way of the gateway: "github.com" (ports 80 and 443),
+            "*.example.com" (all below it), "db.example.com:5432", or with "@" a set: @anthropic, @openai, @google,
+            @pypi, @npm, @debian, @github.
+        allow_addresses: Private networks in which such a host may be, such as "10.1.0.0/16". Otherwise private
+            addresses are denied, and this machine's own.
+        inject: Secrets that the gateway adds to what is asked of one host as http://HOST/, so that they are never in
+            the box: "HOST HEADER SECRET", or tables with the fields of `Injection`. In the box the variable holds a
+            word of this run alone, which serves in the secret's place.
+        tell_network: Whether the agent is told in its system prompt what it can reach, with the network `gateway` or
+            `none`. Agents without a way for that refuse it.
+        host_mcp_servers: MCP servers of this machine that the agent may use, by name: a command, which is started here
+            for each run, or the URL of one that runs; or tables with the fields of `HostServer`. They can do what you
+            can, for an agent that nobody watches.
         memory: The memory limit, as a size of at least "6m" ("512m", "2g", or bytes). Swap is off, so it is the limit
             of both. An agent that needs more is killed.
         cpu_shares: The weight against other containers when the processors are busy, 2 to 262144. An engine's own
@@ -214,6 +153,9 @@ class ContainerConfig:
         workspace_mode: `rw` lets the agent change the workspace, `ro` only read it, and `carried` gives it a copy whose
             changes come back as data, so that nothing of this machine is writable in the box.
             docs/explanation/carried.md tells how.
+        workspace_target: Where the workspace is in the container: at `/workspace`, or, with `same`, at its own path of
+            this machine, so that absolute paths in it, as those of a Python environment, hold on both sides. The agent
+            and its model then see that path.
         carry: How a carried workspace gets into the box. `overlay` lays what the agent writes over the folder, which
             takes no time and shows it all of it, `stream` copies what git does not ignore into a volume, and `auto`
             takes the first that the engine can do.
@@ -226,15 +168,17 @@ class ContainerConfig:
             read-only if they exist; in work that is applied later, each change to one is left out until it is named,
             and there a name without a "/" counts in every folder. `.git/commondir` is made where it is missing.
         credentials: How the agent gets its login. `env` passes the token variables of this process, `file` mounts the
-            login file and nothing beside it, `auto` takes the first that there is, and `none` gives nothing.
+            login file and nothing beside it, `inject` has the gateway add the token on the way out, so that it never
+            is in the box, and `none` gives nothing. `auto` takes the first that there is, with a gateway `inject`
+            before the others.
         env: Variables for the agent, as NAME = "value". The values are on no command line, and `repr` leaves them out;
             for a secret prefer `secrets`, which keeps it out of the configuration as well.
         secrets: Names of variables of this process to pass on to the agent. Only names: a value here is refused, and
             not repeated in the error. One that is not set ends the run before it begins.
         optional_secrets: Names of variables that are passed on in the same way if they are set.
         ports: Ports of the container to open on the host: "8080:80" (host:container), "80" for both, with an address
-            before it or "/udp" after it. Without an address only this machine can connect. They need a network of their
-            own, so not `none` or `host`.
+            before it or "/udp" after it. Without an address only this machine can connect. With the network `none` or
+            `gateway` they are open while a run goes on, for TCP alone; with `host` there are none.
         tmpfs: More folders in memory, writable though `read_only` is set: "/path" or "/path:size=64m,exec,mode=700".
             /tmp is there already.
         labels: Labels for the container, keys and values of letters, digits and `_.-`, which every engine can filter
@@ -260,39 +204,56 @@ class ContainerConfig:
         ConfigError: for a value that is refused.
     """
 
-    image: str = attrs.field(validator=law("an image's name such as python:3.12-slim", _is_image))
+    image: str = attrs.field(validator=law("an image's name such as python:3.12-slim", is_image))
     engine: str = attrs.field(
-        default="auto", validator=law("auto, docker, podman, or a program's name or path", _is_engine)
+        default="auto", validator=law("auto, docker, podman, or a program's name or path", is_engine)
     )
     ephemeral: bool = attrs.field(default=True, validator=boolean)
     network: str = attrs.field(
         default="bridge",
         validator=law(
-            "none, bridge, host or a network's name (container:NAME would share another container's network)", is_name
+            "gateway, none, bridge, host or a network's name (container:NAME would share another container's network)",
+            is_name,
         ),
+    )
+    allow_hosts: tuple[str, ...] = attrs.field(
+        default=(),
+        converter=strings,
+        validator=each(f"a host such as github.com, *.example.com, db.example.com:5432 or {SETS}", is_host_rule),
+    )
+    allow_addresses: tuple[str, ...] = attrs.field(
+        default=(), converter=strings, validator=each("a network such as 10.1.0.0/16, or an address", is_network)
+    )
+    inject: tuple[Injection, ...] = attrs.field(default=(), converter=_inject)
+    tell_network: bool = attrs.field(default=False, validator=boolean)
+    host_mcp_servers: Mapping[str, HostServer] = attrs.field(
+        factory=dict, converter=_host_servers, hash=False, repr=lambda servers: repr(dict(servers))
     )
     memory: int = attrs.field(default=2 * GIB, converter=_memory)
     cpu_shares: int = attrs.field(default=512, validator=whole(2, 262_144))
     cpus: float | None = attrs.field(
-        default=None, validator=optional(law("a number of processors from 0.01 to 10000", _is_cpus))
+        default=None, validator=optional(law("a number of processors from 0.01 to 10000", is_cpus))
     )
     cpu_period: int | None = attrs.field(default=None, validator=optional(whole(1_000, 1_000_000)))
     cpu_quota: int | None = attrs.field(default=None, validator=optional(whole(1_000, 10_000_000_000)))
     pids_limit: int = attrs.field(default=512, validator=whole(16, 4_194_304))
     user: str | None = attrs.field(
         default=None,
-        validator=optional(law('"UID" or "UID:GID" with a UID over 0, or "root" if you mean it', _is_user)),
+        validator=optional(law('"UID" or "UID:GID" with a UID over 0, or "root" if you mean it', is_user)),
     )
     max_containers: int = attrs.field(default=5, validator=whole(1, 10_000))
     pool: int = attrs.field(default=0, validator=whole(0, 100))
     volumes: tuple[Mount, ...] = attrs.field(default=(), converter=_volumes)
     workspace_mode: Literal["rw", "ro", "carried"] = attrs.field(default="rw", validator=one_of("rw", "ro", "carried"))
+    workspace_target: Literal["/workspace", "same"] = attrs.field(
+        default="/workspace", validator=one_of("/workspace", "same")
+    )
     carry: Literal["auto", "overlay", "stream"] = attrs.field(
         default="auto", validator=one_of("auto", "overlay", "stream")
     )
     carry_ignored: tuple[str, ...] = attrs.field(
         default=(),
-        converter=_strings,
+        converter=strings,
         validator=each("a pattern of .gitignore on one line that does not begin with ! or #", is_ignore_pattern),
     )
     history: int | Literal["all"] = attrs.field(
@@ -300,37 +261,37 @@ class ContainerConfig:
     )
     unprotected: tuple[str, ...] = attrs.field(
         default=(),
-        converter=_strings,
+        converter=strings,
         validator=each(f"one of {', '.join(PROTECTED)}", lambda value: value in PROTECTED),
     )
     protected: tuple[str, ...] = attrs.field(
         default=(),
-        converter=_strings,
+        converter=strings,
         validator=each(
             "a path in the workspace, such as ops/hooks, or .git/commondir",
             lambda value: value == ".git/commondir" or is_place(value),
         ),
     )
-    credentials: Literal["auto", "env", "file", "none"] = attrs.field(
-        default="auto", validator=one_of("auto", "env", "file", "none")
+    credentials: Literal["auto", "env", "file", "inject", "none"] = attrs.field(
+        default="auto", validator=one_of("auto", "env", "file", "inject", "none")
     )
     env: Mapping[str, str] = attrs.field(
-        factory=dict, converter=_frozen, validator=_valid_env, hash=False, repr=lambda env: f"{{{', '.join(env)}}}"
+        factory=dict, converter=frozen, validator=valid_env, hash=False, repr=lambda env: f"{{{', '.join(env)}}}"
     )
     secrets: tuple[str, ...] = attrs.field(
         default=(),
-        converter=_strings,
+        converter=strings,
         validator=each("the name of a variable, without its value", is_variable, lambda _: NOT_SHOWN),
     )
     optional_secrets: tuple[str, ...] = attrs.field(
         default=(),
-        converter=_strings,
+        converter=strings,
         validator=each("the name of a variable, without its value", is_variable, lambda _: NOT_SHOWN),
     )
     ports: tuple[PortBinding, ...] = attrs.field(default=(), converter=_ports)
     tmpfs: tuple[Tmpfs, ...] = attrs.field(default=(), converter=_tmpfs)
     labels: Mapping[str, str] = attrs.field(
-        factory=dict, converter=_frozen, validator=_valid_labels, hash=False, repr=lambda labels: repr(dict(labels))
+        factory=dict, converter=frozen, validator=valid_labels, hash=False, repr=lambda labels: repr(dict(labels))
     )
     read_only: bool = attrs.field(default=True, validator=boolean)
     pull: Literal["never", "missing", "always"] = attrs.field(
@@ -338,22 +299,22 @@ class ContainerConfig:
     )
     ulimits: tuple[str, ...] = attrs.field(
         default=(),
-        converter=_strings,
-        validator=each('"name=soft" or "name=soft:hard", such as nofile=1024:2048', _is_ulimit),
+        converter=strings,
+        validator=each('"name=soft" or "name=soft:hard", such as nofile=1024:2048', is_ulimit),
     )
-    gpus: str | None = attrs.field(default=None, validator=optional(law('"all", "2" or "device=0,1"', _is_gpus)))
+    gpus: str | None = attrs.field(default=None, validator=optional(law('"all", "2" or "device=0,1"', is_gpus)))
     shm_size: int | None = attrs.field(default=None, converter=attrs.converters.optional(_shm_size))
     add_host: tuple[str, ...] = attrs.field(
-        default=(), converter=_strings, validator=each('"name:address" or "name:host-gateway"', _is_host_entry)
+        default=(), converter=strings, validator=each('"name:address" or "name:host-gateway"', is_host_entry)
     )
     devices: tuple[str, ...] = attrs.field(
         default=(),
-        converter=_strings,
-        validator=each('"/dev/x", "/dev/x:/dev/y" or "/dev/x:/dev/y:rwm", without \'..\'', _is_device),
+        converter=strings,
+        validator=each('"/dev/x", "/dev/x:/dev/y" or "/dev/x:/dev/y:rwm", without \'..\'', is_device),
     )
     extra_args: tuple[str, ...] = attrs.field(
         default=(),
-        converter=_strings,
+        converter=strings,
         validator=each(
             "one flag in one word, such as --runtime=runsc, with absolute paths, and none of those that every run sets"
             " itself: --entrypoint, --init, --name, --pid, --rm, --user, --workdir, -d, -i, -t and their like",
@@ -366,9 +327,9 @@ class ContainerConfig:
     def __attrs_post_init__(self) -> None:
         if self.cpus is not None and (self.cpu_period is not None or self.cpu_quota is not None):
             refuse("cpus", self.cpus, "either cpus, or cpu_period and cpu_quota")
-        if self.ports and self.network in {"none", "host"}:
+        if self.ports and self.network == "host":
             ports = [port.host_port for port in self.ports]
-            refuse("ports", ports, f"none with network = {self.network}, where there are no ports to open")
+            refuse("ports", ports, "none with network = host, where there are no ports to open")
         targets = set(OWN_TARGETS)
         for field in ("volumes", "tmpfs"):
             for index, value in enumerate(getattr(self, field)):
@@ -381,14 +342,44 @@ class ContainerConfig:
             for index, name in enumerate(getattr(self, field)):
                 if name in self.env:
                     refuse(f"{field}[{index}]", name, "a variable that env does not set as well")
+        for name in self.host_mcp_servers:
+            if not is_server_name(name):
+                refuse("host_mcp_servers", name, "names of 1 to 32 letters, digits, - and _, and not container_runner")
+        self._check_injected()
         if self.workspace_mode == "carried":
             self._check_carried()
         listening = set()
         for index, port in enumerate(self.ports):
             end = (port.host_ip, port.host_port, port.protocol)
+            if port.protocol == "udp" and not self.has_network:
+                refuse(f"ports[{index}]", port.host_port, f"a TCP port with network = {self.network}")
             if end in listening:
                 refuse(f"ports[{index}]", port.host_port, "one binding for an address and port of the host")
             listening.add(end)
+
+    @property
+    def has_network(self) -> bool:
+        """Whether the engine gives the container a network."""
+        return self.network not in {"none", "gateway"}
+
+    @property
+    def published(self) -> tuple[PortBinding, ...]:
+        """The `ports` that the engine opens. Without a network, the run's own process opens them."""
+        return self.ports if self.has_network else ()
+
+    def _check_injected(self) -> None:
+        """Refuse two values for one header, and a secret that would be in the box all the same."""
+        seen: dict[tuple[str, int], dict[str, tuple[str, ...]]] = {}
+        for index, one in enumerate(self.inject):
+            others = seen.setdefault(one.address, {})
+            if one.shape[0] in others:
+                refuse(f"inject[{index}].header", one.shape[0], f"one value for a header of {one.host}")
+            if any(allowed != one.allowed for allowed in others.values()):
+                refuse(f"inject[{index}].allowed", one.allowed, f"the same for all headers of {one.host}")
+            others[one.shape[0]] = one.allowed
+            if one.secret in (*self.env, *self.secrets, *self.optional_secrets):
+                allowed = "a variable that is not given to the agent by env, secrets or optional_secrets as well"
+                refuse(f"inject[{index}].secret", one.secret, allowed)
 
     def _check_carried(self) -> None:
         """Refuse what a carried workspace can not be combined with."""
@@ -404,10 +395,8 @@ class ContainerConfig:
         for field in ("volumes", "tmpfs"):
             for index, value in enumerate(getattr(self, field)):
                 if f"{value.target}/".startswith(f"{paths.WORKSPACE}/"):
-                    allowed = (
-                        f'a path that is not below {paths.WORKSPACE}, all of which is carried; or workspace_mode = "rw"'
-                    )
-                    refuse(f"{field}[{index}]", value.target, allowed)
+                    allowed = f"a path that is not below {paths.WORKSPACE}, all of which is carried"
+                    refuse(f"{field}[{index}]", value.target, f'{allowed}; or workspace_mode = "rw"')
 
     @property
     def uid_gid(self) -> tuple[int, int] | None:

@@ -32,12 +32,12 @@ def _names(kind: type[attrs.AttrsInstance], *without: str) -> tuple[str, ...]:
 
 BOX: Final = _names(ContainerConfig)
 AGENT: Final = _names(Agent, "name", "workspace")
-REQUEST: Final = _names(ExecuteOptions, "prompt", "agent", "resume", "fork", "session_id")
+REQUEST: Final = _names(ExecuteOptions, "prompt", "agent", "resume", "fork", "from_run", "session_id")
 RECORDS: Final[Mapping[str, str]] = {f"records_{name}": name for name in _names(RecordLimits)}
 """The fields of `RecordLimits`, by what they are called here."""
 
-FIELDS: Final = (*BOX, "command", *AGENT, *REQUEST, "records", *RECORDS)
-"""Everything that can be configured; "command" is what runs instead of claude."""
+FIELDS: Final = (*BOX, "agent_kind", "command", *AGENT, *REQUEST, "records", *RECORDS)
+"""Everything that can be configured; "agent_kind" says which agent runs, and "command" what runs instead of one."""
 
 OWNERS: Final[Mapping[str, tuple[Any, str]]] = {
     **{name: (ContainerConfig, name) for name in BOX},
@@ -45,11 +45,12 @@ OWNERS: Final[Mapping[str, tuple[Any, str]]] = {
     **{name: (ExecuteOptions, name) for name in REQUEST},
     **{name: (RecordLimits, field) for name, field in RECORDS.items()},
 }
-"""The class that each of `FIELDS` is of, but "command" and "records", and what it is called there."""
+"""The class that each of `FIELDS` is of, but "agent_kind", "command" and "records", and what it is called there."""
 
 _TYPES: Final = {kind: typing.get_type_hints(kind) for kind in _NEEDED}
 HINTS: Final[Mapping[str, Any]] = {
     **{name: _TYPES[kind][field] for name, (kind, field) in OWNERS.items()},
+    "agent_kind": str,
     "command": str,
     "records": bool,
 }
@@ -72,6 +73,8 @@ def parse(name: str, given: object, source: str) -> Any:
 
 
 def _parse(name: str, value: Any) -> Any:
+    if name == "agent_kind":
+        return value if isinstance(value, str) and value else refuse(name, value, "the name of an agent, as codex")
     if name == "command":
         return value if isinstance(value, str) and value.strip() else refuse(name, value, "a command, as in a shell")
     if name in ("records", "include_partial_messages", "wait_for_login"):
@@ -105,8 +108,9 @@ def from_text(name: str, given: object) -> object:
 
 @functools.cache
 def defaults() -> Mapping[str, Any]:
-    """The value of each of `FIELDS` that nobody set. There is no image, and no command but claude."""
-    return {**{name: _made(name) for name in OWNERS}, "image": None, "command": None, "records": True}
+    """The value of each of `FIELDS` that nobody set. There is no image, and no command: claude runs."""
+    others = {"image": None, "agent_kind": "claude", "command": None, "records": True}
+    return {**{name: _made(name) for name in OWNERS}, **others}
 
 
 def flag(name: str) -> str:

@@ -9,7 +9,8 @@ from typing import Final, NoReturn
 from container_runner.config.laws import NOT_SHOWN, refuse
 
 ELSEWHERE: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("add_dir", "add_dirs", "binds", "mount", "mounts", "volume"), "volumes"),
+    **dict.fromkeys(("binds", "mount", "mounts", "volume"), "volumes"),
+    "add_dir": "add_dirs",
     **dict.fromkeys(("cli_path", "entrypoint"), "command"),
     "continue_conversation": "--continue on the command line",
     "resume": "--resume on the command line",
@@ -28,10 +29,12 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "environment": "env, or secrets for names alone",
     "env_file": "secrets, which takes names and reads the values from your environment",
     "fork_session": "--fork on the command line",
+    **dict.fromkeys(("dns", "hostname", "platform"), "extra_args, which passes on an option of the engine's"),
     "host_config": "the field for what it sets (network, shm_size, ulimits, devices, add_host, gpus), or extra_args",
     "init": "nothing: there is always one",
+    "input_format": "nothing: a prompt is text; the command chat takes one after another",
     **dict.fromkeys(("i", "it", "t", "interactive", "tty"), "nothing: a run asks nothing; see the command shell"),
-    "m": "memory, or model",
+    "m": "memory, or --model",
     "max_concurrent": "--jobs of `container-runner batch`",
     "mem_limit": "memory",
     "memory_swap": "memory: swap is off, so it is the limit of both",
@@ -47,9 +50,11 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "restart": "nothing: a container lives for its runs",
     "rm": "ephemeral",
     "runtime": "command, or nothing for claude",
+    "settings": "setting_sources, or --arg for a flag of the agent's own",
     "security_opt": "extra_args, if it must be: no-new-privileges is always set",
     "system_prompt_append": "append_system_prompt",
     "working_limit": "timeout",
+    **dict.fromkeys(("full_auto", "y", "yes", "yolo"), "nothing: nothing asks here, and an agent's limit is the box"),
 }
 """What other tools' keys are called here."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import attrs
@@ -41,12 +42,12 @@ Test = Callable[[Any], object]
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
-def law(allowed: str, test: Test) -> Validator:
-    """A validator that refuses what does not pass *test*."""
+def law(allowed: str, test: Test, show: Callable[[object], object] = lambda value: value) -> Validator:
+    """A validator that refuses what does not pass *test*, showing `show(value)` of it."""
 
     def validate(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         if not test(value):
-            refuse(attribute.name, value, allowed)
+            refuse(attribute.name, show(value), allowed)
 
     return validate
 
@@ -87,6 +88,18 @@ def whole(low: int, high: int) -> Validator:
 
 def one_of(*choices: str) -> Validator:
     return law(" or ".join(choices), lambda value: isinstance(value, str) and value in choices)
+
+
+def frozen(value: Mapping[str, str]) -> Mapping[str, str]:
+    """The same, which nobody can change; a converter for fields."""
+    if not isinstance(value, Mapping):
+        return value  # the validator refuses it
+    return MappingProxyType(dict(value))
+
+
+def strings(value: Sequence[str]) -> tuple[str, ...]:
+    """A converter that takes a list as well; what is none is for `each` to refuse."""
+    return tuple(value) if isinstance(value, list) else value  # type: ignore[return-value]  # see above
 
 
 boolean = law("true or false", lambda value: isinstance(value, bool))
@@ -144,3 +157,89 @@ def is_ignore_pattern(value: Any) -> bool:
 
 def is_history(value: object) -> bool:
     return value == "all" or (type(value) is int and 0 <= value <= 2**31 - 1)
+
+
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+is_image = pattern(
+    r"(?:(?:[A-Za-z0-9]+(?:[.-]+[A-Za-z0-9]+)*|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?/)?"  # registry
+    rf"{_PART}(?:/{_PART})*"  # name
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"  # tag
+    r"(?:@[A-Za-z][A-Za-z0-9]*(?:[+._-][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,128})?",  # digest
+    longest=512,
+)
+
+
+def is_engine(value: Any) -> bool:
+    return bool(is_line(value)) and not value.startswith("-") and value == value.strip()
+
+
+is_gpus = pattern(r"all|[1-9][0-9]{0,2}|device=[A-Za-z0-9_./:-]+(?:,[A-Za-z0-9_./:-]+)*")
+
+
+def is_cpus(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.01 <= value <= 10_000
+
+
+_looks_like_user = pattern(r"[1-9][0-9]{0,9}(?::(?:0|[1-9][0-9]{0,9}))?")
+_LARGEST_ID = 2**31 - 1  # the engines refuse more
+
+
+def is_user(value: Any) -> bool:
+    if not _looks_like_user(value):
+        return bool(value == "root")
+    return all(int(number) <= _LARGEST_ID for number in value.split(":"))
+
+
+_looks_like_ulimit = pattern(
+    r"(?:cpu|data|fsize|locks|memlock|msgqueue|nice|nofile|nproc|rss|rtprio|rttime|sigpending|stack)"
+    r"=(?:-1|[0-9]{1,18})(?::(?:-1|[0-9]{1,18}))?"
+)
+
+
+def is_ulimit(value: Any) -> bool:
+    if not _looks_like_ulimit(value):
+        return False
+    soft, _, hard = value.partition("=")[2].partition(":")
+    return hard in {"", "-1"} or (soft != "-1" and int(soft) <= int(hard))
+
+
+def is_host_entry(value: Any) -> bool:
+    name, _, address = value.partition(":") if isinstance(value, str) else ("", "", "")
+    return bool(is_name(name)) and (address == "host-gateway" or is_address(address))
+
+
+_looks_like_device = pattern(r"/dev/[A-Za-z0-9_.+/-]+(?::/dev/[A-Za-z0-9_.+/-]+(?::[rwm]{1,3})?)?")
+
+
+def is_device(value: Any) -> bool:
+    return bool(_looks_like_device(value)) and ".." not in value
+
+
+LABEL_PREFIX = "container-runner."
+"""The labels that belong to us: they say which containers are ours, and whose."""
+
+
+def valid_env(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, Mapping):
+        refuse(attribute.name, NOT_SHOWN, 'a table of NAME = "value"')
+    for name, text in value.items():
+        if not is_variable(name):
+            shown = name.partition("=")[0] if isinstance(name, str) else name
+            refuse(attribute.name, shown, "names of letters, digits and _ that do not start with a digit")
+        if not is_text(text):
+            refuse(f"{attribute.name}.{name}", NOT_SHOWN, "a string of Unicode text without NUL")
+
+
+_is_label_key = pattern(r"[A-Za-z0-9_.-]+", longest=255)
+_is_label_value = pattern(r"[A-Za-z0-9_.-]*")
+
+
+def valid_labels(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, Mapping):
+        refuse(attribute.name, value, 'a table of key = "value"')
+    for key, text in value.items():
+        if not _is_label_key(key) or key.startswith(LABEL_PREFIX):
+            allowed = f"keys of letters, digits, _ . and -; those that start with {LABEL_PREFIX} are ours"
+            refuse(attribute.name, key, allowed)
+        if not _is_label_value(text):
+            refuse(f"{attribute.name}.{key}", text, "a string of letters, digits, _ . and -")

@@ -17,6 +17,9 @@ over a folder of the image the folder's own owner and mode would win."""
 SESSIONS: Final = f"{ROOT}/sessions"
 """Where the agent's sessions folder is mounted."""
 
+PYTHON: Final = f"{ROOT}/python"
+"""Below it the folders are mounted from which a runtime written in Python may import."""
+
 WORKSPACE: Final = "/workspace"
 """Where the workspace is mounted, and where the agent starts."""
 

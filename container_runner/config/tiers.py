@@ -13,7 +13,6 @@ import os
 import re
 import typing
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -38,7 +37,8 @@ PREFIX: Final = "CONTAINER_RUNNER_"
 
 
 BUILT: Final = "built-image"
-"""The file beside the operator's that names the image which was built last. Every other source wins over it."""
+"""The file beside the operator's that names the image with claude which was built last; each other agent has one with
+its name at the end. Every other source wins over it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -64,8 +64,13 @@ class Effective:
         return ContainerConfig(**{name: self.settings[name].value for name in fields.BOX})
 
     @property
+    def agent_kind(self) -> str:
+        """Which agent runs."""
+        return str(self.settings["agent_kind"].value)
+
+    @property
     def command(self) -> str | None:
-        """The command that runs instead of claude."""
+        """The command that runs instead of an agent."""
         value: str | None = self.settings["command"].value
         return value
 
@@ -128,7 +133,6 @@ def effective(
     """
     operator = default_file() if file is None else expanded(file, "config").absolute()
     tiers = [
-        *_built_tiers(operator.with_name(BUILT), workspace),
         *_operator_tiers(operator, agent, profile, workspace, is_required=file is not None),
         *_environment_tiers(os.environ if environ is None else environ),
         *((flag(name), {name: fields.from_text(name, value)}) for name, value in (flags or {}).items()),
@@ -141,6 +145,9 @@ def effective(
                 value = MappingProxyType({**settings[name].value, **value})
                 origin = f"{settings[name].source}, {source}"
             settings[name] = Setting(value, origin)
+    if "image" not in settings:
+        kind = settings["agent_kind"].value if "agent_kind" in settings else fields.defaults()["agent_kind"]
+        settings |= _built(_built_file(operator, kind), workspace)
     box = _checked(settings)
     local = expanded(workspace, "agent.workspace").resolve() / WORKSPACE_FILE
     table = _read_workspace_file(local)
@@ -153,25 +160,34 @@ def effective(
     )
 
 
-def remember_built(image: str, file: Path | None = None) -> None:
+def remember_built(image: str, file: Path | None = None, *, kind: str = "claude") -> None:
     """Make an image the default.
 
     Args:
         file: the operator's file. None: `default_file()`.
+        kind: the agent that is in it, and for which it is the default.
 
     Raises:
         OSError: it can not be written down.
     """
-    built = (default_file() if file is None else file.expanduser().absolute()).with_name(BUILT)
+    built = _built_file(default_file() if file is None else file.expanduser().absolute(), kind)
     built.parent.mkdir(parents=True, exist_ok=True)
     built.write_text(f"{image}\n")
 
 
-def _built_tiers(built: Path, workspace: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _built_file(operator: Path, kind: str) -> Path:
+    """Where the image with an agent of this kind is named."""
+    return operator.with_name(BUILT if kind == "claude" else f"{BUILT}-{re.sub(r'[^a-z0-9]', '', kind)}")
+
+
+def _built(built: Path, workspace: Path) -> dict[str, Setting]:
     if built.is_relative_to(workspace.expanduser().resolve()):
-        return  # the agent can write it
-    with suppress(OSError):
-        yield str(built), {"image": read_regular(built).decode("utf-8", "replace").strip()}
+        return {}  # the agent can write it
+    try:
+        image = read_regular(built).decode("utf-8", "replace").strip()
+    except OSError:
+        return {}
+    return {"image": Setting(fields.parse("image", image, str(built)), str(built))}
 
 
 def _checked(settings: Mapping[str, Setting], last: str | None = None) -> ContainerConfig:
@@ -200,8 +216,9 @@ def _operator_tiers(
             refuse(name, str(file), "a file that can be read", told=told)
     for key in content:
         if key in FIELDS:
-            refuse(key, NOT_SHOWN, f"{key} below [defaults], [agents.NAME] or [profiles.NAME]", source=str(file))
-    said = structured(Tables, content, source=str(file))
+            places = "below [defaults], [agents.NAME] or [profiles.NAME]"
+            refuse(key, NOT_SHOWN, places, source=str(file), told=f"{key} stands {places}, and not at the top")
+    said = structured(Tables, content, source=str(file)) if content else Tables()
     named = [(f"{file} [defaults]", said.defaults)]
     for kind, tables, wanted in (("agents", said.agents, agent), ("profiles", said.profiles, profile)):
         for name, table in tables.items():  # a mistake in the table of another agent is one too

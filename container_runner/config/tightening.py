@@ -29,7 +29,9 @@ TMPFS_SHARE: Final = 4
 
 LABEL_COUNT: Final = 32
 
-_SECRETIVE: Final = frozenset({"env", "secrets", "optional_secrets", "extra_args", "mcp_servers", "args"})
+_SECRETIVE: Final = frozenset(
+    {"env", "secrets", "optional_secrets", "inject", "extra_args", "mcp_servers", "host_mcp_servers", "args"}
+)
 """Fields whose refused value may hold a secret."""
 
 
@@ -62,13 +64,20 @@ def _some_mounts_of(value: tuple[Mount, ...], now: tuple[Mount, ...]) -> bool:
     return all(mount.read_only >= read_only.get((mount.source, mount.target), 2) for mount in value)
 
 
+def _narrower_network(value: str, now: str) -> bool:
+    return value == "none" or (value, now) in {("gateway", "bridge"), ("gateway", "host"), ("bridge", "host")}
+
+
 _MOST: Final = _Rule(lambda value, now: now is None or (value is not None and value <= now), "at most {now}")
 _SUBSET: Final = _Rule(lambda value, now: set(value) <= set(now), "some of {now}")
 _TRUE: Final = _Rule(lambda value, now: value or not now, "true")
 
 TIGHTENING: Final[Mapping[str, _Rule]] = {
     "ephemeral": _TRUE,
-    "network": _Rule(lambda value, now: value == "none" or (value, now) == ("bridge", "host"), '"none"'),
+    "network": _Rule(_narrower_network, '"none", or "gateway" for "bridge"'),
+    "allow_hosts": _SUBSET,
+    "allow_addresses": _SUBSET,
+    "inject": _SUBSET,
     "memory": _MOST,
     "cpu_shares": _MOST,
     "cpus": _MOST,
@@ -81,6 +90,7 @@ TIGHTENING: Final[Mapping[str, _Rule]] = {
     "workspace_mode": _Rule(
         lambda value, now: value == "ro" or (value, now) == ("carried", "rw"), '"ro", or "carried" for "rw"'
     ),
+    "workspace_target": _Rule(lambda value, _: value == "/workspace", '"/workspace"'),
     "carry": _Rule(lambda value, _: value == "stream", '"stream"'),
     "carry_ignored": _SUBSET,
     "history": _Rule(_at_most_history, "at most {now}"),
@@ -110,6 +120,7 @@ _REASONS: Final[Mapping[str, str]] = {
     "ulimits": "the engine's own limits may be lower",
     "gpus": "it opens devices of this machine",
     "extra_args": "they can undo all the rest",
+    "host_mcp_servers": "they are programs of this machine",
     **dict.fromkeys(("records", *RECORDS), "records are how you see what it did"),
 }
 
@@ -196,7 +207,12 @@ def _more_labels(value: Mapping[str, str], box: ContainerConfig, where: str, sou
 def _short(value: object) -> str:
     """A value in an error's words."""
     if isinstance(value, tuple):
-        return f"[{', '.join(str(getattr(item, 'target', getattr(item, 'host_port', item))) for item in value)}]"
+        return f"[{', '.join(str(_called(item)) for item in value)}]"
     if isinstance(value, int) and value >= MIB and value % MIB == 0:
         return f"{value // GIB}g" if value % GIB == 0 else f"{value // MIB}m"
     return str(value)
+
+
+def _called(item: object) -> object:
+    """The part of a value by which people know it."""
+    return next((getattr(item, name) for name in ("target", "host_port", "host") if hasattr(item, name)), item)

@@ -1,4 +1,4 @@
-"""Values in a configuration, and how the text of a person becomes one: mounts, ports, tmpfs."""
+"""Values in a configuration, and how the text of a person becomes one: mounts, ports, tmpfs, secrets to inject."""
 
 from __future__ import annotations
 
@@ -10,7 +10,21 @@ from typing import Any, ClassVar, Literal, Self
 import attrs
 
 from container_runner.config import paths
-from container_runner.config.laws import boolean, is_address, is_line, law, one_of, refuse, whole
+from container_runner.config.hosts import HostRule
+from container_runner.config.laws import (
+    NOT_SHOWN,
+    boolean,
+    each,
+    is_address,
+    is_line,
+    is_variable,
+    law,
+    one_of,
+    pattern,
+    refuse,
+    strings,
+    whole,
+)
 from container_runner.quantities import MIB, parse_size
 
 RESERVED_TARGETS = ("/proc", "/sys", "/dev")
@@ -183,3 +197,85 @@ class Tmpfs:
                 refuse("tmpfs", text, cls.FORMS)
             given[name] = value
         return cls(target, executable="exec" in given, **{k: v for k, v in given.items() if k != "exec"})
+
+
+_is_header = pattern(
+    r"[A-Za-z0-9-]{1,64}(?:: (?=[^{}]*\{\}[^{}]*\Z)[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)?", longest=512
+)
+_is_rule = pattern(r"(?:[A-Z]+|\*) [/*][\x21-\x7e]*", longest=1024)
+
+_OF_THE_MESSAGE = frozenset(
+    (
+        *("accept-encoding", "connection", "content-length", "expect", "host", "keep-alive", "proxy-authenticate"),
+        *("proxy-authorization", "proxy-connection", "range", "te", "trailer", "transfer-encoding", "upgrade"),
+    )
+)
+"""Headers that say what a request is, and where it goes."""
+
+_OWN_PLACES = frozenset({"mcp", "model"})
+"""Names that lead elsewhere at the gateway."""
+
+
+def _is_injectable(value: Any) -> bool:
+    return bool(_is_header(value)) and value.partition(":")[0].lower() not in _OF_THE_MESSAGE
+
+
+def _is_one_host(value: Any) -> bool:
+    rule = HostRule.parse(value) if isinstance(value, str) else None
+    return rule is not None and not rule.below and not value.endswith(":*") and value.lower() not in _OWN_PLACES
+
+
+@attrs.frozen
+class Injection:
+    """A secret that the gateway adds to what is asked of one host: `Injection("api.test", "x-api-key", "TEST_KEY")`.
+
+    The box asks for http://HOST/, and the gateway asks that host by TLS.
+
+    Attributes:
+        host: The host, as "api.example.com" or "api.example.com:8443".
+        header: The header, as "x-api-key", or with its value, in which {} stands for the secret, as "Authorization:
+            Bearer {}".
+        secret: The name of the variable of this process that holds the secret.
+        allowed: What may be asked, as methods and paths: "GET /v1/*". Either may be or hold `*`.
+    """
+
+    FORMS: ClassVar[str] = (
+        '"HOST HEADER SECRET", as "api.example.com Authorization: Bearer {} EXAMPLE_TOKEN", where SECRET is the name'
+        " of a variable; or a table with host, header, secret and allowed"
+    )
+
+    host: str = attrs.field(validator=law("one host, as api.example.com or api.example.com:8443", _is_one_host))
+    header: str = attrs.field(
+        validator=law('a header, as "x-api-key" or "Authorization: Bearer {}"', _is_injectable, lambda _: NOT_SHOWN)
+    )
+    secret: str = attrs.field(
+        validator=law("the name of a variable, without its value", is_variable, lambda _: NOT_SHOWN)
+    )
+    allowed: tuple[str, ...] = attrs.field(
+        default=("* /*",), converter=strings, validator=each('a method and a path, as "GET /v1/*"', _is_rule)
+    )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The injection that "HOST HEADER SECRET" stands for.
+
+        Raises:
+            ConfigError: if it stands for none.
+        """
+        words = text.split(" ") if type(text) is str else []
+        if len(words) < 3 or not is_variable(words[-1]):
+            refuse("inject", NOT_SHOWN, cls.FORMS)  # somebody may have written a value
+        return cls(words[0], " ".join(words[1:-1]), words[-1])
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host's name and port."""
+        rule = HostRule.parse(self.host)
+        assert rule is not None  # noqa: S101  the validator has seen it
+        return rule.host, 443 if rule.ports is None or len(rule.ports) > 1 else next(iter(rule.ports))
+
+    @property
+    def shape(self) -> tuple[str, str]:
+        """The header's name in lower case, and its value with {} for the secret."""
+        name, _, value = self.header.partition(": ")
+        return name.lower(), value or "{}"

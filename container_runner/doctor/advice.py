@@ -136,10 +136,14 @@ def _has_systemd() -> bool:
     return Path("/run/systemd/system").is_dir()
 
 
-def other_image(wanted: str) -> str:
-    """The line that makes an image of ours, with the engine that is *wanted*, and looks at it."""
+def other_image(wanted: str, kind: str = "claude") -> str:
+    """The line that makes an image of ours with an agent, with the engine that is *wanted*, and looks at it."""
     flag = engine_flag(wanted)
-    return f"container-runner image build{flag} && container-runner doctor --image=container-runner/claude{flag}"
+    name, which = ("", "") if kind == "claude" else (f" {kind}", f" --agent-kind={kind}")
+    return (
+        f"container-runner image build{name}{flag} && "
+        f"container-runner doctor --image=container-runner/{kind}{which}{flag}"
+    )
 
 
 def as_root(*commands: str) -> str:

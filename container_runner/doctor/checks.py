@@ -152,7 +152,9 @@ def without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
     """The check for a daemon that does not answer, or not us."""
     fix = error.next_step
     environ = host_environment()
-    if isinstance(error, EnginePermissionError):
+    if fix != error.advice:
+        pass  # it is not the usual, and says what it is, such as certificates
+    elif isinstance(error, EnginePermissionError):
         host = environ.get("DOCKER_HOST", "")
         socket = host.removeprefix("unix://") if host.startswith("unix://") else "/var/run/docker.sock"
         fix = advice.join_the_group(Path(socket))
@@ -177,9 +179,11 @@ def without_daemon(error: ContainerRunnerError, engine: Engine) -> Check:
 
 def check_daemon(engine: Engine, info: Mapping[str, Any]) -> Check:
     """That there is a daemon, or that none is needed."""
+    at = f", at {engine.endpoint}" if engine.endpoint else ""
     if engine.dialect.name == "podman":
-        return passed("daemon", "podman needs none")
-    return passed("daemon", f"Docker Engine {info.get('ServerVersion', '?')} on {info.get('OperatingSystem', '?')}")
+        return passed("daemon", f"podman {_at(info, 'version', 'Version')}{at}" if at else "podman needs none")
+    version, system = info.get("ServerVersion", "?"), info.get("OperatingSystem", "?")
+    return passed("daemon", f"Docker Engine {version} on {system}{at}")
 
 
 def check_rootless(engine: Engine, info: Mapping[str, Any]) -> Check:

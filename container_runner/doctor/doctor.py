@@ -18,6 +18,7 @@ from container_runner.box.environment import host_environment
 from container_runner.doctor import checks
 from container_runner.doctor.checks import NAMES, Check
 from container_runner.doctor.inside import check_inside, look_inside
+from container_runner.doctor.reach import check_reach, login_host
 from container_runner.engine.engine import Engine
 from container_runner.engine.failures import classify
 from container_runner.errors import ConfigError, ContainerRunnerError, EngineError, EngineNotFoundError
@@ -98,8 +99,11 @@ async def _examine(prepare: Prepare, wanted: str) -> AsyncGenerator[Check, None]
         yield failed
         yield checks.check_limits(engine, info, None, {})
         return
+    plan = runner.plan(options)
+    login = login_host(runner.runtime.command(options, contained=True).credentials, plan)
+    reach = plan.gateway if runner.config.network == "gateway" else None  # for tools alone there may be one, too
     for check in check_inside(runner, options, engine, info, inside):
-        yield check
+        yield await check_reach(reach, login) if check.name == "network" and reach is not None else check
     yield checks.check_limits(engine, info, runner.config, inside)
 
 

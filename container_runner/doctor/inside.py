@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import attrs
 
-from container_runner.agents import ClaudeRuntime, Command, CommandLineRuntime
+from container_runner.agents import AgentRuntime, Command, CommandLineRuntime
 from container_runner.box import script
 from container_runner.box.mounts import EMPTY, sessions_folder
 from container_runner.box.user import User
@@ -22,6 +22,7 @@ from container_runner.engine.engine import Engine
 from container_runner.options import ExecuteOptions
 from container_runner.runner import ContainerRunner
 from container_runner.stream.messages import ErrorMessage, OutputLine
+from container_runner.workspace.changes import Changes
 
 PROBE_TIMEOUT: Final = 60.0
 """Seconds that the script in the box may take, the agent's `--version` included."""
@@ -35,13 +36,17 @@ try() {{
 }}
 get() {{ for file in $2; do [ ! -r "$file" ] || {{ read -r value <"$file"; say "$1" "$value"; return; }}; done; }}
 while read -r key value rest; do
+  [ "$key" != Uid: ] || uid=$value
   case $key in Uid: | CapBnd: | NoNewPrivs: | Seccomp:) say "${{key%:}}" "$value" ;; esac
 done </proc/self/status
+name=
+while IFS=: read -r user mark number rest; do [ "$number" != "$uid" ] || name=$user; done </etc/passwd 2>/dev/null
+[ -n "$name" ] || say nameless yes
 if true </proc/1/environ; then say sealed no; else say sealed yes; fi 2>/dev/null
 try root /
 try tmp /tmp
 try home "$HOME"
-try workspace {paths.WORKSPACE}
+try workspace .
 try sessions {paths.SESSIONS}
 cgroup=/sys/fs/cgroup
 get memory "$cgroup/memory.max $cgroup/memory/memory.limit_in_bytes"
@@ -60,16 +65,23 @@ exit 0
 """What stands where the agent would: `sh -c PROBE sh PROGRAM MODE`. It prints lines of a name, a tab and a value."""
 
 
+ELSEWHERE = "elsewhere"
+"""The name under which we add that the engine does not see this machine's files."""
+
+
 class _Probe(CommandLineRuntime):
     """A runtime that is given all that another one's agent would be, and runs `PROBE` instead of it."""
 
     def __init__(self, runtime: CommandLineRuntime) -> None:
         self._runtime = runtime
 
+    def with_words(self, options: ExecuteOptions, words: str) -> ExecuteOptions:
+        return self._runtime.with_words(options, words)
+
     def command(self, options: ExecuteOptions, *, contained: bool) -> Command:
         command = self._runtime.command(options, contained=contained)
-        # Only of claude do we know that --version does nothing else.
-        mode = "version" if isinstance(self._runtime, ClaudeRuntime) else "-"
+        # Only of the agents that we know do we know that --version does nothing else.
+        mode = "version" if isinstance(self._runtime, AgentRuntime) else "-"
         return attrs.evolve(command, argv=("sh", "-c", PROBE, "sh", command.argv[0], mode), stdin=b"")
 
 
@@ -88,14 +100,19 @@ async def look_inside(
     said: dict[str, tuple[str, ...]] = {}
     failure: ErrorMessage | None = None
     probe = ContainerRunner(_Probe(runner.runtime), config, runner.state_dir, records=False)
+    came: list[Changes | None] = []
     try:
-        async with aclosing(probe.execute(options)) as messages:
+        async with aclosing(probe.execute(options, on_end=lambda _, changes: came.append(changes))) as messages:
             async for message in messages:
                 if isinstance(message, OutputLine):
                     name, _, value = message.text.partition("\t")
                     said[name] = (*said.get(name, ()), value)
                 elif isinstance(message, ErrorMessage):
                     failure = message
+        for changes in filter(None, came):
+            await changes.discard()
+        if failure is None and probe.plan(options).mounted.sent:
+            said[ELSEWHERE] = ("yes",)
     finally:
         for folder in sorted(_folders(runner, options) - before, reverse=True):
             with suppress(OSError):  # something else is in it by now
@@ -126,10 +143,17 @@ def check_inside(
 
     yield _box(config, one)
     yield passed("tools", f"sh, {', '.join(script.TOOLS)}")
-    yield _agent(config, program, one)
+    runtime = runner.runtime
+    yield _agent(config, program, one, runtime.kind if isinstance(runtime, AgentRuntime) else "claude")
     agent = options.agent
     folder = None if agent.workspace is None else Path(agent.workspace).expanduser().resolve()
     user = User.of(config, folder)
+    if one(ELSEWHERE):
+        found = "a copy, whose work comes back to be applied: the engine does not see this machine's files"
+        yield passed("workspace", found if folder is not None else "a scratch folder")
+        yield passed("sessions", "sent there and fetched from there")
+        yield _network(runner, engine, said.get("network", ()))
+        return
     if config.workspace_mode == "ro":
         yield passed("workspace", "read-only, as configured")
     else:
@@ -158,16 +182,20 @@ def _box(config: ContainerConfig, one: Callable[[str], str]) -> Check:
         if one(name) != "yes":
             found = f"the agent can not write its {place}"
             return Check(name="box", status="fail", found=found, fix=advice.other_image(config.engine))
+    if one("nameless"):
+        found = f"uid {one('Uid')} has no name in the image, so ssh and whoami fail there"
+        fix = "container-runner image build    # its images have names for the usual ones"
+        return Check(name="box", status="warn", found=found, fix=fix)
     return passed("box", f"uid {one('Uid')}, no capabilities, no new privileges, system calls filtered")
 
 
-def _agent(config: ContainerConfig, program: str, one: Callable[[str], str]) -> Check:
+def _agent(config: ContainerConfig, program: str, one: Callable[[str], str], kind: str) -> Check:
     if not one("agent"):
         found = f"there is no {program!r} in the image {config.image}"
-        return Check(name="agent", status="fail", found=found, fix=advice.other_image(config.engine))
+        return Check(name="agent", status="fail", found=found, fix=advice.other_image(config.engine, kind))
     if one("code") not in ("", "0"):
         found = f"{one('agent')} --version fails with code {one('code')}: {one('version')}"
-        return Check(name="agent", status="fail", found=found, fix=advice.other_image(config.engine))
+        return Check(name="agent", status="fail", found=found, fix=advice.other_image(config.engine, kind))
     version = f", {one('version')}" if one("version") else ""
     return passed("agent", f"{one('agent')}{version}")
 
@@ -187,7 +215,7 @@ def _writable(
 def _network(runner: ContainerRunner, engine: Engine, interfaces: Sequence[str]) -> Check:
     wanted, others = runner.config.network, [name for name in interfaces if name != "lo"]
     if wanted == "none":
-        if isinstance(runner.runtime, ClaudeRuntime):
+        if isinstance(runner.runtime, AgentRuntime):
             found = "none, as configured: an agent that asks a model on the internet will fail"
             return Check(name="network", status="warn", found=found, fix="container-runner run --network=bridge …")
         return passed("network", "none, as configured")

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import anyio
 import anyio.lowlevel
@@ -20,12 +20,15 @@ import orjson
 from container_runner.box import argv
 from container_runner.box.argv import DOCKER, PODMAN, PODMAN_ROOTLESS, Dialect
 from container_runner.box.environment import ENGINE_VARIABLE, client_environment
+from container_runner.box.plan import Plan
+from container_runner.engine.endpoint import docker_endpoint, podman_endpoint
 from container_runner.engine.failures import classify, spawn_error
 from container_runner.errors import ContainerGoneError, EngineError, EngineNotFoundError
 from container_runner.stream import command as commands
+from container_runner.stream.beat import BeatingProcess
 from container_runner.stream.command import Completed
 from container_runner.stream.pipe import Pipe, open_pipe
-from container_runner.stream.process import TERM_GRACE, Process
+from container_runner.stream.process import EXIT_GRACE, TERM_GRACE, Process
 
 CONTROL_TIMEOUT: Final = 30.0
 """Seconds that a control command may take. A stopped daemon would let it hang for ever."""
@@ -84,6 +87,14 @@ class ContainerInfo:
         )
 
 
+class Line(Protocol):
+    """What carries the socket of an engine elsewhere to this machine: a `Tunnel`."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it does."""
+
+
 @attrs.frozen(kw_only=True)
 class Engine:
     """A docker or podman command line, and what is special about it."""
@@ -99,8 +110,17 @@ class Engine:
     version: str = ""
     """The client's version, "" if it was not asked."""
 
+    endpoint: str = ""
+    """The address that the client speaks to, for people; "" for the default, this machine's own."""
+
+    sees_files: bool = True
+    """Whether it sees this machine's files, as far as is known: False once a run has proved that it does not."""
+
     graph_root: str = ""
     """Where podman keeps its containers on this machine; "" for docker, for one elsewhere, or if it was not asked."""
+
+    tunnel: Line | None = attrs.field(default=None, eq=False, repr=False)
+    """What carries its socket here: it is open as long as anybody holds this engine."""
 
     @classmethod
     def guess(cls, wanted: str, environ: Mapping[str, str]) -> Self:
@@ -121,7 +141,8 @@ class Engine:
         dialect = (PODMAN if os.geteuid() == 0 else PODMAN_ROOTLESS) if podman else DOCKER
         if os.sep in binary:
             binary = str(Path(binary).absolute())  # not all commands are called in the current folder
-        return cls(binary=binary, dialect=dialect, environ=client_environment(environ))
+        endpoint = podman_endpoint(environ) if podman else docker_endpoint(environ)
+        return cls(binary=binary, dialect=dialect, environ=client_environment(environ), endpoint=endpoint)
 
     @classmethod
     async def probe(cls, wanted: str, environ: Mapping[str, str]) -> Self:
@@ -152,12 +173,18 @@ class Engine:
                 raise
             # It is docker's client after all, whatever its name or the script around it made one think.
             version = await guess.ask("--version")
-            return attrs.evolve(guess, dialect=DOCKER, version=_version(version))
+            return attrs.evolve(guess, dialect=DOCKER, version=_version(version), endpoint=docker_endpoint(environ))
         remote, rootless, version, graph_root = [*answer.split(" ", 3), "", "", ""][:4]
         dialect = PODMAN_ROOTLESS if rootless == "true" else PODMAN
+        endpoint = podman_endpoint(environ)
         if remote != "false":
             graph_root = ""  # another machine's: the same path here holds containers that it knows nothing of
-        return attrs.evolve(guess, dialect=dialect, version=_version(version), graph_root=graph_root)
+            endpoint = endpoint or "podman's default connection"
+        return attrs.evolve(guess, dialect=dialect, version=_version(version), graph_root=graph_root, endpoint=endpoint)
+
+    def made(self, plan: Plan) -> bool:
+        """Whether *plan* is one for this very engine."""
+        return (plan.run[0], plan.dialect, plan.endpoint) == (self.binary, self.dialect, self.endpoint)
 
     async def run(self, command: Sequence[str], *, timeout: float = CONTROL_TIMEOUT, check: bool = True) -> Completed:
         """Run one of argv.py's commands to its end.
@@ -202,7 +229,8 @@ class Engine:
             EngineError: the program can not be started.
         """
         try:
-            return await Process.start(
+            kind = Process if self.sees_files else BeatingProcess
+            return await kind.start(
                 command,
                 env=self.environ,
                 cwd=self._run_place if command[1] == "run" else None,
@@ -217,7 +245,11 @@ class Engine:
 
     @asynccontextmanager
     async def pipe(
-        self, command: Sequence[str], stdin: bytes | AsyncIterable[bytes] | None = b""
+        self,
+        command: Sequence[str],
+        stdin: bytes | AsyncIterable[bytes] | None = b"",
+        *,
+        patience: float | None = None,
     ) -> AsyncIterator[Pipe]:
         """Start a command that bytes run through, see `open_pipe`. Who leaves the block before its end, ends it.
 
@@ -225,9 +257,11 @@ class Engine:
             ConfigError: its arguments are too long.
             EngineError: the program can not be started.
         """
-        cwd = self._run_place if command[1] == "run" else None
+        is_run = command[1] == "run"
+        grace = TERM_GRACE if is_run else EXIT_GRACE  # a `run` that is killed at once leaks, and an exec hears no TERM
+        cwd = self._run_place if is_run else None
         async with AsyncExitStack() as stack:
-            opened = open_pipe(command, env=self.environ, cwd=cwd, stdin=stdin, grace=TERM_GRACE)
+            opened = open_pipe(command, env=self.environ, cwd=cwd, stdin=stdin, grace=grace, patience=patience)
             try:
                 pipe = await stack.enter_async_context(opened)
             except OSError as error:
@@ -246,6 +280,17 @@ class Engine:
             return False
         command = argv.events_argv(self.binary, name=name, event="oom", since=since, until=time.time())
         return bool((await self.run(command)).stdout.strip())
+
+    async def architectures(self, image: str) -> tuple[str, str]:
+        """Which CPU an image is for, and which the engine's machine has, as "amd64".
+
+        Raises:
+            EngineError: it does not tell.
+        """
+        theirs = await self.ask("image", "inspect", "--format={{.Architecture}}", "--", image)
+        if self.dialect.name == "docker":
+            return theirs, await self.ask("version", "--format={{.Server.Arch}}")
+        return theirs, await self.ask("info", "--format={{.Host.Arch}}")
 
     async def find(self, labels: Mapping[str, str]) -> list[str]:
         """The ids of all containers that carry every one of *labels*; the value "" stands for any."""

@@ -11,6 +11,7 @@ from typing import Final
 from container_runner.box.guest import Report
 from container_runner.box.plan import Plan
 from container_runner.errors import (
+    CheckFailedError,
     CommandNotExecutableError,
     CommandNotFoundError,
     ConfigError,
@@ -30,13 +31,23 @@ from container_runner.errors import (
     NetworkNotFoundError,
     PortError,
     PullFailedError,
+    SetupFailedError,
 )
 from container_runner.stream.command import Completed
+
+NO_SOURCE: Final = "A folder to mount does not exist."
+_MISSED: Final = re.compile(r"(?:path does not exist: |statfs )(?P<path>/.*?)(?:\.?$|: no such)", re.MULTILINE)
+OTHER_FILES: Final = "The engine does not see this machine's files: it mounts folders of its own."
+
+_CERTIFICATES: Final = (
+    "Set DOCKER_TLS_VERIFY=1, and DOCKER_CERT_PATH to the folder with ca.pem, cert.pem and key.pem for this engine."
+)
 
 _FAILURES: Final[tuple[tuple[str, type[EngineError], str] | tuple[str, type[EngineError], str, str], ...]] = (
     (r"no space left on device|disk quota exceeded|not enough free space|ENOSPC", DiskFullError,
      "There is no room left on the engine's disk."),
-    (r'context "(?P<name>[^"]*)"[^\n]* not found', EngineUnreachableError, "There is no docker context {name}.",
+    (r'context "(?P<name>[^"]*)"[^\n]* (?:not found|does not exist)', EngineUnreachableError,
+     "There is no docker context {name}.",
      "See those that there are with `docker context ls`, and set DOCKER_CONTEXT to one of them or to nothing."),
     (r"client version \S+ is too (?:old|new)|(?:Minimum|Maximum) supported API version", EngineUnreachableError,
      "The engine's client is too old or too new for its daemon.", "Update the older of the two."),
@@ -71,6 +82,13 @@ _FAILURES: Final[tuple[tuple[str, type[EngineError], str] | tuple[str, type[Engi
      "The engine may not set a limit of --ulimit.", "Ask for less: a rootless engine can only lower them."),
     (r"permission denied while trying to connect|dial unix [^\n]*permission denied", EnginePermissionError,
      "You may not speak to the engine's daemon."),
+    (r"HTTP request to an HTTPS server", EngineUnreachableError, "The engine's daemon wants TLS.", _CERTIFICATES),
+    (r"\(--tlsverify\) enabled|tls: bad certificate|tls: certificate required", EnginePermissionError,
+     "The engine's daemon does not take this certificate.", _CERTIFICATES),
+    (r"error during connect[^\n]*x509: ", EngineUnreachableError, "The engine's certificate is not trusted.",
+     _CERTIFICATES),
+    (r"unable to resolve docker endpoint", EngineUnreachableError, "docker does not know how to reach its daemon.",
+     "Look at DOCKER_HOST, DOCKER_CONTEXT, `docker context ls` and DOCKER_CERT_PATH."),
     (r"Cannot connect to the Docker daemon|failed to connect to the docker API|error during connect"
      r"|unable to connect to Podman|Cannot connect to Podman|dial unix [^\n]*(no such file|connection refused)",
      EngineUnreachableError, "The engine's daemon does not answer."),
@@ -78,7 +96,7 @@ _FAILURES: Final[tuple[tuple[str, type[EngineError], str] | tuple[str, type[Engi
      r" registry|error pulling image", PullFailedError, "The image could not be pulled."),
     (r"No such image|image not known", ImageNotFoundError, "The image is not on this machine."),
     (r"is already in use by", NameTakenError, "A container with this name exists already."),
-    (r"bind source path does not exist|statfs [^\n]*no such file", MountError, "A folder to mount does not exist."),
+    (r"bind source path does not exist|statfs [^\n]*no such file", MountError, NO_SOURCE),
     (r"(?:unable to find )?network (?:with name or ID )?(?P<name>[^\s:]+)(?:: network)? not found"
      r"|network [^\n]* not found|unable to find network", NetworkNotFoundError, "The network {name} does not exist."),
     (r"cannot expose privileged port (?P<name>\d+)", PortError,
@@ -121,6 +139,14 @@ def classify(done: Completed, verb: str) -> EngineError:
     return EngineError(message, exit_code=done.returncode, stderr=_relevant(said))
 
 
+def sees_other_files(error: EngineError) -> bool:
+    """Whether an engine that could not start a container mounts another machine's files: what it misses is here."""
+    if not isinstance(error, MountError):
+        return False
+    missed = _MISSED.search(error.stderr) if error.message == NO_SOURCE else None
+    return error.message == OTHER_FILES or (missed is not None and os.path.lexists(missed["path"]))
+
+
 def spawn_error(command: Sequence[str], error: OSError) -> EngineError | ConfigError:
     """The error for a client that could not even be started."""
     if error.errno == errno.E2BIG:
@@ -145,13 +171,20 @@ def _relevant(said: str) -> str:
     return "\n".join(line for line in lines if not re.fullmatch("[0-9a-f]{64}", line.strip()))[-4096:]
 
 
-def refused(report: Report, plan: Plan, exit_code: int, stderr: str) -> ContainerRunnerError:
-    """The error for what our script in the container said instead of starting the agent."""
+def refused(
+    report: Report, plan: Plan, exit_code: int, stderr: str, *, for_missing: str | None = None
+) -> ContainerRunnerError:
+    """The error for what our script in the container said instead of starting the agent.
+
+    Args:
+        for_missing: what to do about an agent that is not in the image; None: what the class advises.
+    """
     image, program, detail = plan.image, plan.program, ", ".join(report.detail)
     kinds: dict[str, tuple[type[ContainerRunnerError], str]] = {
         "missing": (ImageUnsuitableError, f"The image {image} lacks {detail}."),
         "other-sh": (ImageUnsuitableError, f"The sh of {image} must be dash, bash or busybox, not ksh or zsh."),
         "unsealed": (ImageUnsuitableError, f"The shell of the image {image} can not be copied to run unread."),
+        "elsewhere": (MountError, OTHER_FILES),
         "mounts": (
             MountError,
             f"What is mounted at {detail or 'a planned place'} is not what was planned: a path was replaced while the "
@@ -160,10 +193,34 @@ def refused(report: Report, plan: Plan, exit_code: int, stderr: str) -> Containe
         "no-command": (CommandNotFoundError, f"There is no {program!r} in the image {image}."),
         "not-executable": (
             CommandNotExecutableError,
-            f"{program!r} in the image {image} can not be run by user {plan.user}.",
+            f"{program!r} in the image {image} can not be run by user {plan.user}"
+            f"{f', who can not reach {detail}' if detail else ''}.",
         ),
         "prompt-lost": (EngineBusyError, "The container has no room for the prompt."),
     }
     kind, message = kinds[report.refusal or ""]
     exit_code = {"no-command": 127, "not-executable": 126}.get(report.refusal or "", exit_code)  # as a shell has it
-    return kind(message, exit_code=exit_code, stderr=stderr)
+    step = None
+    if report.refusal == "no-command":
+        needs_python = program.rpartition("/")[2].startswith("python")
+        python = "Install Python 3.11 or newer in the image, or name another image with --image."
+        step = python if needs_python else for_missing
+    elif report.refusal == "not-executable" and detail:
+        step = "Install it where every user may go, such as /usr/local/bin."
+    return kind(message, next_step=step, exit_code=exit_code, stderr=stderr)
+
+
+STEP_TAIL: Final = 8192
+"""Characters of what a setup or a check has said that an error holds: its end."""
+
+
+def step_failed(report: Report, plan: Plan, stderr: str) -> ContainerRunnerError | None:
+    """What went wrong before or after an agent that has done its work; None if nothing did."""
+    code, tail = report.step_code, stderr[-STEP_TAIL:]
+    if report.step == "setup":
+        return SetupFailedError(f"The setup failed with code {code}.", exit_code=code, stderr=tail)
+    if report.step == "check" and code:
+        return CheckFailedError(f"The check failed with code {code}.", exit_code=code, stderr=tail)
+    if plan.check and report.step is None:
+        return CheckFailedError("The check was not run: the agent was told to end.", exit_code=report.ended)
+    return None

@@ -21,6 +21,7 @@ from typing import Final
 import anyio
 import attrs
 
+from container_runner.agents.packages import PACKAGES, AgentPackage
 from container_runner.box import argv
 from container_runner.box.environment import host_environment
 from container_runner.config.laws import pattern
@@ -43,7 +44,7 @@ __all__ = ["AGENTS", "AgentPackage", "Built", "Recipe", "build", "build_from_scr
 
 CONTAINERFILE: Final = Path(__file__).with_name("Containerfile")
 
-PACKAGES: Final = ("ca-certificates", "git", "procps", "ripgrep")
+DEBIAN: Final = ("ca-certificates", "git", "procps", "ripgrep")
 """Debian packages that every image has: what coding agents call."""
 
 BUILD_TIMEOUT: Final = 1800.0
@@ -63,57 +64,8 @@ Say = Callable[[str], None]
 READ_IT: Final = "Read the lines above; `container-runner image containerfile` shows what was built."
 
 
-@attrs.frozen(kw_only=True)
-class AgentPackage:
-    """An agent as npm has it."""
-
-    package: str
-    """The npm package that `npm install` takes."""
-
-    program: str
-    """The command that it installs."""
-
-    version: str
-    """The version that is installed if no other is asked for: the one that this package was tried with."""
-
-    archive: str
-    """What `npm pack` takes to get the program by itself; {cpu} is x64 or arm64, {version} the version."""
-
-    entry: str
-    """Where the program is in that archive, as a pattern."""
-
-    debian: str = "bookworm"
-    """The Debian release that has what the program needs."""
-
-    needs: tuple[str, ...] = ()
-    """The Debian packages that the program needs beside `PACKAGES`."""
-
-
-AGENTS: Final[Mapping[str, AgentPackage]] = {
-    "claude": AgentPackage(
-        package="@anthropic-ai/claude-code",
-        program="claude",
-        version="2.1.330",
-        archive="@anthropic-ai/claude-code-linux-{cpu}@{version}",
-        entry="package/claude",
-    ),
-    "codex": AgentPackage(
-        package="@openai/codex",
-        program="codex",
-        version="0.169.0",
-        archive="@openai/codex@{version}-linux-{cpu}",
-        entry="package/vendor/*/bin/codex",
-    ),
-    "gemini": AgentPackage(
-        package="@google/gemini-cli",
-        program="gemini",
-        version="0.61.0",
-        archive="@google/gemini-cli@{version}",
-        entry="package/bundle/gemini.js",
-        debian="trixie",  # the first with Node.js 20
-        needs=("nodejs",),
-    ),
-}
+AGENTS: Final = PACKAGES
+"""The agents that an image can have, by their kinds."""
 
 _is_version = pattern(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", longest=128)
 _is_package = pattern(r"[a-z0-9][a-z0-9.+-]*", longest=128)
@@ -187,7 +139,7 @@ async def build(engine: Engine, recipe: Recipe, say: Say) -> Built:
     environ = host_environment()
     arguments = {
         **({"BASE": recipe.base} if recipe.base is not None else {}),
-        "PACKAGES": " ".join((*PACKAGES, *recipe.packages)),
+        "PACKAGES": " ".join((*DEBIAN, *recipe.packages)),
         "AGENT_PACKAGE": recipe.agent.package,
         "AGENT_VERSION": recipe.agent_version,
     }
@@ -262,21 +214,26 @@ async def build_from_scratch(engine: Engine, recipe: Recipe, say: Say) -> Built:
     if cpu is None or platform.system() != "Linux":
         message = "Only Linux on x86_64 or arm64 can make an image from scratch."
         raise ImageUnsuitableError(message, next_step="Build it with a registry, without --from-scratch.")
-    packages = ",".join((*PACKAGES, *agent.needs, *recipe.packages))
+    packages = ",".join((*DEBIAN, *agent.needs, *recipe.packages))
     _check_tools()
     debian = _debian(release, packages)
     source = agent.archive.format(cpu=cpu, version=recipe.agent_version)
     # Not /tmp, which may be memory: it takes 2 GB.
-    with tempfile.TemporaryDirectory(prefix="cr-image-", dir="/var/tmp", ignore_cleanup_errors=True) as name:
-        folder, archive = Path(name), Path(name, "root.tar")
+    with tempfile.TemporaryDirectory(prefix="cr-image-", dir="/var/tmp", ignore_cleanup_errors=True) as made:
+        folder, archive = Path(made), Path(made, "root.tar")
         try:
             say(f"1/4 Debian {release} with {packages}")
             await _stream(debian(folder), say)
             await anyio.to_thread.run_sync(_pack, folder)
-            say(f"2/4 {source} of npm")
-            await _stream(["npm", "pack", "--ignore-scripts", f"--pack-destination={folder}", source], say)
+            node = [] if agent.node is None else [f"node-linux-{cpu}@{agent.node}"]
+            say(f"2/4 {' and '.join([source, *node])} of npm")
+            for name, place in ((source, folder / "agent"), *((name, folder / "node") for name in node)):
+                place.mkdir()
+                await _stream(["npm", "pack", "--ignore-scripts", f"--pack-destination={place}", name], say)
             say(f"3/4 {agent.program} goes into the image")
-            await anyio.to_thread.run_sync(lambda: add_agent(archive, next(folder.glob("*.tgz")), agent))
+            for package in (folder / "node").glob("*.tgz"):
+                await anyio.to_thread.run_sync(add_node, archive, package)
+            await anyio.to_thread.run_sync(add_agent, archive, next((folder / "agent").glob("*.tgz")), agent)
             say(f"4/4 import as {recipe.tag}")
             changes = (f"ENV PATH={PATH}", "USER 1000:1000", "WORKDIR /workspace")
             command = argv.import_argv(engine.binary, tag=recipe.tag, changes=changes)
@@ -287,8 +244,10 @@ async def build_from_scratch(engine: Engine, recipe: Recipe, say: Say) -> Built:
     return await _try(engine, recipe)
 
 
-_USER: Final = "agent:x:1000:1000:agent:/home/agent:/bin/sh"
-"""So that the usual uid has a name, as in the Containerfile."""
+_USERS: Final = "\n".join(
+    f"agent-{uid}:x:{uid}:{uid}:agent:/home/agent:/bin/sh" for uid in (1000, *range(501, 511), *range(1001, 1101))
+)
+"""Names for the usual uids, as the Containerfile gives them."""
 
 _SURPLUS: Final = ("usr/share/doc", "usr/share/locale", "usr/share/man", "var/cache/apt", "var/lib/apt/lists")
 """Folders of a new Debian that nobody misses in a container."""
@@ -326,7 +285,7 @@ def _debian(release: str, packages: str) -> Callable[[Path], list[str]]:
     """How this machine makes a Debian: the command that leaves it as `root.tar` or as `root` in a folder."""
     if shutil.which("mmdebstrap"):
         leave_out = (f"--dpkgopt=path-exclude=/{surplus}/*" for surplus in _SURPLUS[:3])
-        user = f"--customize-hook=echo '{_USER}' >>\"$1/etc/passwd\""
+        user = f'--customize-hook=for user in {" ".join(_USERS.split())}; do echo $user; done >>"$1/etc/passwd"'
         options = ("mmdebstrap", "--variant=minbase", f"--include={packages}", *leave_out, user, release)
         return lambda folder: [*options, str(folder / "root.tar")]
     # What it mounts is gone with it, however it ends.
@@ -343,7 +302,7 @@ def _pack(folder: Path) -> None:
     for surplus in _SURPLUS:
         shutil.rmtree(root / surplus, ignore_errors=True)
     with (root / "etc/passwd").open("a") as users:
-        users.write(f"{_USER}\n")
+        users.write(f"{_USERS}\n")
     with tarfile.open(folder / "root.tar", "w") as tar:
         # The engine makes the devices; a container's are not the image's.
         tar.add(root, ".", filter=lambda member: None if member.ischr() or member.isblk() else member)
@@ -375,6 +334,15 @@ def add_agent(archive: Path, package: Path, agent: AgentPackage) -> None:
     if program is None:
         message = f"{agent.entry} is not in the npm package of {agent.program}."
         raise ImageUnsuitableError(message, next_step="Choose another --agent-version.")
+
+
+def add_node(archive: Path, package: Path) -> None:
+    """Add the Node.js of an npm package to the tar archive of a root folder."""
+    with tarfile.open(archive, "a") as tar, tarfile.open(package) as files:
+        member = files.getmember("package/bin/node")
+        copy = tarfile.TarInfo("usr/local/bin/node")
+        copy.size, copy.mode = member.size, 0o755
+        tar.addfile(copy, files.extractfile(member))
 
 
 async def _stream(

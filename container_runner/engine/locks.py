@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Final
 
 import anyio
 
-from container_runner.errors import StateError
-from container_runner.folders import open_folder
+from container_runner.box.sources import contains
+from container_runner.errors import StateError, WorkspaceBusyError
+from container_runner.folders import open_folder, read_regular
 
 POLL: Final = 0.05
 """Seconds between two tries for a lock that another process holds."""
@@ -21,6 +22,9 @@ POLL: Final = 0.05
 LOCK_TIMEOUT: Final = 180.0
 """Seconds until a lock that others hold is given up. It is longer than anything takes that is done under one: making a
 container whose image is there, or removing one."""
+
+PATIENCE: Final = 30.0
+"""Seconds in which other runs find out that the engine does not see the folder that they mean to write to."""
 
 
 class LockFile:
@@ -94,6 +98,16 @@ class LockFile:
         """Whether somebody has left that word. Only known while we hold the lock."""
         return self._fd is not None and os.fstat(self._fd).st_size > 0
 
+    def write(self, text: str) -> None:
+        """Say something to those who do not get the lock. Raises StateError, and lets go, if it can not be written."""
+        if self._fd is None:
+            return
+        try:
+            os.pwrite(self._fd, os.fsencode(text), 0)
+        except OSError as error:
+            self.release(remove=True)
+            raise StateError(f"The lock {self.path} can not be written: {error.strerror}.") from None
+
     def keep_across_exec(self) -> None:
         """Let the program that this process becomes, by `os.exec`, go on holding the lock."""
         if self._fd is not None:
@@ -121,26 +135,54 @@ class LockFile:
             self.release()
 
 
-async def claim(state_dir: Path, workspace: str, *, carried: bool) -> LockFile:
+async def claim(state_dir: Path, workspace: str, *, carried: bool, patient: bool = False) -> LockFile:
     """Keep runs that write to *workspace* apart from those that carry it, for which it must stand still and be safe.
 
-    Any number of the one sort may be at work at a time. The caller releases what it gets.
+    A folder that it lies in counts as well, and one that lies in it. Any number of runs of the one sort may be at work
+    at a time. The caller releases what it gets, and removes it.
+
+    Args:
+        workspace: its real path.
+        patient: whether to wait `PATIENCE` seconds for those of the other sort.
 
     Raises:
-        StateError: a run of the other sort is at work there.
+        WorkspaceBusyError: a run of the other sort is at work there.
+        StateError: the lock can not be made.
     """
-    digest = hashlib.sha256(workspace.encode("utf-8", "surrogateescape")).hexdigest()[:20]
-    mine, other = (
-        LockFile(state_dir / "locks" / f"workspace.{digest}.{sort}.lock")
-        for sort in (("carried", "rw") if carried else ("rw", "carried"))
-    )
-    await mine.acquire(shared=True)  # before the look, so that of two that come at once one sees the other
-    if other.try_acquire():
-        other.release(remove=True)
-        return mine
-    mine.release()
-    there, here = ("rw", "carried") if carried else ("carried", "rw")
-    raise StateError(
-        f"{workspace} is being worked on by a run with workspace_mode = {there}.",
-        next_step=f"Wait for its end (`container-runner ps`), or type --workspace-mode={there} instead of {here}.",
-    )
+    ends_at = anyio.current_time() + (PATIENCE if patient else 0)
+    while True:
+        try:
+            return await _claim(state_dir, workspace, carried=carried)
+        except WorkspaceBusyError:
+            if anyio.current_time() >= ends_at:
+                raise
+        await anyio.sleep(0.1)
+
+
+async def _claim(state_dir: Path, workspace: str, *, carried: bool) -> LockFile:
+    here, there = ("carried", "rw") if carried else ("rw", "carried")
+    folder = state_dir / "locks"
+    mine = LockFile(folder / f"workspace.{secrets.token_hex(8)}.{here}.lock")
+    await mine.acquire()
+    mine.write(workspace)  # before the look, so that of two that come at once one sees the other
+    for path in folder.glob(f"workspace.*.{there}.lock"):
+        other = _holder(path)
+        if other is not None and (contains(other, Path(workspace)) or contains(Path(workspace), other)):
+            mine.release(remove=True)
+            step = f"Wait for its end (`container-runner ps`), or type --workspace-mode={there} instead of {here}."
+            told = f"{other} is being worked on by a run with workspace_mode = {there}."
+            raise WorkspaceBusyError(told, next_step=step)
+    return mine
+
+
+def _holder(path: Path) -> Path | None:
+    """What is written in a lock that somebody holds; None for one whose holder is dead, which goes."""
+    lock = LockFile(path)
+    try:
+        if lock.try_acquire(shared=True):  # by several at once, and none takes another's look for a run
+            lock.release(remove=lock.try_upgrade())
+            return None
+        said = read_regular(path)
+        return Path(os.fsdecode(said)) if said else None  # one that has not said it yet looks after us
+    except FileNotFoundError:
+        return None

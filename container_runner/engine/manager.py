@@ -23,11 +23,12 @@ import attrs
 from container_runner.box.argv import LABEL
 from container_runner.box.plan import Plan
 from container_runner.box.script import REFUSED
+from container_runner.config import paths
 from container_runner.engine.conmon import end_forgotten, monitored
 from container_runner.engine.engine import PULL_TIMEOUT, ContainerInfo, Engine, start_limiter
 from container_runner.engine.locks import LOCK_TIMEOUT, LockFile
 from container_runner.engine.owner import Owner
-from container_runner.errors import ContainerGoneError, EngineError, StateError
+from container_runner.errors import ContainerGoneError, EngineError, ImageUnsuitableError, StateError
 from container_runner.folders import expanded
 from container_runner.stream.process import TERM_GRACE, Process, settle
 
@@ -50,6 +51,9 @@ DEADLINE_LABEL: Final = f"{LABEL}deadline"
 
 DEADLINE_SLACK: Final = 600
 """Seconds beyond its time limit after which a container of an owner on another machine is nobody's."""
+
+PLACE_LABEL: Final = f"{LABEL}place"
+"""Where the workspace is in the container, if that is not /workspace."""
 
 KIND_LABEL: Final = f"{LABEL}kind"
 """"ephemeral" or "persistent"."""
@@ -269,6 +273,23 @@ class Containers:
         await self.engine.remove(name)
         self._use_lock(name).path.unlink(missing_ok=True)
 
+    async def explained(self, error: EngineError, plan: Plan) -> EngineError:
+        """Why a container ends at once, again and again, if that can be told; else the *error* that says so.
+
+        The image of a kept one may be for another CPU: what the kernel says of that goes with the container.
+        """
+        if plan.ephemeral or not isinstance(error, ContainerGoneError):
+            return error
+        try:
+            theirs, own = await self.engine.architectures(plan.image)
+        except EngineError:
+            return error
+        if theirs == own:
+            return error
+        message = f"The image {plan.image} is for another CPU, {theirs}, and this machine is {own}."
+        step = "Build or pull it for this machine, as with `docker pull --platform`."
+        return ImageUnsuitableError(message, next_step=step)
+
     async def end_client(self, process: Process, name: str, *, kept: bool = False, lost: bool = False) -> bool:
         """End an attached client by its stdin, and see that an ephemeral container has gone with it.
 
@@ -400,6 +421,11 @@ def _is_needed(info: ContainerInfo) -> bool:
     if state == "unknown":
         return time.time() <= _ends_at(info) + DEADLINE_SLACK
     return state == "alive"
+
+
+def place_labels(place: str) -> dict[str, str]:
+    """What tells where the workspace is in a container, if that is not where it usually is."""
+    return {} if place == paths.WORKSPACE else {PLACE_LABEL: place}
 
 
 def agent_labels(agent: str, state_dir: Path, *, ephemeral: bool) -> dict[str, str]:

@@ -104,11 +104,11 @@ def _owner(pid: int) -> Owner:
 
 
 def _started(pid: int) -> int:
-    import psutil
-
     try:
         stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except FileNotFoundError:
+        import psutil  # slow to import, and only asked where there is no /proc
+
         return int(psutil.Process(pid).create_time())  # which moves with the clock on Linux, and not on macOS
     # The second field is the program's name in brackets, and may hold anything.
     return int(stat.rpartition(")")[2].split()[_START_FIELD - 3])

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import attrs
@@ -18,6 +18,9 @@ from container_runner.engine.engine import PULL_TIMEOUT, start_limiter
 from container_runner.engine.manager import Containers
 from container_runner.errors import EngineError, EngineTimeoutError
 from container_runner.stream.process import Process, settle
+
+if TYPE_CHECKING:
+    from container_runner.gateway.gateway import Gateway
 
 REFILL_DELAY: Final = 0.2
 """Seconds until a container that was taken is replaced: the run that has it is to start first."""
@@ -34,6 +37,9 @@ class Warm:
 
     process: Process
     """The engine's client. Its stdin is the container's lease, and takes the run's header and prompt."""
+
+    gateway: Gateway | None = None
+    """Its way out, if it has one."""
 
     @property
     def is_good(self) -> bool:
@@ -109,21 +115,37 @@ class Pool:
         for warm in self._spent:
             warm.process.close_stdin()  # all at once; then each is waited for
         while self._spent:
-            await settle(partial(self._manager.end_client, self._spent[0].process, self._spent[0].plan.container))
+            await self._end(self._spent[0])
             self._spent.popleft()
+
+    async def _end(self, warm: Warm) -> None:
+        await settle(partial(self._manager.end_client, warm.process, warm.plan.container))
+        if warm.gateway is not None:
+            await warm.gateway.stop()
 
     async def _add(self) -> None:
         plan, engine = self._make_plan(), self._manager.engine
         if plan.prepare():
             plan = self._make_plan()
         async with start_limiter():
-            process = await engine.start(plan.waiting, gate=guest.ready_line(plan.run_id))
+            warm = Warm(plan, await engine.start(plan.waiting, gate=guest.ready_line(plan.run_id)), gateway_of(plan))
             try:
-                if not await process.wait_for_gate(PULL_TIMEOUT):
+                if not await warm.process.wait_for_gate(PULL_TIMEOUT):
                     raise EngineError("A container of the pool ended before it was ready.")
+                if warm.gateway is not None:
+                    await warm.gateway.start(plan.forward_in(plan.container), engine.environ)
             except BaseException as error:
-                await settle(partial(self._manager.end_client, process, plan.container))
+                await self._end(warm)
                 if isinstance(error, TimeoutError):
                     raise EngineTimeoutError("A container of the pool was not ready in time.") from None
                 raise
-        self._ready.append(Warm(plan, process))
+        self._ready.append(warm)
+
+
+def gateway_of(plan: Plan) -> Gateway | None:
+    """A gateway for a plan that wants one, to be started in its container."""
+    if plan.gateway is None:
+        return None
+    from container_runner.gateway.gateway import Gateway
+
+    return Gateway(plan.gateway)

@@ -112,8 +112,8 @@ def _facts(parts: Sequence[Part]) -> dict[str, str]:
     times = [part.summary.duration for part in parts if part.summary and part.summary.duration is not None]
     costs = [result.total_cost_usd for result in results if result.total_cost_usd is not None]
     counts = {
-        "Turns": sum(result.num_turns for result in results),
-        "Tokens": sum(result.usage.total for result in results),
+        "Turns": sum(result.num_turns or 0 for result in results),
+        "Tokens": sum(result.usage.total for result in results if result.usage is not None),
         "Tool calls": sum(len(part.conversation.tools) for part in parts),
         "Runs": len(parts) if len(parts) > 1 else 0,
     }

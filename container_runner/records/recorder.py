@@ -27,6 +27,7 @@ from container_runner.options import ExecuteOptions
 from container_runner.records.records import FOLDER, RESERVE, RunRecord, clean_after, clean_once, lock, stamp
 from container_runner.records.scrubber import Scrubber
 from container_runner.records.summary import Outcome, RunSummary, Work, shortened
+from container_runner.records.tally import with_turns
 from container_runner.records.tracing import RunTrace
 from container_runner.stream.lines import OversizedLine
 from container_runner.stream.messages import AgentMessage, ErrorMessage, Message, ResultMessage
@@ -70,6 +71,7 @@ class Recorder:
             workspace=None if options.agent.workspace is None else str(Path(options.agent.workspace).absolute()),
             image=plan.image,
             engine=plan.run[0],
+            endpoint=plan.endpoint or None,
             container=plan.container,
             model=options.agent.model,
             session_id=options.session_id or (None if options.fork else options.resume),
@@ -115,7 +117,9 @@ class Recorder:
         """Write messages as they come, and the lines that they were made of, one for each."""
         kinds = {type(message) for message in messages}
         if ResultMessage in kinds:
-            self._result = next(m for m in reversed(messages) if isinstance(m, ResultMessage))
+            results = [message for message in messages if isinstance(message, ResultMessage)]
+            for result in results if self._plan.feed else results[-1:]:
+                self._result = with_turns(self._result, result) if self._plan.feed else result
         if self._session is None and self._seen < _SESSION_WITHIN:
             self._look_for_session(messages)
         if self._fd is None:
@@ -144,9 +148,15 @@ class Recorder:
             said = self.scrubber.dump({"type": type, **facts})
             self._write(b"".join((self._head("runner"), said, b"}\n")))
 
-    def in_container(self, name: str) -> None:
-        """The agent is started in the container of this name."""
-        self._summary = attrs.evolve(self._summary, container=name)
+    def prompted(self, prompt: str) -> None:
+        """A live agent was told this."""
+        if not self._summary.prompt:
+            self._summary = attrs.evolve(self._summary, prompt=shortened(self.scrubber.text(prompt)))
+        self.note("prompt", prompt=prompt)
+
+    def in_container(self, name: str, endpoint: str = "") -> None:
+        """The agent is started in the container of this name, by the engine at this address."""
+        self._summary = attrs.evolve(self._summary, container=name, endpoint=endpoint or None)
         self.trace.begin_exec()
         _log.debug("run %s is in container %s", self._plan.run_id, name, extra={**self._ids, "container": name})
 
@@ -171,13 +181,14 @@ class Recorder:
         summary = attrs.evolve(self._ended(error), changes=None if changes is None else self._shown(Work.of(changes)))
         if isinstance(error, ContainerRunnerError):
             self.note("error", **ErrorMessage.from_error(error, stop=stop).to_dict())
+        summary = attrs.evolve(summary, complete=self._lost is None)
         if self._fd is not None:
-            summary = attrs.evolve(summary, complete=self._lost is None)
             try:
                 self._write_summary(summary)
                 self.kept = RunRecord(agent=summary.agent, name=self._name, summary=summary)
             except OSError as problem:
                 self._give_up(problem.strerror or "the summary can not be written")
+                summary = attrs.evolve(summary, complete=False)
             finally:
                 os.close(self._fd)  # and with it the lock
                 self._fd = None
@@ -208,7 +219,7 @@ class Recorder:
             outcome = "stopped"
         if result is not None and result.session_id:
             self._session = shortened(self.scrubber.text(result.session_id))
-        usage = None if result is None or not result.usage.total else result.usage
+        usage = None if result is None or result.usage is None or not result.usage.total else result.usage
         return attrs.evolve(
             self._summary,
             outcome=outcome,

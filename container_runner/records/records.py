@@ -82,6 +82,8 @@ class Records:
             allowed = (
                 "the id of a run, or as many of its first digits as tell it from the others; `logs --list` has them"
             )
+            if not found and run_id.strip("0123456789abcdef"):
+                allowed += ". Those of an agent are shown with --agent=NAME"
             raise ConfigError("run", run_id, f"{allowed} ({len(found)} begin with this)" if found else allowed)
         return found[0]
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
-from urllib.parse import quote
 
 import orjson
 
 from container_runner.errors import ContainerRunnerError
+from container_runner.gateway.veil import encoded, forms
 
 _PROTOCOL_WORD = re.compile(r"[A-Za-z_]{1,40}")
 _PRINTABLE_ESCAPE = re.compile(rb"\\u00[2-7]")
@@ -34,33 +32,45 @@ class Scrubber:
     """
 
     def __init__(self, values: Mapping[str, str], plain: Collection[str] = ()) -> None:
+        self._plain = plain
+        self._added: set[tuple[str, str]] = set()
         self._names: dict[str, str] = {}
         self._broken: set[str] = set()
-        anchors: set[bytes] = set()
+        self._anchors: tuple[bytes, ...] = ()
+        self.add(values)
+
+    def add(self, values: Mapping[str, str]) -> None:
+        """Replace these as well."""
+        plain = self._plain
+        anchors = {*self._anchors}
         for name, value in values.items():
+            if (name, value) in self._added:
+                continue
+            self._added.add((name, value))
             least = 8 if name in plain else 4
             parts = [value, *(line for line in value.splitlines() if len(line) >= 16 and line != value)]
             for part in parts:
                 text = part.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
                 if len(text) >= least:
                     anchors |= _anchors(text)
-                    for form in _forms(text):
+                    for form in forms(text):
                         self._names.setdefault(form, f"[{name}]")
             if name not in plain:
-                for form in _encoded(value.encode("utf-8", "surrogateescape")):
+                for form in encoded(value.encode("utf-8", "surrogateescape")):
                     if runs := _BASE64_RUN.findall(form):
                         anchors.add(max(runs, key=len).encode())
                         self._broken.add(form)
                         self._names.setdefault(form, f"[{name}]")
         self._anchors = tuple(anchors)
+        vars(self).pop("_pattern", None)  # it is made of them when it is needed
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        forms = sorted(self._names, key=len, reverse=True)
+        ordered = sorted(self._names, key=len, reverse=True)
         return re.compile(
             "|".join(
                 rf"(?:{_BREAK.pattern})?".join(map(re.escape, form)) if form in self._broken else re.escape(form)
-                for form in forms
+                for form in ordered
             )
         )
 
@@ -117,32 +127,9 @@ class Scrubber:
         return self._walk(item)
 
 
-def _forms(value: str) -> Iterator[str]:
-    """The ways in which a decoded string can spell a value: as it is, as a URL has it, or as JSON in JSON."""
-    yield value
-    for safe in ("", "/"):
-        percent = quote(value, safe=safe)
-        yield from (percent, re.sub("%..", lambda found: found[0].lower(), percent), percent.replace("%20", "+"))
-    for ascii_only in (False, True):
-        escaped = value
-        for _ in range(2):
-            escaped = json.dumps(escaped, ensure_ascii=ascii_only)[1:-1]
-            yield escaped
-
-
-def _encoded(value: bytes) -> Iterator[str]:
-    """What of a value's base64 depends on nothing else, for each of the three places where it may begin."""
-    if len(value) < 8:
-        return
-    for before, first in ((0, 0), (1, 2), (2, 3)):
-        end = (before + len(value)) * 8 // 6
-        for alphabet in (b"+/", b"-_"):
-            yield base64.b64encode(bytes(before) + value, alphabet)[first:end].decode()
-
-
 def _anchors(value: str) -> set[bytes]:
     """Bytes of which JSON that holds the value has at least one, however it is escaped."""
     longest = max(_SAFE_RUN.findall(value), key=len, default="")
     if len(longest) >= min(4, len(value)):
         return {longest.encode()}
-    return {rb"\u", *(form.encode() for form in _forms(value))}
+    return {rb"\u", *(form.encode() for form in forms(value))}

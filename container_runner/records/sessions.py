@@ -31,7 +31,7 @@ from container_runner.records.transcript import (
 )
 
 AGENT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-SESSION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}")
+SESSION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 
 _PLACE: Final = ("projects", "-workspace")
 """Where claude keeps the sessions of /workspace in its folder."""
@@ -66,6 +66,11 @@ class Session:
         """What its recorded runs cost together; None if none says."""
         costs = [run.summary.cost_usd for run in self.runs if run.summary.cost_usd is not None]
         return sum(costs) if costs else None
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The workspaces of its recorded runs."""
+        return tuple(dict.fromkeys(run.summary.workspace for run in self.runs if run.summary.workspace is not None))
 
     @property
     def turns(self) -> int | None:

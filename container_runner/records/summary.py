@@ -74,6 +74,7 @@ class RunSummary:
         prompt: The first 200 characters of the prompt.
         workspace: The folder on the host.
         engine: The engine's program.
+        endpoint: The engine's address, if it is not the usual one of this machine.
         container: The container's name.
         complete: Whether the transcript holds every message.
         changes: What came out of a carried workspace.
@@ -97,6 +98,7 @@ class RunSummary:
     workspace: str | None = None
     image: str | None = None
     engine: str | None = None
+    endpoint: str | None = None
     container: str | None = None
     complete: bool = True
     changes: Work | None = attrs.field(default=None, converter=_work)

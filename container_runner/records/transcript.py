@@ -310,8 +310,9 @@ class _Reader:
     def _take_ours(self, message: Message, time: dt.datetime | None) -> None:
         raw = message.raw if isinstance(message, AgentMessage) else {}
         match raw.get("type"):
-            case "start":
-                self._add(Prompt(time=time, text=as_text(raw.get("prompt"))))
+            case "start" | "prompt":
+                if raw["type"] == "prompt" or raw.get("prompt"):  # a live session begins without one
+                    self._add(Prompt(time=time, text=as_text(raw.get("prompt"))))
             case "restart":
                 self._add(Notice(time=time, text=f"The start was tried again. {as_text(raw.get('message'))}"))
             case "error":

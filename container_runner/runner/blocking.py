@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from container_runner.errors import ConfigError, ContainerRunnerError
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.runner.result import RunResult
 from container_runner.runner.runner import ContainerRunner
+from container_runner.session.tools import Tool
 from container_runner.stream.messages import Message
 
 _REQUEST = ("resume", "fork", "session_id")
@@ -36,6 +37,7 @@ def run(
     runtime: Describes | None = None,
     config: ContainerConfig | None = None,
     state_dir: str | os.PathLike[str] = ".container-runner",
+    functions: Sequence[Tool] = (),
     on_message: Callable[[Message], object] | None = None,
     keep_messages: bool = False,
     **more: Any,
@@ -55,6 +57,8 @@ def run(
         runtime: which agent. None: claude.
         config: the box.
         state_dir: where sessions and records are kept.
+        functions: functions of yours that the agent may call, made by `container_runner.tool`. (`tools` are those of
+            its own that it has.)
         on_message: is called with each message as it comes.
         keep_messages: whether the result has them all.
         more: any field of `ContainerConfig`, `Agent` and `ExecuteOptions`, by its name.
@@ -81,7 +85,7 @@ def run(
         raise ConfigError("image", None, 'the image to run, as image="my/claude"')
     if config is None:
         config = ContainerConfig(**box)
-    runner = ContainerRunner(ClaudeRuntime() if runtime is None else runtime, config, state_dir)
+    runner = ContainerRunner(ClaudeRuntime() if runtime is None else runtime, config, state_dir, tools=functions)
     runner.config = attrs.evolve(config, **box)
     options = ExecuteOptions(
         prompt=prompt, agent=Agent(name=agent, workspace=workspace, **fields[Agent]), **fields[ExecuteOptions]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -17,10 +18,7 @@ import orjson
 
 from container_runner.box import guest
 from container_runner.box.carried import Ways, helper_argv, inspect_volume_argv
-from container_runner.box.environment import host_environment
 from container_runner.box.plan import Plan
-from container_runner.config import paths
-from container_runner.engine.engine import Engine
 from container_runner.engine.failures import classify
 from container_runner.engine.locks import LockFile
 from container_runner.engine.manager import (
@@ -33,24 +31,41 @@ from container_runner.engine.manager import (
 )
 from container_runner.engine.owner import Owner
 from container_runner.errors import (
+    CleanupError,
     ContainerRunnerError,
     EngineArgumentError,
     EngineError,
+    EngineTimeoutError,
     MountError,
     StateError,
     WorkspaceError,
 )
+from container_runner.runner.diagnosis import left_over
+from container_runner.stream.pipe import Pipe
 from container_runner.stream.process import Process, settle
 from container_runner.workspace.carry import Carry, Phase
 from container_runner.workspace.changes import Changes, Notes, write_notes
 from container_runner.workspace.manifest import BYTES_LIMIT, Facts, Manifest
+from container_runner.workspace.modules import explained, take_modules
+from container_runner.workspace.patch import is_other, patch
+from container_runner.workspace.repository import Repository, check_objects
 from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.tar import Source
-from container_runner.workspace.way_in import send
-from container_runner.workspace.way_out import OUT, receive
+from container_runner.workspace.upper import UnclearError, Upper, marks_of, touches_git
+from container_runner.workspace.way_in import Prepared, send
+from container_runner.workspace.way_out import COMMITS_ALONE, OUT, Outcome, receive
 
 FETCH_TIMEOUT: Final = 900.0
 """Seconds that the work may take on its way out. What is not out then is fetched by the next start."""
+
+PATIENCE: Final = 120.0
+"""Seconds of them in which a box may say nothing: it hangs, or its engine does."""
+
+BRING_TIMEOUT: Final = 1800.0
+"""Seconds that the workspace may take on its way in."""
+
+REMOVE_TIMEOUT: Final = 300.0
+"""Seconds that an engine may take to remove a volume: one with 50,000 files takes a minute on a busy disk."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,8 +85,10 @@ class Carrier:
         self._ways = Ways.of(carry, manager.engine.binary, manager.engine.dialect)
         self._lock = run_lock(manager.state_dir, carry.run)
         self._shadow: Shadow | None = None
+        self._files: Prepared | None = None
+        """What is brought in."""
         self._before: Mapping[bytes, Facts] | None = None
-        """What was in the box when the agent began; None for an overlay, below which it still is."""
+        """What was in the box when the agent began; nothing for an overlay, below which it still is."""
         self.changes: Changes | None = None
         """What came out, once it is fetched."""
 
@@ -109,31 +126,36 @@ class Carrier:
                 await self._manager.engine.run(self._ways.open)
             return is_there
 
-        if not await together(ready, self._keep):
-            return False
-        if self._ways.bring:
-            await self._send()
+        try:
+            with _typed():
+                if not await together(ready, self._keep):
+                    return False
+                if self._files is not None:
+                    with anyio.fail_after(BRING_TIMEOUT):
+                        await self._bring(self._files)
+        finally:
+            if self._files is not None:
+                await settle(self._files.aclose)
         self._write_down("run")
-        process.is_kept = True
         return True
 
     async def fetch(self) -> None:
         """Fetch the work from its container, which still runs. What can not be had so, `finish` fetches."""
         try:
-            with anyio.fail_after(FETCH_TIMEOUT):
+            with _typed(), anyio.fail_after(FETCH_TIMEOUT):
                 await self._fetch(self._ways.fetch)
         except (ContainerRunnerError, TimeoutError) as error:
             _log.info("the work of run %s is fetched another way: %s", self.carry.run, error)
 
-    async def finish(self) -> WorkspaceError | None:
+    async def finish(self) -> WorkspaceError | CleanupError | None:
         """Fetch what is not fetched yet, and leave nothing behind. The run's container is gone.
 
         Returns:
-            What went wrong. Then the work is where it was, and the next start tries again.
+            What went wrong. Then the work is where it was, or what held it is left, and the next start tries again.
         """
         try:
             if self.carry.phase == "run":
-                with anyio.fail_after(FETCH_TIMEOUT):
+                with _typed(), anyio.fail_after(FETCH_TIMEOUT):
                     await self._fetch_by_helper()
             if self.carry.phase == "kept":
                 self.let_go()
@@ -148,6 +170,8 @@ class Carrier:
         else:
             return None
         self.let_go()
+        if self.carry.phase != "run":
+            return left_over(self.carry.volume or f"The folder of run {self.carry.run[:12]}", failed)
         step = f"Nothing is lost: `container-runner changes {self.carry.run[:12]}` tries again, as the next start does."
         if isinstance(failed, WorkspaceError):
             step = f"{step} {failed.next_step}".rstrip()
@@ -183,7 +207,7 @@ class Carrier:
             StateError: a folder can not be removed.
         """
         if self.carry.volume:
-            done = await self._manager.engine.run(self._ways.remove, check=False)
+            done = await self._manager.engine.run(self._ways.remove, check=False, timeout=REMOVE_TIMEOUT)
             if done.returncode != 0 and "no such volume" not in done.stderr.lower():
                 raise classify(done, "volume")
         await anyio.to_thread.run_sync(self.carry.remove_folders, self._manager.state_dir)
@@ -191,8 +215,22 @@ class Carrier:
         self._lock.release(remove=True)
 
     async def _keep(self) -> bool:
-        """Keep the folder as it is now."""
-        await (await self._open()).start(self.carry.run)
+        """Keep the folder as it is now, and prepare what has to be brought in, if anything has."""
+        shadow, start = await self._open(), self.carry.start
+        if shadow.repository is not None:
+            check_objects(shadow.repository, self.carry.lent)
+        below = await shadow.start(self.carry.run, start)
+        carry = self.carry = attrs.evolve(self.carry, below=below)
+        if start is not None and not await is_other(shadow, start, below):
+            start = None
+        if carry.volume:
+            files = send(shadow, history=carry.history, ignored=carry.ignored, start=start, below=below)
+        elif start is not None:
+            files = patch(shadow, start, below)
+        else:
+            return True
+        self._files = Prepared(files)
+        await self._files.prepare()
         return True
 
     async def _open(self) -> Shadow:
@@ -200,40 +238,93 @@ class Carrier:
             self._shadow = await Shadow.open(Path(self.carry.workspace), self._manager.state_dir)
         return self._shadow
 
-    async def _send(self) -> None:
-        """Send the files, and learn what is in the box then."""
-        shadow = await self._open()
+    async def _bring(self, files: Prepared) -> None:
+        """Have the box begin with what it is to begin with, and learn what is in it then, if it had nothing before."""
         before: dict[bytes, Facts] = {}
-        async with (
-            aclosing(send(shadow, history=self.carry.history, ignored=self.carry.ignored)) as files,
-            self._manager.engine.pipe(self._ways.bring, files) as pipe,
-        ):
-            manifest = Manifest(Source(pipe, BYTES_LIMIT))
-            async for records in manifest.records():
-                before.update(records)
+        code = 0
+        async with self._manager.engine.pipe(self._ways.bring, files) as pipe:
+            if self.carry.volume:
+                manifest = Manifest(Source(pipe, BYTES_LIMIT))
+                async for records in manifest.records():
+                    before.update(records)
+                code = manifest.code
             async for _ in pipe:
                 pass
-            if await pipe.wait() != 0 or manifest.code != 0:
+            if await pipe.wait() != 0 or code != 0:
                 raise WorkspaceError("The workspace did not arrive in the box.", stderr=pipe.stderr)
-        self._before = before if all(before.values()) else None  # busybox's find tells no facts
+        self._before = before
 
     async def _fetch(self, command: Sequence[str]) -> None:
-        """Fetch the work by a command that runs OUT on it."""
+        """Fetch the work; what we can not read here by a command that runs OUT on it."""
         shadow, run = await self._open(), self.carry.run
-        async with self._manager.engine.pipe(command, None) as pipe:
-            outcome = await receive(
-                shadow,
-                run,
-                pipe,
-                before=self._before,
-                overlay=bool(self.carry.layers),
-                may_be_empty=self._may_be_empty,
-            )
-        carry = self.carry
-        notes = Notes(findings=outcome.findings, protected=carry.protected, unprotected=carry.unprotected)
+        outcome = await self._read_upper(shadow, command) if self._ways.commits else None
+        if outcome is None:
+            async with self._box(command) as pipe:
+                outcome = await receive(
+                    shadow,
+                    run,
+                    pipe,
+                    before=self._before,
+                    overlay=bool(self.carry.layers),
+                    start=self.carry.start,
+                    below=self.carry.below,
+                    may_be_empty=self._may_be_empty,
+                )
+        carry, head = self.carry, None if outcome.commits is None else outcome.commits.head
+        modules, refused = await take_modules(shadow, run, partial(self._module, command))
+        findings = [it for it in outcome.findings if not await explained(shadow, head, modules, it)]
+        notes = Notes(
+            findings=(*findings, *refused),
+            modules=modules,
+            ignored=outcome.ignored,
+            protected=carry.protected,
+            unprotected=carry.unprotected,
+        )
         await write_notes(shadow, run, notes)
         self.changes = await Changes.load(shadow, run)
         self._write_down("fetched" if outcome.is_whole else "kept")
+
+    async def _read_upper(self, shadow: Shadow, command: Sequence[str]) -> Outcome | None:
+        """Read what an overlay has written, and have the box tell of commits; None if it must tell of all."""
+        top, *elsewhere = self.carry.layers
+        git = [f"{top.upper}/.git", *(layer.upper for layer in elsewhere)]
+        may_have_commits = shadow.is_repository and any(map(touches_git, git))
+        marks = marks_of(is_rootless=self._manager.engine.dialect.keep_id) or ""
+        carry = self.carry
+        take = partial(
+            receive,
+            shadow,
+            carry.run,
+            overlay=True,
+            start=carry.start,
+            below=carry.below,
+            may_be_empty=self._may_be_empty,
+        )
+        try:
+            with Upper.open(top.upper, marks) as upper:
+                if not may_have_commits:
+                    return await take(upper)
+                async with self._box([*command, COMMITS_ALONE]) as pipe:
+                    return await take(upper, commits=pipe)
+        except (UnclearError, OSError) as error:
+            _log.info("the box is asked for the work of run %s: %s", self.carry.run, error)
+            return None
+
+    def _module(self, command: Sequence[str], module: Repository) -> AbstractAsyncContextManager[Pipe] | None:
+        """A box that is asked for the commits of a submodule; None if there can be none."""
+        top, place = self.carry.layers[0].upper if self._ways.commits else "", Path(self.carry.workspace)
+        if top and place in module.folder.parents and not touches_git(f"{top}/{module.folder.relative_to(place)}"):
+            return None
+        return self._box([*command[:-1], f"{command[-1]}/{os.fsdecode(module.at)}", COMMITS_ALONE])
+
+    @asynccontextmanager
+    async def _box(self, command: Sequence[str]) -> AsyncIterator[Pipe]:
+        """A box that is asked for work. Raises EngineTimeoutError if it says nothing for `PATIENCE` seconds."""
+        try:
+            async with self._manager.engine.pipe(command, None, patience=PATIENCE) as pipe:
+                yield pipe
+        except TimeoutError:
+            raise EngineTimeoutError(f"Nothing came out of the box for {PATIENCE:g} seconds.") from None
 
     async def _fetch_by_helper(self) -> None:
         """Fetch the work by a container of our own, over the same folders or volume."""
@@ -256,7 +347,7 @@ class Carrier:
             labels=labels,
             carry=carry,
             script=OUT,
-            arguments=[paths.WORKSPACE],
+            arguments=[carry.target],
         )
         try:
             await self._fetch(command)
@@ -288,75 +379,15 @@ class Carrier:
         self.carry.save(self._manager.state_dir)
 
 
-async def fetch_left(manager: Containers, *, run: str | None = None, may_be_empty: bool = False) -> list[Carrier]:
-    """Fetch the work that runs of dead processes have left in the manager's state folder, and remove the rest of them.
-
-    Args:
-        run: only of this run.
-        may_be_empty: whether to believe that the agent has deleted every file.
-
-    Returns:
-        The carriers whose work was fetched.
-
-    Raises:
-        WorkspaceError: that of *run* could not be; without one, it is logged.
-    """
-    done = []
-    for name in [run] if run is not None else Carry.runs(manager.state_dir):
-        try:
-            carry = Carry.load(manager.state_dir, name)
-            if carry is None or carry.engine != manager.engine.binary or carry.phase == "kept":
-                continue
-            carrier = Carrier(manager, carry, may_be_empty=may_be_empty)
-            try:
-                if await carrier.take_over():
-                    if error := await carrier.finish():
-                        raise error
-                    done.append(carrier)
-            finally:
-                carrier.let_go()
-        except ContainerRunnerError as error:
-            if run is not None:
-                raise
-            _log.warning("%s", error)
-    return done
-
-
-async def fetch_unfetched(
-    state_dir: Path, workspace: Path | None, run: str = "", *, may_be_empty: bool = False
-) -> None:
-    """Fetch the work that runs of dead processes have left, with the engines that they had.
-
-    Args:
-        workspace: only of runs on this folder; None: on any.
-        run: only of runs whose ids begin so.
-        may_be_empty: whether to believe that an agent has deleted every file.
-
-    Raises:
-        WorkspaceError: it could not be.
-        EngineError: the engine does not answer.
-    """
-    for carry in unfetched(state_dir):
-        if carry.run.startswith(run) and workspace in (None, Path(carry.workspace)):
-            await fetch_left(await _manager(carry, state_dir), run=carry.run, may_be_empty=may_be_empty)
-
-
-async def discard_left(state_dir: Path, run: str) -> None:
-    """Remove what is left of a run, by its whole id, fetched or not; not what is in the shadow.
-
-    Raises:
-        EngineError: the engine does not answer, or keeps the volume.
-        StateError: a folder can not be removed.
-    """
-    carry = Carry.load(state_dir, run)
-    if carry is not None:
-        carrier = Carrier(await _manager(carry, state_dir), carry)
-        if await carrier.take_over():
-            await carrier.discard()
-
-
-async def _manager(carry: Carry, state_dir: Path) -> Containers:
-    return Containers(await Engine.probe(carry.engine, host_environment()), state_dir)
+@contextmanager
+def _typed() -> Iterator[None]:
+    """Make an error of ours of what the disk refuses, as one that is full does."""
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise StateError(f"{error.filename or 'The state folder'} can not be used: {error.strerror}.") from error
 
 
 def may_refuse_overlay(carry: Carry | None, error: EngineError) -> bool:
@@ -372,19 +403,6 @@ def _labels(said: bytes) -> Mapping[str, str]:
         return dict(orjson.loads(said)[0]["Labels"] or {})
     except (orjson.JSONDecodeError, IndexError, KeyError, TypeError, ValueError):
         return {}
-
-
-def unfetched(state_dir: Path) -> list[Carry]:
-    """The runs whose work nobody has fetched, and nobody is about to: their processes are dead."""
-    found = []
-    for run in Carry.runs(state_dir):
-        lock = run_lock(state_dir, run)
-        with suppress(StateError):
-            carry = Carry.load(state_dir, run)
-            if carry is not None and carry.phase == "run" and lock.try_acquire():
-                lock.release()
-                found.append(carry)
-    return found
 
 
 def run_lock(state_dir: Path, run: str) -> LockFile:

@@ -16,6 +16,7 @@ from container_runner.engine.engine import Engine
 from container_runner.engine.manager import Container, Containers
 from container_runner.errors import ConfigError, ContainerGoneError
 from container_runner.options import Agent, ExecuteOptions
+from container_runner.runner.known import Known
 from container_runner.runner.runner import ContainerRunner
 from container_runner.stream.messages import Message
 
@@ -181,7 +182,7 @@ class _InContainer(ContainerRunner):
 
     def __init__(self, containers: Containers, kept: KeptContainer, command: str | Iterable[str]) -> None:
         super().__init__(CommandRuntime(command), kept.config, containers.state_dir, records=False)
-        self._manager, self._engine, self._has_pruned = containers, containers.engine, True
+        self._known = Known(containers, has_pruned=True)
         self._kept = kept
 
     def plan(self, options: ExecuteOptions, *, engine: Engine | None = None, run_id: str | None = None) -> Plan:

@@ -24,6 +24,7 @@ class RunResult:
         usage: The tokens that were used.
         cost_usd: US dollars, by the agent's own reckoning.
         structured_output: The answer in the shape that was asked for.
+        denied: What the gateway has refused, as "host:port", each once.
         changes: What came out of a carried workspace.
         record: What is kept of the run in the state folder, for `Records`.
         messages: All messages, if they were asked for.
@@ -31,10 +32,11 @@ class RunResult:
 
     text: str = attrs.field(repr=lambda text: repr(text if len(text) <= 200 else f"{text[:199]}…"))
     session_id: str | None = None
-    turns: int = 0
-    usage: Usage = attrs.field(factory=Usage)
+    turns: int | None = None
+    usage: Usage | None = None
     cost_usd: float | None = None
     structured_output: Any = None
+    denied: tuple[str, ...] = ()
     changes: Changes | None = None
     record: RunRecord | None = attrs.field(default=None, repr=False)
     messages: tuple[Message, ...] = attrs.field(default=(), repr=False)
@@ -49,9 +51,10 @@ class RunResult:
             text=tally.text,
             session_id=tally.session_id,
             turns=tally.turns,
-            usage=Usage() if last is None else last.usage,
+            usage=None if last is None else last.usage,
             cost_usd=tally.cost_usd,
             structured_output=None if last is None else last.structured_output,
+            denied=tuple(tally.denied),
             changes=changes,
             record=record,
             messages=messages,

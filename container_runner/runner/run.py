@@ -13,36 +13,34 @@ import anyio
 import attrs
 
 from container_runner.agents import CommandLineRuntime
-from container_runner.box import guest, script
+from container_runner.box import guest
 from container_runner.box.plan import Plan
-from container_runner.engine.engine import PULL_TIMEOUT, RUN_TIMEOUT, ContainerInfo, start_limiter
-from container_runner.engine.failures import classify, refused
+from container_runner.box.proof import proving
+from container_runner.engine.engine import PULL_TIMEOUT, RUN_TIMEOUT, start_limiter
+from container_runner.engine.failures import classify, refused, step_failed
 from container_runner.engine.locks import LockFile, claim
-from container_runner.engine.manager import CLEANUP_TIMEOUT, DAEMON_LOST, Container, Containers
+from container_runner.engine.manager import CLEANUP_TIMEOUT, Container, Containers
 from container_runner.engine.pool import Pool
 from container_runner.errors import (
-    AgentKilledError,
-    CleanupError,
     ContainerGoneError,
     ContainerRunnerError,
     EngineBusyError,
     EngineError,
     EngineTimeoutError,
-    EngineUnreachableError,
-    ExecLostError,
     NameTakenError,
     OutOfMemoryError,
 )
 from container_runner.options import ExecuteOptions
 from container_runner.records.recorder import Recorder
 from container_runner.runner.carrier import Carrier, may_refuse_overlay
+from container_runner.runner.courier import fetch_sessions, send_sessions
+from container_runner.runner.diagnosis import MISSES, gone, info_of, is_overdue, left_over, out_of_reach, why_lost
+from container_runner.runner.outlet import Outlet
+from container_runner.stream.beat import BeatingProcess
 from container_runner.stream.command import Completed
 from container_runner.stream.messages import Message
 from container_runner.stream.process import STDERR_TAIL, Process, settle
-from container_runner.stream.stream import RAISE_LIMIT, MessageStream, killed, total_timeout
-
-START_TIMEOUT: Final = 60.0
-"""Seconds that an agent may take to start in a container that is there, its prompt's way included."""
+from container_runner.stream.stream import MessageStream, killed, total_timeout
 
 START_ATTEMPTS: Final = 3
 TRANSIENT: Final = (ContainerGoneError, EngineBusyError, NameTakenError)
@@ -52,10 +50,8 @@ STOP_SLACK: Final = 5.0
 """Seconds beyond the grace period after which a client whose agent was stopped is given up."""
 
 LOOK_INTERVAL: Final = 30.0
-"""Seconds between two questions to the engine whether the container of a silent agent is there."""
-
-KILLED: Final = 128 + 9
-"""The exit code of a container whose PID 1 was killed."""
+LOOK_INTERVAL_THERE: Final = 8.0
+"""Seconds between two questions to the engine whether the container of a silent agent is there; on another machine."""
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +63,7 @@ class Run:
     _manager: Containers
     _runtime: CommandLineRuntime
     _options: ExecuteOptions
-    _plan: Plan
+    plan: Plan
     """What is to be done, prepared. Once there is a container, with that one's name and end."""
     _make_plan: Callable[[bool], Plan]
     """Makes the plan anew, for another attempt to start, because a name is never used twice; with False, for an engine
@@ -83,6 +79,10 @@ class Run:
 
     carrier: Carrier | None = attrs.field(default=None, init=False)
     """What carries the workspace, if it is carried."""
+    outlet: Outlet = attrs.field(
+        default=attrs.Factory(lambda self: Outlet(self._manager.engine, self._record), takes_self=True), init=False
+    )
+    """Its way out of the box, if it has one."""
     _claim: LockFile | None = attrs.field(default=None, init=False)
     _container: Container | None = attrs.field(default=None, init=False)
     """A kept one."""
@@ -92,10 +92,14 @@ class Run:
     """When the client was started, in seconds since the epoch."""
     _looked_at: float = attrs.field(default=attrs.Factory(lambda self: self._began_at, takes_self=True), init=False)
     """When the engine was last asked for the container, on the event loop's clock."""
+    _misses: int = attrs.field(default=0, init=False)
+    """How many questions in a row the engine has not answered."""
     _is_spoiled: bool = attrs.field(default=False, init=False)
     """Whether a kept container is one that no other run should use."""
     stopped_by: str | None = attrs.field(default=None, init=False)
     """The last rung of the ladder that was needed: "term", "kill", "container", or None."""
+    has_left: bool = attrs.field(default=False, init=False)
+    """Whether the agent has left in order when it was told that nothing more comes."""
 
     async def start(self) -> MessageStream:
         """Start the agent in a new, a waiting or a kept container, and wait until it has started.
@@ -104,10 +108,11 @@ class Run:
             TotalTimeoutError: the options' total clock ran out.
             ContainerRunnerError: it could not be started, in `START_ATTEMPTS` attempts if the reason was transient.
         """
-        timeout, plan = self._options.timeout, self._plan
+        timeout, plan = self._options.timeout, self.plan
         with anyio.move_on_at(math.inf if timeout is None else self._began_at + timeout):
             if plan.workspace is not None:
-                self._claim = await claim(plan.state_dir, plan.workspace, carried=plan.carry is not None)
+                carried, patient = plan.carry is not None, not self._manager.engine.sees_files
+                self._claim = await claim(plan.state_dir, plan.workspace, carried=carried, patient=patient)
             try:
                 return await self._start()
             except TRANSIENT as error:
@@ -120,37 +125,39 @@ class Run:
 
     async def outcome(self) -> ContainerRunnerError | None:
         """What went wrong, once the agent's output has ended; None for success."""
+        self.outlet.expect_end()
         exit_code = await self._stream.wait()
         report, stderr = self._report()
         if report.ended is None:
-            return await self._diagnose(exit_code, stderr)
+            return await why_lost(self._manager.engine, self.plan, exit_code, stderr, since=self._started_at)
         exit_code = report.ended  # the client's own is another one
         failure = self._runtime.outcome(self._stream.result, exit_code, stderr)
-        if failure is None:
-            return None
+        if failure is None or report.step == "setup":
+            return self._stream.denied() or step_failed(report, self.plan, stderr)
         if report.oom_kills:
             message = f"The agent ran out of memory: the kernel killed {report.oom_kills} of its processes."
             return OutOfMemoryError(message, exit_code=exit_code, stderr=stderr)
-        if self._is_overdue:
-            return self._gone(exit_code=exit_code, stderr=stderr)
+        if is_overdue(self.plan):
+            return gone(self.plan, exit_code=exit_code, stderr=stderr)
         if self._stream.result is None and (signalled := killed(exit_code, stderr)):
             return signalled
         return failure
 
     async def fetch(self) -> bool:
-        """Fetch the work of a carried workspace, whose agent has ended; True if so, and there may be more to read."""
-        if self.carrier is None or not (self._running.is_kept and self._running.has_said_all):
+        """Fetch what an agent that has ended has left in its box; True if so, and there may be more to read."""
+        if not (self._running.is_kept and self._running.has_said_all):
             return False
         with self._record.trace.span("fetch"):
-            await self.carrier.fetch()
+            await fetch_sessions(self._manager.engine, self.plan, self._record)
+            if self.carrier is not None:
+                await self.carrier.fetch()
         self._running.is_kept = False
         return True
 
     async def stop(self) -> list[Message]:
         """Climb the ladder until the agent's client has ended.
 
-        Our script inside sends TERM when the lease ends, and KILL after the grace period. If the client is still there
-        then, the container goes.
+        Our script inside sends TERM when the lease ends, and KILL after the grace. If that is not the end, all goes.
 
         Returns:
             What the agent still said on the way, see `MessageStream.drain`.
@@ -158,8 +165,10 @@ class Run:
         if not self._has_started:
             return []  # it is `finish` that ends a start
         if self._running.returncode is not None:
-            return await self._stop()  # it has ended, and only its last words are left to read
+            return await self._stop()  # only its last words are left to read
         with self._record.trace.span("stop"):
+            if self._running.takes_more:
+                await fetch_sessions(self._manager.engine, self.plan, self._record, timeout=STOP_SLACK)
             said = await self._stop()
         self._record.stopped(self.stopped_by)
         return said
@@ -187,13 +196,17 @@ class Run:
     async def finish(self, max_containers: int) -> ContainerRunnerError | None:
         """Leave nothing behind, whatever is cancelled meanwhile; what could not be removed is an error."""
         if self._process is not None:
-            self._process.close_stdin()  # it takes no await, so nothing can come in between: the agent will end
+            self._dismiss(self._process)  # it takes no await, so nothing can come in between: the agent will end
         try:
             if self._has_started:
                 self._stream.parse([])  # the record has also what was read and nobody asked for
         finally:
             left = await settle(lambda: self._end(max_containers))
         return left
+
+    def _dismiss(self, process: Process) -> None:
+        """Have the agent end."""
+        process.close_stdin()
 
     @property
     def _running(self) -> Process:
@@ -203,70 +216,88 @@ class Run:
     async def _start(self) -> MessageStream:
         options = self._options
         span: AbstractContextManager[None] = self._record.trace.span("create")
-        if not self._plan.ephemeral:
+        if not self.plan.ephemeral:
             # It may have to wait for other runs of this agent, which must not hold up other agents.
             with span:
-                kept = self._container = await self._find(self._plan)
-            self._plan = attrs.evolve(self._plan, container=kept.name, ends_at=kept.ends_at)
-            self._record.in_container(self._plan.container)
+                kept = self._container = await self._find(self.plan)
+            self.plan = attrs.evolve(self.plan, container=kept.name, ends_at=kept.ends_at)
+            self._record.in_container(self.plan.container, self.plan.endpoint)
             span = nullcontext()
         async with start_limiter():
             self._started_at = time.time()
-            with span:
+            with span, proving(self.plan):
                 try:
                     if not await self._start_client():
                         raise await self._refusal()
                 except TimeoutError:
                     raise EngineTimeoutError("The agent had not started in time.") from None
-        if self._plan.ephemeral:
-            self._record.in_container(self._plan.container)
+        if isinstance(self._process, BeatingProcess):
+            self._process.begin_to_beat()
+        if self.plan.ephemeral:
+            self._record.in_container(self.plan.container, self.plan.endpoint)
         self._stream = self._runtime.read(
             self._running,
             options,
             started_at=self._began_at,
-            ends_at=anyio.current_time() + self._plan.ends_at - time.time(),
+            ends_at=anyio.current_time() + self.plan.ends_at - time.time(),
             check=self._check,
+            is_owed=lambda: self.outlet.is_owed,
             record=self._record.record,
+            session_id=self.plan.session_id,
+            left_line=guest.check_line(self.plan.token) if self.plan.check else None,
         )
         return self._stream
 
     async def _start_client(self) -> bool:
         """Start the engine's client with the agent behind it; tell whether the agent has started."""
-        plan, engine, limit = self._plan, self._manager.engine, self._options.line_limit
+        plan, engine, limit = self.plan, self._manager.engine, self._options.line_limit
         gate, end = guest.started_line(plan.token), guest.ended_line(plan.token)
-        pool = self._pools.get(plan.agent) if plan.ephemeral else None
-        timeout = START_TIMEOUT
+        pool = self._pools.get(plan.agent) if plan.ephemeral and plan.carry is None else None
+        timeout = PULL_TIMEOUT if plan.may_pull else RUN_TIMEOUT
         if warm := pool.take(plan.digest) if pool else None:
-            self._plan = attrs.evolve(plan, container=warm.plan.container, ends_at=warm.plan.ends_at)
+            self.plan = plan.taken_by(warm.plan)
             self._process = warm.process
-            self._process.send(plan.stdin(with_command=True), gate=gate, end=end, line_limit=limit)
+            self.outlet.take(warm.gateway)
         elif plan.carry is not None:
             self.carrier = Carrier(self._manager, plan.carry)
-            waiting = self._process = await self.carrier.start(plan)
-            if not await self.carrier.bring(waiting, PULL_TIMEOUT if plan.may_pull else RUN_TIMEOUT):
+            self._process = await self.carrier.start(plan)
+            await self.outlet.open(plan)
+            if not await self.carrier.bring(self._process, timeout):
                 return False
-            waiting.send(plan.stdin(with_command=True), gate=gate, end=end, line_limit=limit)
+        elif plan.waits:
+            self._process = await engine.start(plan.waiting, gate=guest.ready_line(plan.run_id))
+            await self.outlet.open(plan)
+            if not await self._process.wait_for_gate(timeout):
+                return False
         elif plan.ephemeral:
-            self._process = await engine.start(plan.run, plan.stdin(), gate=gate, end=end, line_limit=limit)
-            timeout = PULL_TIMEOUT if plan.may_pull else RUN_TIMEOUT
+            self._process = await engine.start(plan.run, plan.stdin(proven=True), gate=gate, end=end, line_limit=limit)
+            return await self._process.wait_for_gate(timeout)
         else:
-            command = plan.exec_in(self._plan.container)
-            self._process = await engine.start(command, plan.stdin(), gate=gate, end=end, line_limit=limit)
-        return await self._process.wait_for_gate(timeout)
+            command, (given, held) = plan.exec_in(self.plan.container), plan.in_two()
+            self._process = await engine.start(command, given, gate=gate, end=end, line_limit=limit)
+            await self.outlet.open(plan)
+            return await self.outlet.begin(self._process, self.plan, held)
+        # It is a container that waits for its command.
+        await send_sessions(engine, self.plan)
+        self._process.is_kept = plan.carry is not None or bool(plan.mounted.sent)
+        given, held = plan.in_two(with_command=True)
+        self._process.send(given, gate=gate, end=end, line_limit=limit)
+        return await self.outlet.begin(self._process, self.plan, held)
 
     async def _retry(self, error: EngineError) -> MessageStream:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-        async for attempt in AsyncRetrying(
+        attempts = AsyncRetrying(
             retry=retry_if_exception_type(TRANSIENT),
             stop=stop_after_attempt(START_ATTEMPTS - 1),
             wait=wait_random_exponential(multiplier=0.2, max=2),
             sleep=anyio.sleep,
             reraise=True,
-        ):
-            with attempt:
-                return await self._start_again(error)
-        raise error
+        )
+        try:
+            return await attempts(self._start_again, error)
+        except ContainerGoneError as gone:
+            raise await self._manager.explained(gone, self.plan) from None
 
     async def _start_again(self, error: EngineError, *, overlay: bool = True) -> MessageStream:
         _log.info("starting again: %s", error.message)
@@ -274,32 +305,41 @@ class Run:
         await settle(self._clear)
         if self.carrier is not None:
             await settle(self.carrier.discard)
-        self._plan = self._make_plan(overlay)
+        self.plan = self._make_plan(overlay)
+        self._record.scrubber.add(self.plan.hidden)  # it has tokens of its own
         return await self._start()
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether an engine on another machine is out of reach."""
+        return self._misses > MISSES and not self._manager.engine.sees_files
 
     async def _end(self, max_containers: int) -> ContainerRunnerError | None:
         left: ContainerRunnerError | None = await self._finish(max_containers)
         if self.carrier is not None:
-            left = left or await self.carrier.finish()
+            left = left or (None if self._is_lost else await self.carrier.finish())
             self.carrier.let_go()
         if self._claim is not None:
-            self._claim.release(remove=self._claim.try_upgrade())
+            self._claim.release(remove=True)
         return left
 
     async def _finish(self, max_containers: int) -> EngineError | None:
-        name = self._plan.container
+        name = self.plan.container
+        if self._is_lost:
+            await self._abandon()
+            return None
         try:
             with anyio.fail_after(CLEANUP_TIMEOUT + self._options.grace):
-                if self._has_started and self._running.returncode is None:
-                    await self.stop()
                 was_created = self._container is not None and self._container.created
-                await self._clear()
+                try:
+                    if self._has_started and self._running.returncode is None:
+                        await self.stop()
+                finally:
+                    await self._clear()
                 if was_created:
                     await self._clean_up(max_containers)
-        except TimeoutError:
-            left = CleanupError(f"Cleaning up took too long; {name} may be left.", left=(name,))
-        except ContainerRunnerError as error:
-            left = CleanupError(f"{name} may be left. {error.message}", left=(name,), stderr=error.stderr)
+        except Exception as error:  # of any kind: a hostile agent may find one, and must not outlive it
+            left = left_over(name, error)
         else:
             return None
         await self._abandon()
@@ -309,61 +349,67 @@ class Run:
     async def _clean_up(self, max_containers: int) -> None:
         """Remove the agent's older containers. If it can not be done, that is no failure of this run."""
         try:
-            await self._manager.clean_up(self._plan.agent, max_containers)
+            await self._manager.clean_up(self.plan.agent, max_containers)
         except ContainerRunnerError as error:
-            _log.warning("older containers of %s may be left: %s", self._plan.agent, error.message)
+            _log.warning("older containers of %s may be left: %s", self.plan.agent, error.message)
 
     async def _abandon(self) -> None:
         """Let go of everything, whatever state it is in."""
         if self._container is not None:
             self._container.let_go()
+        await self.outlet.close()
         if self._process is not None:
             await self._process.abandon()
 
     async def _clear(self) -> None:
         """End the client, and see that an ephemeral container is gone, and a kept one given back."""
-        kept = None if self._plan.ephemeral else self._container
+        kept = None if self.plan.ephemeral else self._container
         if self._process is not None:
             lost = self._has_started and self._report()[0].ended is None
             in_order = await self._manager.end_client(
-                self._process, self._plan.container, kept=kept is not None, lost=lost
+                self._process, self.plan.container, kept=kept is not None, lost=lost
             )
             self._is_spoiled = self._is_spoiled or not in_order
             told = self._report()[0].ended  # once more: its last words were read meanwhile
             self._record.trace.end_exec(self._process.returncode if told is None else told)
             self._process = None
+        await self.outlet.close()
         if kept is not None:
-            await self._manager.release(kept, self._plan, is_spoiled=self._is_spoiled)
+            await self._manager.release(kept, self.plan, is_spoiled=self._is_spoiled)
         self._container = None
         self._is_spoiled = False
 
     @property
     def _has_started(self) -> bool:
         line = None if self._process is None else self._process.gate_line
-        return line is not None and line.startswith(guest.started_line(self._plan.token))
+        return line is not None and line.startswith(guest.started_line(self.plan.token))
 
     async def _remove(self) -> None:
         try:
-            await self._manager.engine.remove(self._plan.container)
+            await self._manager.engine.remove(self.plan.container)
         except EngineError as error:
-            _log.debug("removing %s: %s", self._plan.container, error.message)
+            _log.debug("removing %s: %s", self.plan.container, error.message)
 
     async def _check(self) -> None:
         """Make sure, after a silence, that the client still waits for somebody."""
         self._running.prod()  # our script looks after the agent
-        if anyio.current_time() < self._looked_at + LOOK_INTERVAL:
+        now, interval = anyio.current_time(), LOOK_INTERVAL if self._manager.engine.sees_files else LOOK_INTERVAL_THERE
+        if now < self._looked_at + interval:
             return
-        self._looked_at = anyio.current_time()
+        self._looked_at, self._misses = now, self._misses + 1
+        if self._is_lost:
+            raise out_of_reach()
         try:
-            info = await self._info()
+            info = await info_of(self._manager.engine, self.plan)
         except EngineError as error:  # an engine that does not answer just now says nothing about the agent
-            _log.info("looking after %s: %s", self._plan.container, error.message)
+            _log.info("looking after %s: %s", self.plan.container, error.message)
             return
+        self._misses = 0
         if info is None or not info.has_processes:
-            raise self._gone(stderr=self._report()[1])
+            raise gone(self.plan, stderr=self._report()[1])
 
     def _report(self) -> tuple[guest.Report, str]:
-        process, plan = self._running, self._plan
+        process, plan = self._running, self.plan
         report, stderr = guest.Report.parse(
             bytes(process.stderr),
             plan.run_id,
@@ -375,7 +421,7 @@ class Run:
 
     async def _refusal(self) -> ContainerRunnerError:
         """Why the agent was not started."""
-        process, plan = self._running, self._plan
+        process, plan = self._running, self.plan
         try:
             with anyio.fail_after(STOP_SLACK):
                 stdout = await process.read_all(2 * STDERR_TAIL)
@@ -385,7 +431,7 @@ class Run:
         report, stderr = self._report()
         if report.refusal is not None:
             self._is_spoiled = report.refusal not in ("no-command", "not-executable")
-            return refused(report, plan, exit_code, stderr)
+            return refused(report, plan, exit_code, stderr, for_missing=self._runtime.for_missing())
         self._is_spoiled = True
         done = Completed(returncode=exit_code, stdout=stdout, stderr=stderr)
         error = classify(done, "run" if plan.ephemeral else "exec")
@@ -395,55 +441,10 @@ class Run:
             has_ended = not 0 < exit_code - 124 < 4  # 125 to 127 are the engine's own
         else:
             try:
-                info = await self._info()
+                info = await info_of(self._manager.engine, self.plan)
             except EngineError:
                 return error
             has_ended = info is None or not info.is_running
         # An engine has many words, or none at all, for an exec whose container ends at that moment.
         message = "The container ended while the agent was started in it."
         return ContainerGoneError(message, exit_code=exit_code, stderr=stderr) if has_ended else error
-
-    async def _diagnose(self, exit_code: int, stderr: str) -> ContainerRunnerError:
-        """Why our script did not live to see the agent's end."""
-        if self._is_overdue:
-            return self._gone(exit_code=exit_code, stderr=stderr)
-        if exit_code < 0:
-            message = "The engine's client was killed before the agent had ended."
-            return ExecLostError(message, exit_code=exit_code, stderr=stderr)
-        engine, name = self._manager.engine, self._plan.container
-        try:
-            info = await self._info()
-            ran_out = info is not None and info.oom_killed and not info.is_running
-            if exit_code == KILLED and info is None:
-                ran_out = await engine.ran_out_of_memory(name, since=self._started_at)
-        except EngineError as error:
-            return error
-        if ran_out:
-            return OutOfMemoryError("The container ran out of memory.", exit_code=exit_code, stderr=stderr)
-        if exit_code == DAEMON_LOST:
-            message = "The engine's daemon went away while the agent was at work, and the agent was not told."
-            return EngineUnreachableError(message, exit_code=exit_code, stderr=stderr)
-        if exit_code == 0 and not self._plan.ephemeral:  # no script ends like this: a client that was told to go
-            message = "The engine's client was ended before the agent was."
-            return ExecLostError(message, exit_code=exit_code, stderr=stderr)
-        if exit_code == script.EXIT_LOST or (info is not None and info.is_running):
-            message = "Our script around the agent was killed inside the container."
-            return AgentKilledError(message, signal=9, exit_code=exit_code, stderr=stderr)
-        return self._gone(exit_code=exit_code, stderr=stderr)
-
-    @property
-    def _is_overdue(self) -> bool:
-        return time.time() >= self._plan.ends_at - 1
-
-    def _gone(self, *, exit_code: int | None = None, stderr: str = "") -> ContainerGoneError:
-        if not self._is_overdue:
-            message, step = "The container ended while the agent ran.", None
-        else:
-            message = f"The container's time limit, {self._plan.time_limit} seconds, ended while the agent ran."
-            step = RAISE_LIMIT
-        return ContainerGoneError(message, next_step=step, exit_code=exit_code, stderr=stderr)
-
-    async def _info(self) -> ContainerInfo | None:
-        """What the engine knows of the container; None if it is not there any more."""
-        infos = await self._manager.engine.inspect([self._plan.container])
-        return infos[0] if infos else None

@@ -38,7 +38,7 @@ def _told(struct: Struct) -> Iterator[tuple[str, Any]]:
         value = getattr(struct, info.name)
         if isinstance(value, ApiMessage):
             yield from (("message_id" if name == "id" else name, inner) for name, inner in _told(value))
-        elif value and value != info.default and not info.name.endswith(("uuid", "uuids", "session_id")):
+        elif value and value != info.default and not info.name.endswith(("uuid", "uuids", "session_id", "original")):
             yield info.name, value
 
 
@@ -65,7 +65,10 @@ def tool_title(arguments: Mapping[str, Any]) -> str:
     return next((value for value in found if isinstance(value, str) and value), "")
 
 
-_TELLING = ("command", "file_path", "notebook_path", "pattern", "url", "query", "description", "path", "prompt")
+_TELLING = (
+    *("command", "file_path", "notebook_path", "pattern", "url", "query", "description", "path", "prompt"),
+    "title",  # of agents that tell only what they call it
+)
 
 
 class ToolUseBlock(Readable, frozen=True, tag="tool_use"):
@@ -172,7 +175,7 @@ class ApiMessage(Readable, frozen=True, kw_only=True, omit_defaults=True):
     model: str = ""
     id: str = ""
     stop_reason: str | None = None
-    usage: Usage = Usage()
+    usage: Usage | None = None
 
 
 _BLOCKS: dict[object, Any] = {kind.__struct_config__.tag: kind for kind in get_args(KnownBlock)}

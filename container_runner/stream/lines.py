@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 from container_runner.errors import ConfigError
@@ -83,3 +84,47 @@ class Chunks:
     def flush(self) -> list[bytes | OversizedLine]:
         """Nothing: all was handed on."""
         return []
+
+
+class Exact:
+    """In place of a `LineSplitter`: what comes is handed on as it comes, with lines of ours as pieces of their own.
+
+    Those may begin anywhere on a line, so what may become the beginning of one is held back.
+
+    Args:
+        ours: what such a line is, with its newline.
+        start: how each of them begins.
+    """
+
+    def __init__(self, ours: re.Pattern[bytes], start: bytes) -> None:
+        self.limit = sys.maxsize
+        self._ours = ours
+        self._start = start
+        self._held = b""
+
+    def push(self, chunk: bytes) -> list[bytes | OversizedLine]:
+        """What is known by now to be the stream's own, and our lines, without their newlines."""
+        data, at = self._held + chunk, 0
+        pieces: list[bytes | OversizedLine] = []
+        for found in self._ours.finditer(data):
+            pieces += [data[at : found.start()], found[0][:-1]]
+            at = found.end()
+        held_from = max(at, self._may_begin(data))
+        self._held = data[held_from:]
+        return [piece for piece in (*pieces, data[at:held_from]) if piece]
+
+    def flush(self) -> list[bytes | OversizedLine]:
+        """What was held back."""
+        held, self._held = self._held, b""
+        return [held] if held else []
+
+    def _may_begin(self, data: bytes) -> int:
+        """Where in *data* a line of ours may begin that has not ended; its length if nowhere."""
+        line = data[-HEAD_SIZE:].rpartition(b"\n")[2]  # ours are shorter
+        begin = line.find(self._start)
+        if begin < 0:
+            ends = (
+                size for size in range(min(len(self._start), len(line)), 0, -1) if line.endswith(self._start[:size])
+            )
+            begin = len(line) - next(ends, 0)
+        return len(data) - len(line) + begin

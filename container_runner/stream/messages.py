@@ -27,6 +27,7 @@ from container_runner.stream.blocks import ToolUseBlock as ToolUseBlock
 from container_runner.stream.blocks import UnknownBlock as UnknownBlock
 from container_runner.stream.blocks import Usage as Usage
 from container_runner.stream.decode import SHORT, fits, load
+from container_runner.stream.own import ConnectionDenied as ConnectionDenied
 from container_runner.stream.own import ErrorMessage as ErrorMessage
 from container_runner.stream.own import OutputLine as OutputLine
 from container_runner.stream.own import OversizedLine
@@ -56,6 +57,10 @@ class AgentMessage(_Origin, Readable, kw_only=True, frozen=True, omit_defaults=T
 
     user_message_uuids: list[str] | None = None
     """The same of all prompts that the turn has taken in."""
+
+    original: dict[str, Any] | None = None
+    """What an agent wrote that speaks another dialect than claude's. None where `raw` is what it wrote, and for the
+    second message that was made of one line."""
 
     @property
     def type(self) -> str:
@@ -244,8 +249,8 @@ class AssistantMessage(_Said, frozen=True, kw_only=True, tag="assistant"):
         return self.message.stop_reason
 
     @property
-    def usage(self) -> Usage:
-        """What this request used so far."""
+    def usage(self) -> Usage | None:
+        """What this request used so far; None if the line does not say."""
         return self.message.usage
 
 
@@ -283,13 +288,15 @@ class ResultMessage(AgentMessage, frozen=True, kw_only=True, tag="result"):
     api_error_status: int | None = None
     """The HTTP status of the request to the API that failed; None if none did."""
 
-    num_turns: Count = 0
-    duration_ms: Count = 0
-    duration_api_ms: Count = 0
-    total_cost_usd: Number | None = None
-    """US dollars, by the agent's own reckoning; None if it does not say."""
+    num_turns: Count | None = None
+    """How often the model has answered; None if the agent does not say, as for the following."""
 
-    usage: Usage = Usage()
+    duration_ms: Count | None = None
+    duration_api_ms: Count | None = None
+    total_cost_usd: Number | None = None
+    """US dollars, by the agent's own reckoning."""
+
+    usage: Usage | None = None
     model_usage: dict[str, Any] = field(default_factory=dict, name="modelUsage")
     """What each model used, by the model's name, as it was on the line (camelCase, with `costUSD`)."""
 
@@ -367,12 +374,12 @@ class NoticeMessage(_Open, frozen=True, kw_only=True):
 
 
 NOTICES = (
-    *("active_goal", "auth_status", "control_cancel_request", "control_request", "control_response", "keep_alive"),
-    *("prompt_suggestion", "tool_use_summary", "transcript_mirror"),
+    *("active_goal", "auth_status", "command_lifecycle", "control_cancel_request", "control_request"),
+    *("control_response", "keep_alive", "prompt_suggestion", "tool_use_summary", "transcript_mirror"),
 )
 """The types of a `NoticeMessage`."""
 
-Message: TypeAlias = AgentMessage | OutputLine | OversizedLine | ErrorMessage
+Message: TypeAlias = AgentMessage | OutputLine | OversizedLine | ConnectionDenied | ErrorMessage
 """Whatever a run yields."""
 
 
@@ -418,11 +425,15 @@ def parse_line(line: bytes) -> AgentMessage | OutputLine | None:
     return OutputLine(line) if line.strip() else None
 
 
-def parse_message(raw: dict[str, Any]) -> AgentMessage:
-    """The message that a decoded line holds: of each field what can be read, and else its default. Never raises."""
+def parse_message(raw: dict[str, Any], known: type[AgentMessage] | None = None) -> AgentMessage:
+    """The message that a decoded line holds: of each field what can be read, and else its default. Never raises.
+
+    Args:
+        known: its class. None: the one that its type and subtype say.
+    """
     kind, subtype = as_text(raw.get("type")), as_text(raw.get("subtype"))
     found = NEWS.get(subtype, SystemMessage) if kind == "system" else CLASSES.get(kind, UnknownMessage)
-    message: AgentMessage = read(found, raw)
+    message: AgentMessage = read(known or found, raw)
     force_setattr(message, "_line", raw)
     return message
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import orjson
 from msgspec import Struct
@@ -60,6 +60,23 @@ class OutputLine(OwnMessage, frozen=True):
 
     def __repr__(self) -> str:
         return f"OutputLine({self.text[:60]!r}{'…' * (len(self.data) > 60)})"
+
+
+class ConnectionDenied(OwnMessage, frozen=True):
+    """The agent asked for what the gateway does not let through, or for a service that can not be reached or used."""
+
+    host: str
+    """What it asked for: a host, or a path of the gateway's own."""
+
+    port: int
+    """0 for a path."""
+
+    reason: str
+
+    verdict: Literal["denied", "failed"] = "denied"
+    """"failed": it is allowed, and was not reached."""
+
+    type: ClassVar[str] = "connection_denied"
 
 
 class ErrorMessage(OwnMessage, frozen=True, kw_only=True):

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 
+import anyio
+
 from container_runner.stream.process import EXIT_GRACE, Process, settle
 
 
@@ -18,8 +20,9 @@ class Pipe:
     when it has closed its stdin. Where they come from must not itself wait for what is read here.
     """
 
-    def __init__(self, process: Process, stdin: AsyncIterable[bytes] | None) -> None:
+    def __init__(self, process: Process, stdin: AsyncIterable[bytes] | None, patience: float | None = None) -> None:
         self._process = process
+        self._patience = patience
         self._stdin = aiter(stdin) if stdin is not None else None
         self._ready: deque[bytes] = deque()
 
@@ -27,6 +30,11 @@ class Pipe:
         return self
 
     async def __anext__(self) -> bytes:
+        """Raises TimeoutError if it takes longer than our patience."""
+        with anyio.fail_after(self._patience):
+            return await self._next()
+
+    async def _next(self) -> bytes:
         while not self._ready:
             if self._stdin is not None and self._process.is_hungry:
                 data = await anext(self._stdin, None) if self._process.takes_more else None
@@ -68,12 +76,14 @@ async def open_pipe(
     cwd: str | Path | None = None,
     stdin: bytes | AsyncIterable[bytes] | None = b"",
     grace: float = EXIT_GRACE,
+    patience: float | None = None,
 ) -> AsyncIterator[Pipe]:
     """Start *argv*; who leaves the block before it has ended, ends it: TERM, and KILL *grace* seconds later.
 
     Args:
         env: the environment, all of it; None for ours.
         stdin: what it gets, which then ends; None to `send` it. A process that does not want all of it is no failure.
+        patience: seconds that it may be silent while it is read; None: any time.
 
     Raises:
         OSError: see `Process.start`.
@@ -81,7 +91,7 @@ async def open_pipe(
     given = stdin if isinstance(stdin, bytes) else None
     process = await Process.start(argv, env=env, cwd=cwd, stdin=given or b"", hold_stdin=given is None, chunks=True)
     try:
-        yield Pipe(process, None if isinstance(stdin, bytes) else stdin)
+        yield Pipe(process, None if isinstance(stdin, bytes) else stdin, patience)
     finally:
         try:
             await settle(lambda: process.terminate(grace))

@@ -1,4 +1,4 @@
-"""The only module that starts a process.
+"""Starts every process that is waited for on an event loop: all but the ssh of `engine/tunnel`.
 
 A `Process` feeds its child's stdin, hands out its stdout by lines, and keeps the end of its stderr. One selector
 watches the three pipes, and waiting for the selector is the only await: no task, no task group and no cancel scope
@@ -13,9 +13,12 @@ import fcntl
 import math
 import os
 import selectors
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import signal
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import anyio
 import anyio.abc
@@ -23,11 +26,13 @@ import anyio.lowlevel
 import attrs
 from anyio import open_process
 
-from container_runner.stream.lines import Chunks, LineSplitter, OversizedLine
-
-T = TypeVar("T")
+from container_runner.stream.lines import Chunks, Exact, LineSplitter, OversizedLine
+from container_runner.stream.settle import settle as settle
 
 CHUNK: Final = 256 * 1024
+MOST_PARTS: Final = 16
+"""How many pieces are sent at once."""
+
 EARLY_LIMIT: Final = 16 * 1024**2
 """How many bytes of stdout are taken before the gate opens. They must be taken: an engine carries stdout and stderr
 each on its own, so an agent's flood can overtake the line that opens the gate, and fill every pipe in front of it."""
@@ -55,9 +60,9 @@ class Process:
     _process: anyio.abc.Process
     _selector: selectors.DefaultSelector
     _fds: dict[str, int]
-    _unsent: memoryview
+    _unsent: deque[memoryview]
     _hold_stdin: bool
-    _splitter: LineSplitter | Chunks
+    splitter: LineSplitter | Chunks | Exact
     _gate: bytes | None
     _end: bytes | None
 
@@ -69,6 +74,8 @@ class Process:
     """The line of stderr that opened the gate."""
     end_line: bytes | None = attrs.field(default=None, init=False)
     """The line that ends stdout, once it has come."""
+    on_stderr: Callable[[bytes], object] | None = attrs.field(default=None, init=False)
+    """Is called with what comes on stderr once the gate is open, as it comes, and with b"" at its end."""
     is_kept: bool = attrs.field(default=False, init=False)
     """Whether its stdin stays open though it has said all, until `close_stdin`. `read` then has nothing more."""
 
@@ -108,9 +115,11 @@ class Process:
             their_in, our_in, our_out, their_out, our_err, their_err = pipes
             for fd in (our_in, our_out, our_err):
                 os.set_blocking(fd, False)
-            # A child that may write a whole chunk ahead need not be waited for so often.
+            # Who may write a whole chunk ahead need not be waited for so often; what is no lines is much both ways.
             with contextlib.suppress(AttributeError, OSError):  # not Linux, or the user's pipes hold too much already
                 fcntl.fcntl(our_out, fcntl.F_SETPIPE_SZ, CHUNK)
+                if chunks:
+                    fcntl.fcntl(our_in, fcntl.F_SETPIPE_SZ, CHUNK)
             # Cancelling a start would kill the child with SIGKILL at a moment when nobody cleans up after it.
             with anyio.CancelScope(shield=True):
                 process = await open_process(
@@ -131,7 +140,7 @@ class Process:
             os.close(fd)
         splitter = Chunks() if chunks else LineSplitter(line_limit)
         fds = {"stdin": our_in, "stdout": our_out, "stderr": our_err}
-        self = cls(process, selector, fds, memoryview(stdin), hold_stdin, splitter, gate, end)
+        self = cls(process, selector, fds, deque([memoryview(stdin)] if stdin else ()), hold_stdin, splitter, gate, end)
         try:
             self._watch()
         except BaseException:  # the kernel has no memory left for it, say
@@ -159,9 +168,9 @@ class Process:
 
         For a process whose first gate is open, and which has said nothing since: a container that waits for its run.
         """
-        self._unsent = memoryview(stdin)
+        self._unsent.append(memoryview(stdin))
         self._gate, self._end, self.gate_line = gate, end, None
-        self._splitter = LineSplitter(line_limit)
+        self.splitter = LineSplitter(line_limit)
         self._selector.register(self._fds["stdin"], selectors.EVENT_WRITE, "stdin")
 
     def give(self, data: bytes, *, last: bool = False) -> None:
@@ -174,7 +183,18 @@ class Process:
         if data and "stdin" in self._fds:
             if not self._unsent:
                 self._selector.register(self._fds["stdin"], selectors.EVENT_WRITE, "stdin")
-            self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
+            self._unsent.append(memoryview(data))
+        elif last and not self._unsent:
+            self.close_stdin()
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes of what was given are still to be sent."""
+        return sum(map(len, self._unsent))
+
+    def carry(self, other: Process) -> None:
+        """Move what *other* has to move too, whenever this one is waited for, and drop what it says on stdout."""
+        self._selector.register(other._selector.fileno(), selectors.EVENT_READ, other)
 
     @property
     def takes_more(self) -> bool:
@@ -186,12 +206,17 @@ class Process:
         """Whether all that was given has been sent, or nobody is left who would take it."""
         return not self._unsent or not {"stdout", "stderr"} & self._fds.keys()
 
+    @property
+    def talks(self) -> bool:
+        """Whether its stdout has not ended yet."""
+        return "stdout" in self._fds
+
     async def turn(self) -> list[bytes | OversizedLine]:
-        """Move what can be moved, both ways, and return what came on stdout: often nothing."""
+        """Wait until something can be moved, either way, move it, and return what came on stdout: often nothing."""
         await anyio.lowlevel.checkpoint()
-        if not (lines := self._pump()) and not self.is_hungry:
+        if not self._early:
             await self._wait_until(None)
-        return lines
+        return self._take_early() or self._pump()
 
     def prod(self) -> None:
         """Write an empty line to a stdin that is held, if there is room for it."""
@@ -222,11 +247,8 @@ class Process:
         """
         await anyio.lowlevel.checkpoint()  # before anything is taken from a pipe, so that cancelling loses nothing
         deadline = None if timeout is None else anyio.current_time() + timeout
-        while self._early:
-            chunk = bytes(self._early[:CHUNK])
-            del self._early[:CHUNK]
-            if lines := self._split(chunk):
-                return lines
+        if lines := self._take_early():
+            return lines
         while True:
             lines = self._pump()
             if self._exited_at is not None and anyio.current_time() >= self._exited_at + EXIT_GRACE:
@@ -238,7 +260,7 @@ class Process:
                     return []
                 self.close_stdin()
             if "stdout" not in self._fds and "stderr" not in self._fds:
-                return self._splitter.flush()
+                return self.splitter.flush()
             await self._wait_until(deadline)
 
     async def read_all(self, limit: int) -> bytes:
@@ -262,7 +284,7 @@ class Process:
 
     def limit_lines(self, limit: int) -> None:
         """Keep no line from now on that is longer than *limit* bytes."""
-        self._splitter.limit = min(self._splitter.limit, limit)
+        self.splitter.limit = min(self.splitter.limit, limit)
 
     def close_stdin(self) -> None:
         """End its stdin. For a leased process this is what stops it, and it takes no await."""
@@ -270,27 +292,27 @@ class Process:
 
     async def terminate(self, grace: float | None = None) -> None:
         """End the process itself: TERM, *grace* seconds (`TERM_GRACE`), KILL. Nothing happens if it has ended."""
-        grace = TERM_GRACE if grace is None else grace
-        for end in (self._process.terminate, self._process.kill):
+        for number in (signal.SIGTERM, signal.SIGKILL):
             if self.returncode is not None:
                 return
-            try:
-                end()
-            except ProcessLookupError:
-                return
-            with anyio.move_on_after(grace):
+            self._signal(number)
+            with anyio.move_on_after(TERM_GRACE if grace is None else grace):
                 await self._process.wait()
 
     async def abandon(self) -> None:
-        """Kill the process, let go of its pipes, and wait for its end for no longer than a kill takes.
-
-        Who is not waited for stays a zombie, and keeps a descriptor of ours.
-        """
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        """Kill it, let go of its pipes, and wait no longer than a kill takes: who is not waited for stays a zombie."""
+        self._signal(signal.SIGKILL)
         self.close()
         with anyio.move_on_after(KILL_PATIENCE):
             await self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            # asyncio's own way collects a child that has just ended, and its exit code is lost to who waits for it.
+            if "exit" in self._fds:
+                signal.pidfd_send_signal(self._fds["exit"], number)
+            elif self._exited_at is None:  # there are no pidfds, or it was closed
+                self._process.send_signal(number)
 
     def close(self) -> None:
         """Let go of the pipes. It does not end the process: one that still writes gets SIGPIPE."""
@@ -338,8 +360,7 @@ class Process:
         self._gate = None
 
     def _close(self, name: str) -> None:
-        fd = self._fds.pop(name, None)
-        if fd is None:
+        if (fd := self._fds.pop(name, None)) is None:
             return
         if fd in self._selector.get_map():
             self._selector.unregister(fd)
@@ -351,8 +372,7 @@ class Process:
         is_early = self._gate is not None  # also if the gate opens in the middle: who waits for it takes no lines
         for key, _ in self._selector.select(0):
             if key.data == "stdout":
-                chunk = os.read(key.fd, CHUNK)
-                if not chunk:
+                if not (chunk := os.read(key.fd, CHUNK)):
                     self._close("stdout")
                 elif is_early:
                     self._hold_early(chunk)
@@ -362,6 +382,8 @@ class Process:
                 self._take_stderr(os.read(key.fd, CHUNK))
             elif key.data == "stdin":
                 self._feed(key.fd)
+            elif isinstance(key.data, Process):
+                key.data._pump()  # noqa: SLF001  it is one of our own kind
             else:
                 self._exited_at = anyio.current_time()
                 self._close("exit")
@@ -369,20 +391,25 @@ class Process:
 
     def _feed(self, fd: int) -> None:
         try:
-            sent = os.write(fd, self._unsent[:CHUNK])
+            sent = os.writev(fd, [part[:CHUNK] for part in islice(self._unsent, MOST_PARTS)])
         except BlockingIOError:
             return
         except BrokenPipeError:  # it does not want the rest, which is its right
-            self._unsent = memoryview(b"")
+            self._unsent.clear()
             self._close("stdin")
             return
-        self._unsent = self._unsent[sent:]
+        while self._unsent and sent >= len(self._unsent[0]):
+            sent -= len(self._unsent.popleft())
+        if sent:
+            self._unsent[0] = self._unsent[0][sent:]
         if not self._unsent:
             self._selector.unregister(fd)
             if not self._hold_stdin:
                 self._close("stdin")
 
     def _take_stderr(self, chunk: bytes) -> None:
+        if self.on_stderr is not None and self._gate is None:
+            self.on_stderr(chunk)
         if not chunk:
             self._close("stderr")
             self._open_gate()  # it will not come any more; what is on stdout is the engine's
@@ -399,7 +426,7 @@ class Process:
             del self.stderr[:-STDERR_TAIL]
 
     def _split(self, chunk: bytes) -> list[bytes | OversizedLine]:
-        lines = self._splitter.push(chunk)
+        lines = self.splitter.push(chunk)
         # Nothing comes behind the line that ends it all.
         if lines and self._end is not None and isinstance(lines[-1], bytes) and lines[-1].startswith(self._end):
             self.end_line = lines[-1]
@@ -412,27 +439,11 @@ class Process:
         if self._gate is not None and len(self._early) >= EARLY_LIMIT:
             self._selector.unregister(self._fds["stdout"])
 
+    def _take_early(self) -> list[bytes | OversizedLine]:
+        early, self._early = bytes(self._early), bytearray()
+        return self._split(early) if early else []
+
     def _open_gate(self) -> None:
         self._gate = None
-        stdout = self._fds.get("stdout")
-        if stdout is not None and stdout not in self._selector.get_map():
+        if (stdout := self._fds.get("stdout")) is not None and stdout not in self._selector.get_map():
             self._selector.register(stdout, selectors.EVENT_READ, "stdout")
-
-
-async def settle(clean_up: Callable[[], Awaitable[T]]) -> T:
-    """Run *clean_up* to its end, whatever is cancelled meanwhile, and then let the cancellation go on.
-
-    A shield keeps anyio's own cancellation out. asyncio's `Task.cancel()` reaches into it, once for each call; so
-    *clean_up* is begun again, and must be made for that.
-    """
-    cancelled: BaseException | None = None
-    while True:
-        try:
-            with anyio.CancelScope(shield=True):
-                result = await clean_up()
-        except anyio.get_cancelled_exc_class() as error:
-            cancelled = error
-        else:
-            if cancelled is not None:
-                raise cancelled
-            return result

@@ -36,15 +36,17 @@ class Work:
     def __init__(self) -> None:
         self.done_at: float | None = None
         """When there was nothing left to do, on the caller's clock; None while there is."""
+        self.last_told: UserMessage | None = None
+        """What the agent was told last, which is mostly what its tools gave back."""
         self._in_turn = True
         self._open: set[int] = set()
 
     def take(self, message: Message, now: float) -> None:
         """Hear the next message, which came at *now*."""
         match message:
-            case (
-                AssistantMessage() | UserMessage() | StreamEvent() | ToolProgressMessage() | SystemMessage(is_init=True)
-            ):
+            case UserMessage():
+                self._in_turn, self.last_told = True, message
+            case AssistantMessage() | StreamEvent() | ToolProgressMessage() | SystemMessage(is_init=True):
                 self._in_turn = True
             case ResultMessage():
                 self._in_turn, self.done_at = False, now

@@ -2,7 +2,7 @@
 
 It answers as an engine where everything goes well, plays each run's agent, and stops it when its lease ends. It is for
 tests of the command line and of programs in other languages: name it with --engine or CONTAINER_RUNNER_ENGINE. The
-containers that it makes are forgotten, so it plays ephemeral runs only.
+containers that it makes are forgotten, so it plays ephemeral runs on a mounted workspace only.
 
 Variables say what it plays. Their names begin as docker's own do, because docker's client is given no others.
 
@@ -12,7 +12,7 @@ Variables say what it plays. Their names begin as docker's own do, because docke
                            "structured_output" and "error" are told beside "text"; or, in the place of all that, "fail"
                            has the kind of an error, such as "image_not_found".
     DOCKER_FAKE_AGENT      a program that is run on this machine in the place of claude, with claude's arguments and
-                           the prompt on its stdin, in the workspace.
+                           the prompt on its stdin, in the workspace. In a live session, what it is told comes there.
     DOCKER_FAKE_CALLS      a file that gets an object of JSON for each command: its "argv", and of a run's also the
                            "prompt", the "variables" and the "grace", secrets among them.
 """
@@ -26,6 +26,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ def main() -> int:
     if words[:3] == ["run", "--rm", "--interactive"]:
         return _run(words)
     _log(words)
+    if words[:2] == ["exec", "--interactive"] and words[-2] == script.FEED:
+        return _feed(words[-1])
     if words == ["--version"]:
         _print(b"Docker version 28.2.2, build e6534b4\n")
     elif words[:1] == ["inspect"]:
@@ -51,13 +54,23 @@ def main() -> int:
     elif words[:2] == ["image", "inspect"]:
         _print(b"sha256:" + b"f" * 64 + b"\n")
     elif words[:1] not in (["ps"], ["rm"]):
-        _tell("docker: this is a fake docker, which plays ephemeral runs only")
+        _tell(ONLY)
         return 125
     return 0
 
 
+ONLY = (
+    "docker: this is a fake docker, which plays ephemeral runs on a mounted workspace only; "
+    "give --rw, or set CONTAINER_RUNNER_WORKSPACE_MODE=rw"
+)
+
+
 def _run(words: list[str]) -> int:
     """What the engine, our script and the agent would do."""
+    if not words[words.index(script.GUEST) + 2 :]:  # the container of a carried workspace waits for its command
+        _log(words)
+        _tell(ONLY)
+        return 125
     stdin = _read_stdin()
     if stdin is None:
         _log(words)
@@ -80,7 +93,8 @@ def _run(words: list[str]) -> int:
     if said:
         _tell(said)
     _print(reply.stdout(prompt))
-    _end(token, reply.exit_code)
+    passed = "check" if stdin.fields["check"] and reply.exit_code == 0 else ""
+    _end(token, reply.exit_code, reply.failed_step or passed)
     while os.read(0, 4096):  # the lease
         pass
     return 0
@@ -138,30 +152,69 @@ def _play(words: Sequence[str], program: str, stdin: Stdin) -> int:
     """Run a program of this machine as the agent, and stop it when the lease ends."""
     token, (claude, *arguments) = stdin.fields["token"], words[words.index(script.GUEST) + 2 :]
     mounts = (re.search(r'src=([^,"]+)"?,"?dst=/workspace(?:[,"]|$)', word) for word in words)
+    folder = next((mount[1] for mount in mounts if mount), "/")
+    if stdin.fields.get("live"):
+        os.mkfifo(_input(words[words.index(script.GUEST) - 1]))
     _tell(guest.started_line(token).decode())
+    if code := _step("setup", stdin, folder):
+        _end(token, code, "setup")
+        return 0
+    fifo = _input(words[words.index(script.GUEST) - 1]) if stdin.fields.get("live") else None
     process = subprocess.Popen(
         [program if claude == "claude" else claude, *arguments],
-        stdin=subprocess.PIPE,
-        cwd=next((mount[1] for mount in mounts if mount), "/"),
+        stdin=subprocess.PIPE if fifo is None else fifo.open("rb"),
+        cwd=folder,
         start_new_session=True,
     )
+    if fifo is not None:
+        fifo.unlink()
     lease = threading.Thread(target=_watch, args=(process, float(stdin.fields["grace"])), daemon=True)
     lease.start()
-    assert process.stdin is not None  # noqa: S101  a pipe
-    with contextlib.suppress(BrokenPipeError):  # an agent need not read its prompt
-        process.stdin.write(stdin.prompt)
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):  # an agent need not read its prompt
+            process.stdin.write(stdin.prompt)
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
     code = process.wait()
-    _end(token, 128 - code if code < 0 else code)
+    gap = stdin.fields.get("gap", "\n")
+    if code == 0 and (checked := _step("check", stdin, folder)) is not None:
+        _end(token, checked, "check", gap)
+    else:
+        _end(token, 128 - code if code < 0 else code, gap=gap)
     lease.join()
     return 0
 
 
+def _input(run: str) -> Path:
+    """The FIFO that is a live agent's stdin."""
+    return Path(tempfile.gettempdir()) / f"container-runner-fake-{run}"
+
+
+def _feed(run: str) -> int:
+    """Carry stdin to a live agent."""
+    with _input(run).open("wb", buffering=0) as fifo:
+        _tell(guest.feeding_line(run).decode())
+        with contextlib.suppress(BrokenPipeError):
+            while chunk := os.read(0, 65536):
+                fifo.write(chunk)
+    return 0
+
+
+def _step(name: str, stdin: Stdin, folder: str) -> int | None:
+    """Run what comes before or after the agent; its exit code, or None if there is nothing."""
+    if not stdin.fields[name]:
+        return None
+    _tell(f"container-runner: {name} {stdin.fields['token']}")
+    return subprocess.run(
+        ["sh", "-c", stdin.fields[name]], cwd=folder, stdin=subprocess.DEVNULL, stdout=2, check=False
+    ).returncode
+
+
 def _watch(process: subprocess.Popen[bytes], grace: float) -> None:
     """Stop the agent when the lease ends. As PID 1 the script ends it by its own end, and says no more."""
-    while os.read(0, 4096):
-        pass
+    while word := os.read(0, 4096):
+        if guest.INTERRUPT in word:
+            os.killpg(process.pid, signal.SIGINT)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     try:
@@ -171,10 +224,10 @@ def _watch(process: subprocess.Popen[bytes], grace: float) -> None:
         os._exit(0)
 
 
-def _end(token: str, code: int) -> None:
-    line = f"container-runner: ended {token} {code}"
+def _end(token: str, code: int, step: str = "", gap: str = "\n") -> None:
+    line = f"container-runner: ended {token} {code}{step and ' '}{step}"
     _tell(line)
-    _print(f"\n{line}\n".encode())
+    _print(f"{gap}{line}\n".encode())
 
 
 def _tell(line: str) -> None:

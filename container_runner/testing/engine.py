@@ -264,6 +264,7 @@ class FakeEngine:
         before = {id(command) for command in self.fp.definitions}
         for words, stdout in (
             (["--version"], "Docker version 28.2.2, build e6534b4"),
+            (["version", any_()], ""),  # as of an image: it is for this machine
             (["info", any_()], f"false {str(os.geteuid() != 0).lower()} 5.4.2"),
         ):
             self.fp.register([_ENGINE, *words], stdout=stdout, occurrences=10_000)

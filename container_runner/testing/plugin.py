@@ -21,9 +21,11 @@ def fake_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         hint = "pip install 'agent-container-runner[testing]'"
         pytest.fail(f"The fixture fake_engine needs pytest-subprocess: {hint}", pytrace=False)
     from container_runner.testing.engine import FakeEngine
+    from container_runner.testing.gateway import PlayedGateway
 
     engine = FakeEngine(request.getfixturevalue("fp"))
     monkeypatch.setattr("container_runner.stream.process.open_process", engine.open_process)
+    monkeypatch.setattr("container_runner.gateway.gateway.Gateway", PlayedGateway)
     monkeypatch.setenv("CONTAINER_RUNNER_ENGINE", "docker")
     # A machine's docker may be podman by another name, which would change the commands.
     monkeypatch.setattr("container_runner.engine.engine._looks_like_podman", lambda path: "podman" in Path(path).name)

@@ -182,7 +182,8 @@ class PlayedProcess:
         # The agent lives as long as its lease, which ends with stdin.
         self._move_while(lambda: self._stdin_is_open and (reply.hang or bool(self._unsent)))
         code = 128 + signal.SIGTERM if reply.hang or self._unsent else reply.exit_code
-        self._say(stderr=f"container-runner: ended {token} {code}\n".encode())
+        step = reply.failed_step or ("check" if given.fields["check"] and code == 0 else "")
+        self._say(stderr=f"container-runner: ended {token} {code}{step and ' '}{step}\n".encode())
         self._move_while(lambda: bool(self._unsent))
         return 0
 

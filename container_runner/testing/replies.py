@@ -33,6 +33,9 @@ class Reply:
     started: bool = True
     """Whether the agent starts at all; otherwise all of this is the engine's."""
 
+    failed_step: str = ""
+    """What fails instead of the agent: "setup", "check", or "" for nothing."""
+
     prompt: Wanted | None = None
     agent: str | None = None
 
@@ -132,6 +135,10 @@ def _line(line: Any) -> bytes:
 def failure(kind: str) -> Reply:
     """A run that fails with an error of this kind, one of those in `FAILURES`."""
     exit_code, said, started = FAILURES[kind]
+    if kind in ("setup_failed", "check_failed"):
+        step = kind.partition("_")[0]
+        stdout = as_claude() if step == "check" else b""
+        return Reply(stdout=lambda _: stdout, stderr=said.encode(), exit_code=exit_code, failed_step=step)
     return Reply(stdout=lambda _: b"", stderr=said.encode(), exit_code=exit_code, started=started)
 
 
@@ -140,6 +147,7 @@ _DAEMON: Final = "docker: Error response from daemon: "
 FAILURES: Final[Mapping[str, tuple[int, str, bool]]] = {
     "agent_failed": (1, "", True),
     "agent_killed": (137, "", True),
+    "check_failed": (1, "1 failed", True),
     "command_not_executable": (72, "container-runner: not-executable {run}", False),
     "command_not_found": (71, "container-runner: no-command {run}", False),
     "engine": (125, f"{_DAEMON}something that nobody has heard before", False),
@@ -156,6 +164,7 @@ FAILURES: Final[Mapping[str, tuple[int, str, bool]]] = {
     "out_of_memory": (137, "container-runner: oom {token} 1", True),
     "port": (125, f"{_DAEMON}Bind for 127.0.0.1:80 failed: port is already allocated", False),
     "pull_failed": (125, "docker: pull access denied for some/image, repository does not exist", False),
+    "setup_failed": (1, "", True),
 }
 """By the kind of error: what is exited with, what is said on stderr, and whether the agent had started.
 

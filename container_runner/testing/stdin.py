@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import attrs
 
+from container_runner.box import guest
+
 
 @attrs.frozen
 class Stdin:
@@ -23,7 +25,8 @@ class Stdin:
         words = shlex.split(b"\n".join(lines[:-1]).decode("utf-8", "surrogateescape"))
         fields = dict(word.partition("=")[::2] for word in words)
         exported = shlex.split(fields.get("variables", ""))[2::3]  # behind "command export"
-        return cls(fields, dict(word.partition("=")[::2] for word in exported), lines[-1])
+        waited_for = guest.GO if "gated" in fields else b""
+        return cls(fields, dict(word.partition("=")[::2] for word in exported), lines[-1].removeprefix(waited_for))
 
     @classmethod
     def length(cls, stdin: bytes) -> int | None:
@@ -31,5 +34,6 @@ class Stdin:
         first, newline, rest = stdin.partition(b"\n")
         if not newline or rest.count(b"\n") < int(first):
             return None
-        found = cls.of(stdin)
-        return len(stdin) - len(found.prompt) + int(found.fields["size"])
+        behind = rest.split(b"\n", int(first))[-1]
+        fields = cls.of(stdin).fields
+        return len(stdin) - len(behind) + ("gated" in fields) * len(guest.GO) + int(fields["size"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -38,10 +38,11 @@ async def write(shadow: Shadow, run: str, now: str, tree: str) -> tuple[bytes, .
                 listed = (await shadow.git("ls-tree", "-r", "-z", "--name-only", tree)).split(b"\0")[:-1]
                 refuse_twins(listed, todo)
             new = {path: (number, after) for number, (path, (_, after)) in enumerate(todo.items()) if after is not None}
-            async for some in contents(shadow, {entry.oid for _, entry in new.values()}):
-                for path, (number, entry) in new.items():
-                    if entry.oid in some:
-                        target.make(path, number, entry.mode, some[entry.oid])
+            async with aclosing(contents(shadow, {entry.oid for _, entry in new.values()})) as batches:
+                async for some in batches:
+                    for path, (number, entry) in new.items():
+                        if entry.oid in some:
+                            target.make(path, number, entry.mode, some[entry.oid])
             steps = target.plan(todo)
             # What was changed before the plan shows here. What is changed after it, shows when it is taken.
             if await shadow.snapshot() != now:

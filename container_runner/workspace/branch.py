@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +18,11 @@ import attrs
 
 from container_runner.errors import ConfigError, ConflictError, WorkspaceError
 from container_runner.workspace.findings import GITLINK, LINK, Entry
+from container_runner.workspace.git import git
+from container_runner.workspace.modules import MODULE, Module, submodules
 from container_runner.workspace.objects import contents, listing, tree_of
-from container_runner.workspace.shadow import Shadow
+from container_runner.workspace.repository import Repository
+from container_runner.workspace.shadow import REFS, Shadow
 
 TIP: Final = "branch"
 """The ref of a run with the commit that its branches have."""
@@ -38,26 +41,45 @@ class Branched:
     apply takes them."""
 
 
-async def make(shadow: Shadow, run: str, base: str, result: str, head: str | None, name: str) -> Branched:
+async def make(
+    shadow: Shadow, run: str, base: str, result: str, head: str | None, name: str, modules: Sequence[Module] = ()
+) -> Branched:
     """See `Changes.branch`."""
-    if not shadow.is_repository:
+    if shadow.repository is None:
         message = f"{shadow.workspace} is no repository, so there can be no branch."
         raise WorkspaceError(message, next_step="Take the work with `container-runner apply`.")
+    await check_name(shadow, name)
+    ref = f"refs/heads/{name}"
+    commit, left_out = await _tip(shadow, run, base, result, head)
+    inside = {repository.at: repository for repository in (await submodules(shadow) if modules else ())}
+    given = [  # those inside come first: an entry of the one around names them
+        (inside[module.path], f"{MODULE}{number}", module.head)
+        for number, module in enumerate(modules)
+        if module.path in inside
+    ]
+    todo = []
+    for repository, source, tip in (*given, (shadow.repository, TIP, commit)):
+        said = await git("rev-parse", "--quiet", "--verify", ref, folder=repository.folder, ok=(0, 1))
+        if (there := said.decode().strip()) != tip:
+            await _refuse_others(shadow, repository, name, there, tip)
+            todo.append((repository, source))
+    for repository, source in todo:
+        await _fetch(shadow, repository, f"{REFS}/{run}/{source}", name)
+    return Branched(name=name, commit=commit, left_out=left_out)
+
+
+async def check_name(shadow: Shadow, name: str) -> None:
+    """Raise ConfigError if *name* can not be the name of a branch."""
     ref = f"refs/heads/{name}"
     usual = b"" if "\0" in name else await shadow.git("check-ref-format", "--normalize", ref, ok=(0, 1))
     if name.startswith("-") or usual != os.fsencode(f"{ref}\n"):
         raise ConfigError("NAME", name, "a name that git takes for a branch, as agent/fix-1")
-    commit, left_out = await _tip(shadow, run, base, result, head)
-    there = (await shadow.user_git("rev-parse", "--quiet", "--verify", ref, ok=(0, 1))).decode().strip()
-    if there != commit:
-        await _refuse_others(shadow, name, there, commit)
-        await _fetch(shadow, run, name)
-    return Branched(name=name, commit=commit, left_out=left_out)
 
 
-async def _refuse_others(shadow: Shadow, name: str, there: str, commit: str) -> None:
+async def _refuse_others(shadow: Shadow, repository: Repository, name: str, there: str, commit: str) -> None:
     """Refuse a branch that is checked out, or has what the new one has not."""
-    trees = (await shadow.user_git("worktree", "list", "--porcelain")).decode("utf-8", "replace").splitlines()
+    listed = await git("worktree", "list", "--porcelain", folder=repository.folder)
+    trees = listed.decode("utf-8", "replace").splitlines()
     if f"branch refs/heads/{name}" in trees:
         raise ConflictError(f"The branch {name} is checked out.", next_step="Name another one, or use `apply`.")
     if there and await _lacks(shadow, commit, there):
@@ -148,17 +170,21 @@ async def _cooked(shadow: Shadow, paths: Collection[bytes]) -> Mapping[bytes, st
     return found
 
 
-async def _fetch(shadow: Shadow, run: str, name: str) -> None:
-    """Let the user's repository take the tip. None of its hooks run, and nothing but the branch is written."""
+async def _fetch(shadow: Shadow, repository: Repository, source: str, name: str) -> None:
+    """Let a repository of the user's take what a ref of the shadow's has.
+
+    None of its hooks run, and nothing but the branch is written.
+    """
     began = time.time() - 1
-    await shadow.user_git(
+    await git(
         *("-c", "protocol.file.allow=always", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--atomic"),
         *("--no-recurse-submodules", "--no-auto-maintenance", "--no-prune", "--no-show-forced-updates"),
-        *("--", str(shadow.git_dir), f"refs/container-runner/{run}/{TIP}:refs/heads/{name}"),
+        *("--", str(shadow.git_dir), f"{source}:refs/heads/{name}"),
+        folder=repository.folder,
+        tree=repository.tree,
     )
-    assert shadow.repository is not None  # noqa: S101  `make` has looked
     if os.geteuid() == 0:
-        _give_to_owner(shadow.repository.common, began)
+        _give_to_owner(repository.common, began)
 
 
 def _give_to_owner(common: Path, began: float) -> None:

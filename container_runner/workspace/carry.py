@@ -17,10 +17,12 @@ from typing import Any, Final, Literal, Self
 import attrs
 import orjson
 
+from container_runner.config import paths
 from container_runner.config.converter import structured, unstructured
 from container_runner.config.laws import is_history, law
 from container_runner.errors import ConfigError, StateError
 from container_runner.folders import open_file, open_folder
+from container_runner.workspace.shadow import Start
 
 FOLDER: Final = "carried"
 LAYERS: Final = "layers"
@@ -70,6 +72,9 @@ class Carry:
 
     how: Literal["overlay", "stream"]
 
+    target: str = paths.WORKSPACE
+    """Where it is in the box."""
+
     layers: tuple[Layer, ...] = ()
     """For an overlay: the workspace, and the repository if that is elsewhere."""
 
@@ -85,12 +90,24 @@ class Carry:
     ignored: tuple[str, ...] = ()
     """Patterns of ignored files that a stream takes along."""
 
+    lent: tuple[str, ...] = ()
+    """The folders from which the repository may borrow objects, for the operator has named them as volumes."""
+
+    start: Start | None = None
+    """What the box begins with; None: the folder as it is."""
+
+    below: str | None = None
+    """The tree that the folder was when it was brought in; known from then on."""
+
     protected: tuple[str, ...] = ()
     unprotected: tuple[str, ...] = ()
     """What the operator says of the names that count as findings."""
 
     engine: str = ""
     """The engine's program."""
+
+    endpoint: str = ""
+    """Its address, if it is not the usual one of this machine."""
 
     image: str = ""
     container: str = ""

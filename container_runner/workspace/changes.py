@@ -13,6 +13,8 @@ from container_runner.config.converter import structured, unstructured
 from container_runner.errors import WorkspaceError
 from container_runner.workspace import apply, branch
 from container_runner.workspace.findings import LONGEST, NOT_TAKEN, Finding, find, wanted
+from container_runner.workspace.lineage import note_applied, standing
+from container_runner.workspace.modules import Module
 from container_runner.workspace.objects import contents, difference, is_landmark, listing, merge, without
 from container_runner.workspace.shadow import Shadow
 
@@ -67,6 +69,12 @@ class Notes:
     findings: tuple[Finding, ...] = ()
     """What the way out told: sockets, special files, and what was not taken."""
 
+    modules: tuple[Module, ...] = ()
+    """The submodules in which something was committed."""
+
+    ignored: int = 0
+    """How many new files were left in the box because .gitignore names them."""
+
     protected: tuple[str, ...] = ()
     """The operator's own names that count as findings."""
 
@@ -91,12 +99,18 @@ class Changes:
     commits: tuple[Commit, ...] = ()
     """Those that were made in the box, oldest first."""
 
+    modules: tuple[Module, ...] = ()
+    """The submodules in which something was committed."""
+
     files: tuple[ChangedFile, ...] = ()
     """What differs between base and result, by path."""
 
     findings: tuple[Finding, ...] = ()
     """What programs on the host would obey or trust, which `apply` leaves out; and what was left in the box: those
     whose kind is in `findings.NOT_TAKEN`."""
+
+    ignored: int = 0
+    """How many new files were left in the box because .gitignore names them."""
 
     shadow: Shadow | None = attrs.field(default=None, eq=False, repr=False)
     """Where the files are; None for one that was made of `to_dict`, which can only be looked at."""
@@ -120,21 +134,23 @@ class Changes:
         Raises:
             WorkspaceError: nothing came out of this run.
         """
-        base, result = await shadow.ref(run, "base"), await shadow.ref(run, "result")
+        refs = await shadow.refs(run)
+        base, result, head = refs.get("base"), refs.get("result"), refs.get("head")
         if base is None or result is None:
             raise WorkspaceError(
                 f"Nothing is kept of run {run}.", next_step="`container-runner logs --list` has the runs."
             )
-        user, head = await shadow.ref(run, "user"), await shadow.ref(run, "head")
-        notes = await read_notes(shadow, run)
+        notes = await read_notes(shadow, refs.get(NOTES))
         return cls(
             run=run,
             base=base,
             result=result,
             head=head,
-            commits=await _commits(shadow, head, user) if head is not None else (),
+            commits=await _commits(shadow, head, refs.get("user")) if head is not None else (),
+            modules=notes.modules,
             files=await _files(shadow, base, result),
             findings=(*await _found(shadow, base, result, notes), *notes.findings),
+            ignored=notes.ignored,
             shadow=shadow,
         )
 
@@ -167,13 +183,16 @@ class Changes:
         left_out = tuple(finding for finding in taken if not is_included(finding.path, named))
         async with apply.locked(shadow):
             now = await shadow.snapshot()
-            commit = await without(shadow, self.run, self.base, self.result, {finding.path for finding in left_out})
-            paths = await self._write(now, await merge(shadow, self.base, commit, now))
+            base = await standing(shadow, self.run, self.base, self.result, now)
+            commit = await without(shadow, self.run, base, self.result, {finding.path for finding in left_out})
+            paths = await self._write(now, await merge(shadow, base, commit, now))
+            await note_applied(shadow, self.run, self.result, commit)
         return Applied(paths=paths, left_out=left_out)
 
     async def branch(self, name: str) -> branch.Branched:
         """Make a branch of the user's repository with the commits of the box, and what was not committed in one more.
 
+        A submodule in which something was committed gets a branch of the same name.
         Nothing of the repository is run, and nothing but the branch is changed in it. One that is there already is
         moved forward, and never back or aside.
 
@@ -182,7 +201,7 @@ class Changes:
             ConfigError: *name* can not be the name of a branch.
             ConflictError: the branch has other commits, or is checked out.
         """
-        return await branch.make(self._shadow, self.run, self.base, self.result, self.head, name)
+        return await branch.make(self._shadow, self.run, self.base, self.result, self.head, name, self.modules)
 
     async def discard(self) -> None:
         """Forget what came out of this run. What was applied, or is in a branch, stays."""
@@ -225,11 +244,10 @@ async def write_notes(shadow: Shadow, run: str, notes: Notes) -> None:
     await shadow.set_ref(run, NOTES, oid.decode().strip())
 
 
-async def read_notes(shadow: Shadow, run: str) -> Notes:
-    """The notes of a run; empty if there are none."""
+async def read_notes(shadow: Shadow, oid: str | None) -> Notes:
+    """The notes of a run, by their id; empty if there are none."""
     import orjson
 
-    oid = await shadow.ref(run, NOTES)
     return Notes() if oid is None else structured(Notes, orjson.loads(await shadow.git("cat-file", "blob", oid)))
 
 

@@ -57,6 +57,9 @@ NOT_TAKEN: Final[Mapping[str, str]] = {
 }
 """Why a path was left in the box, by the kind of finding."""
 
+IGNORED: Final = frozenset(["ignored file changed", "ignored file deleted"])
+"""Of these nothing is missing from the work: what git ignores is not carried out."""
+
 _LIFECYCLE: Final = frozenset(
     [
         *("preinstall", "install", "postinstall", "prepublish", "preprepare", "prepare", "postprepare"),

@@ -15,6 +15,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+import anyio
+
 from container_runner.errors import GitNotFoundError, WorkspaceError
 from container_runner.stream.pipe import Pipe, open_pipe
 
@@ -40,12 +42,17 @@ _SETTINGS: Final = (
     "diff.ignoreSubmodules=all",
     "diff.renames=true",
     "merge.renames=true",
+    "pack.window=0",  # a pack is for one run: looking for deltas takes longer than what they save
+    "pack.writeReverseIndex=false",  # `tidy` would have to remove it with its pack
     "fastimport.unpackLimit=1",
     "gc.auto=0",
     "maintenance.auto=false",
     "protocol.allow=never",
     "submodule.recurse=false",
 )
+
+_new_enough: Final = set[str]()
+"""The programs of which this process knows it."""
 
 _WHO: Final = {
     f"GIT_{who}_{what}": value
@@ -78,6 +85,26 @@ async def git(
         said = b"".join([chunk async for chunk in pipe])
         await check(pipe, words[0], ok)
     return said
+
+
+async def init_bare(folder: Path, ids: str) -> None:
+    """Make a repository, maybe while others make the same one: git fails where it finds the lock of another.
+
+    Args:
+        ids: how it names objects, as "sha1".
+
+    Raises:
+        WorkspaceError: it failed again and again.
+    """
+    for wait in (0.1, 0.3, 1.0, None):
+        try:
+            await git("init", "--quiet", "--bare", "--template=", f"--object-format={ids}", folder=folder)
+        except WorkspaceError:
+            if wait is None:
+                raise
+            await anyio.sleep(wait)
+        else:
+            return
 
 
 @asynccontextmanager
@@ -133,18 +160,22 @@ def setting(key: str, value: str) -> dict[str, str]:
     return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": key, "GIT_CONFIG_VALUE_0": value}
 
 
-async def user_config(keys: str, folder: Path | None = None) -> dict[str, str]:
+async def user_config(keys: str, folder: Path | None = None, *, own: bool = True) -> dict[str, str]:
     """The user's own settings whose names match a pattern, as they count in the repository *folder*, if there is one.
 
     Nothing is run by this. Names are in lower case, but for what stands between the first and the last dot.
+
+    Args:
+        own: whether what the repository itself says counts too, which an agent may have written.
     """
     where = (f"--git-dir={folder}",) if folder else ()
-    argv = [find_git(), *where, "config", *(() if folder else ("--global",)), "-z", "--type=path", "--get-regexp"]
-    async with open_pipe([*argv, f"^({keys})$"]) as pipe:
+    argv = [find_git(), *where, "config", *(() if folder else ("--global",)), "-z", "--type=path", "--show-scope"]
+    async with open_pipe([*argv, "--get-regexp", f"^({keys})$"]) as pipe:
         said = b"".join([chunk async for chunk in pipe])
         await check(pipe, "config", (0, 1))
-    pairs = (entry.partition("\n") for entry in said.decode("utf-8", "surrogateescape").split("\0")[:-1])
-    return {key: value for key, _, value in pairs}
+    words = iter(said.decode("utf-8", "surrogateescape").split("\0")[:-1])
+    settings = [(scope, *entry.partition("\n")) for scope, entry in zip(words, words, strict=True)]
+    return {key: value for scope, key, _, value in settings if own or scope not in ("local", "worktree")}
 
 
 def find_git() -> str:
@@ -161,7 +192,10 @@ async def check_version(folder: Path) -> None:
     Args:
         folder: any folder that exists.
     """
+    if find_git() in _new_enough:
+        return
     said = await git("version", folder=folder)
     found = re.search(rb"(\d+)\.(\d+)", said)
     if found is None or (int(found[1]), int(found[2])) < OLDEST:
         raise GitNotFoundError(f"git is too old: {said.decode('utf-8', 'replace').strip()}.")
+    _new_enough.add(find_git())

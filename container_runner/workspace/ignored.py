@@ -8,12 +8,21 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from container_runner.workspace.findings import LINK
 from container_runner.workspace.git import git
+from container_runner.workspace.objects import listing
 from container_runner.workspace.shadow import Shadow
 
 SIZE_LIMIT: Final = 64 * 1024
 FILES_LIMIT: Final = 1000
 NAME: Final = b".gitignore"
+
+
+async def files_in(shadow: Shadow, tree: str) -> dict[bytes, str]:
+    """The .gitignore files of a tree of the shadow's, with their ids."""
+    found = await listing(shadow, tree, lambda line: line.endswith(NAME))
+    files = ((path, entry) for path, entry in found.items() if os.path.basename(path) == NAME and entry.mode != LINK)
+    return {path: entry.oid.decode() for path, entry in files}
 
 
 class Rules:

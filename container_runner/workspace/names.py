@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 _DOT_GIT: Final = re.compile(rb"(\.git|git~[0-9]+)([ .]*|[ .]*:.*)", re.IGNORECASE | re.DOTALL)
@@ -52,3 +53,28 @@ def folded(path: bytes) -> bytes:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold()).encode(
         "utf-8", "surrogateescape"
     )
+
+
+def twins(new: Collection[bytes], known: Iterable[bytes]) -> Iterator[bytes]:
+    """Those of the *new* paths that are one with another, or with a *known* one, where case or Unicode's form does not
+    count; on the way to it counts as well."""
+    wanted = {folded(way) for path in new for way in ways(path)}
+    seen: dict[bytes, bytes] = {}
+    folders: set[bytes] = set()
+    for path in known if wanted else ():
+        folder = path
+        while folder and folder not in folders:
+            folders.add(folder)
+            if (name := folded(folder)) in wanted:
+                seen.setdefault(name, folder)
+            folder = folder.rpartition(b"/")[0]
+    for path in new:
+        if any(seen.setdefault(folded(way), way) != way for way in ways(path)):
+            yield path
+
+
+def ways(path: bytes) -> Iterator[bytes]:
+    """A path, and each folder on the way to it."""
+    while path:
+        yield path
+        path = path.rpartition(b"/")[0]

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from container_runner.errors import ConflictError
 from container_runner.workspace.findings import LINK, Difference, Entry
+from container_runner.workspace.names import ways
 from container_runner.workspace.shadow import Shadow
 
 BATCH: Final = 16 * 1024**2
 """Bytes of contents that are in our memory at a time, unless one file alone has more."""
+
+
+WHO: Final = "container-runner <container-runner@localhost>"
+"""Who makes the commits of the shadow, as `git fast-import` is told."""
+
+
+def quoted(path: bytes) -> bytes:
+    """A path as `git fast-import` takes it, whatever is in it."""
+    return b'"%s"' % b"".join(b"\\%03o" % byte for byte in path)
 
 
 async def listing(shadow: Shadow, tree: str, only: Callable[[bytes], bool] = bool) -> dict[bytes, Entry]:
@@ -45,7 +55,7 @@ async def difference(shadow: Shadow, before: str, after: str) -> Difference:
 
 async def contents(
     shadow: Shadow, oids: Collection[bytes], *, longest: int | None = None
-) -> AsyncIterator[dict[bytes, bytes]]:
+) -> AsyncGenerator[dict[bytes, bytes]]:
     """The contents of blobs by their names, some at a time; without those that are longer than *longest*."""
     asked = b"".join(b"%s\n" % oid for oid in dict.fromkeys(oids))
     batch: list[bytes] = []
@@ -70,14 +80,22 @@ async def without(shadow: Shadow, run: str, base: str, result: str, left_out: Co
     """
     if not left_out:
         return result
-    lines = []
+    entries = {}
     for path, (_, after) in (await difference(shadow, base, result)).items():
-        if any(part in left_out for part in _ways(path)) or any(other.startswith(path + b"/") for other in left_out):
+        if any(part in left_out for part in ways(path)) or any(other.startswith(path + b"/") for other in left_out):
             continue
-        quoted = b'"%s"' % b"".join(b"\\%03o" % byte for byte in path)
-        lines.append(b"D %s\n" % quoted if after is None else b"M %s %s %s\n" % (after.mode, after.oid, quoted))
+        entries[path] = after
+    return await edited(shadow, run, base, entries)
+
+
+async def edited(shadow: Shadow, run: str, base: str, entries: Mapping[bytes, Entry | None]) -> str:
+    """A commit on *base* that has these *entries* instead, for *run*; None for what it has not."""
+    lines = []
+    for path, after in entries.items():
+        name = quoted(path)
+        lines.append(b"D %s\n" % name if after is None else b"M %s %s %s\n" % (after.mode, after.oid, name))
     lines.sort()  # deletions first: a file may come to stand where a folder was
-    head = f"commit {_wanted(run)}\ncommitter container-runner <container-runner@localhost> 0 +0000\ndata 0\n"
+    head = f"commit {_wanted(run)}\ncommitter {WHO} 0 +0000\ndata 0\n"
     stream = b"%sfrom %s\n%s\n" % (head.encode(), base.encode(), b"".join(lines))
     await shadow.git("fast-import", "--quiet", "--force", stdin=stream)
     commit = await shadow.ref(run, "wanted")
@@ -86,15 +104,16 @@ async def without(shadow: Shadow, run: str, base: str, result: str, left_out: Co
 
 
 async def merge(shadow: Shadow, base: str, wanted: str, now: str) -> str:
-    """The tree that the workspace has to become, if *now* is what it is, and *wanted* is a commit on *base*.
+    """The tree that the workspace has to become, if it is the tree *now*, and the commit *wanted* is made of *base*.
 
     Raises:
         ConflictError: both sides changed the same.
     """
     if now == await tree_of(shadow, base):
         return await tree_of(shadow, wanted)
-    ours = (await shadow.git("commit-tree", now, "-p", base, "-m", "The folder now")).decode().strip()
-    words = ("merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", ours, wanted)
+    sides = [await shadow.git("commit-tree", tree, "-p", base, "-m", "") for tree in (now, f"{wanted}^{{tree}}")]
+    ours, theirs = (side.decode().strip() for side in sides)  # of git 2.38, which takes no base by its name
+    words = ("merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", ours, theirs)
     tree, *names = (await shadow.git(*words, ok=(0, 1))).split(b"\0")
     if paths := tuple(name for name in dict.fromkeys(names) if name):
         raise ConflictError("You and the agent have changed the same lines. Nothing was applied.", paths=paths)
@@ -119,13 +138,6 @@ async def _read(shadow: Shadow, oids: Sequence[bytes]) -> dict[bytes, bytes]:
 
 def _entry(mode: bytes, oid: bytes) -> Entry | None:
     return None if mode == b"000000" else Entry(mode, oid)
-
-
-def _ways(path: bytes) -> Iterator[bytes]:
-    """A path, and each folder above it."""
-    while path:
-        yield path
-        path = path.rpartition(b"/")[0]
 
 
 def _wanted(run: str) -> str:

@@ -51,11 +51,14 @@ class Worktree:
     """Where the worktree's file `.git` must be in the container, so that the repository finds it."""
 
 
-def find_worktree(workspace: Path) -> Worktree | None:
+def find_worktree(workspace: Path, target: str = paths.WORKSPACE) -> Worktree | None:
     """What git needs to work in *workspace*, if that is a worktree of a repository elsewhere.
 
     The workspace's own file only says where to look: an agent may have written it. It counts if the repository, which
     lies outside, says in turn that this is a worktree of its own.
+
+    Args:
+        target: where the workspace is in the container.
 
     Raises:
         ConfigError: the two do not name each other.
@@ -73,7 +76,7 @@ def find_worktree(workspace: Path) -> Worktree | None:
     if not names_us or git.resolve() != git or common_folder(git) != common or not is_repository(common):
         allowed = f"a worktree that its repository knows: type `git worktree repair` in {common}, or remove {link}"
         raise ConfigError("agent.workspace", str(workspace), allowed)
-    inside = normpath(f"{paths.WORKSPACE}/{elsewhere}") if not elsewhere.startswith("/") else str(git)
+    inside = normpath(f"{target}/{elsewhere}") if not elsewhere.startswith("/") else str(git)
     assert back is not None  # noqa: S101  names_us
     return Worktree(
         common=common,
@@ -126,6 +129,47 @@ def modules(git: Path) -> list[Path]:
         elif len(folder.parts) - len(git.parts) < 20:
             left += folders(folder)
     return found
+
+
+def lenders(git: Path) -> list[Path]:
+    """The git folders of `modules` from which objects may be borrowed, by a line of `alternates` each."""
+    return [module for module in modules(git) if not borrowed(module) and "\n" not in str(module)]
+
+
+def borrowed(git: Path) -> list[Path]:
+    """The folders in which a repository reads objects beside its own, as real paths.
+
+    Links among its objects lead there, and `alternates`, there as well. An agent may have written either, and named any
+    repository of the user's; what we can not read here counts, for git might.
+
+    Args:
+        git: a real path.
+    """
+    found: dict[Path, None] = {}
+    own, left = git / "objects", [git / "objects"]
+    while left and len(found) < MOST_REPOSITORIES:
+        objects = Path(os.path.realpath(left.pop()))
+        if objects in found:
+            continue
+        if objects != own:
+            found[objects] = None
+        alternates = objects / "info/alternates"
+        lines: list[str] = []
+        try:
+            with os.scandir(objects) as entries:
+                found.update((Path(os.path.realpath(entry)), None) for entry in entries if entry.is_symlink())
+            if os.path.lexists(alternates):
+                lines = read_regular(alternates).decode("utf-8", "surrogateescape").split("\n")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            found[alternates] = None
+        for line in lines:
+            if line[:1] == '"' or "\0" in line:  # as git writes what is no plain path
+                found[Path(line.replace("\0", ""))] = None
+            elif line[:1] not in ("", "#"):
+                left.append(objects / line)
+    return list(found)
 
 
 def is_repository(folder: Path) -> bool:

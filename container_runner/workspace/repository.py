@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from posixpath import normpath
@@ -18,7 +19,7 @@ from typing import Final
 import attrs
 
 from container_runner.errors import WorkspaceError
-from container_runner.workspace.repositories import common_folder, is_repository, read_line, resolved
+from container_runner.workspace.repositories import borrowed, common_folder, is_repository, modules, read_line, resolved
 
 LONGEST: Final = 16 * 1024**2
 
@@ -66,7 +67,8 @@ def find_repository(tree: Path, *, at: bytes = b"", around: Repository | None = 
 
     Raises:
         WorkspaceError: it is the workspace's, and its `.git` is a link, or leads to a repository that does not know of
-            it. Below the workspace such a folder is one without git.
+            it, or git would look for the rest of it elsewhere. Below the workspace such a folder is one without git,
+            and so is one that borrows objects.
     """
     dot = tree / ".git"
     if dot.is_symlink():
@@ -84,8 +86,16 @@ def find_repository(tree: Path, *, at: bytes = b"", around: Repository | None = 
     common = common_folder(folder)
     if common is None or not is_repository(common) or not (folder / "HEAD").is_file():
         return None
+    if around is not None and borrowed(common):
+        return None
     found = Repository(at=at, tree=tree, folder=folder, common=common)
-    if folder == dot or _knows(found, dot, around):
+    rest = folder / "commondir"
+    if os.path.lexists(rest) and resolved(folder / (read_line(rest) or "\0")) != common:
+        if around is not None:
+            return None
+        step = "Look at it, and remove it if nobody has set that up."
+        raise WorkspaceError(f"{rest} says that the rest of the repository is elsewhere.", next_step=step, path=b".git")
+    if (folder == dot and common == dot) or _knows(found, dot, around):
         return found
     if around is not None:
         return None
@@ -93,9 +103,34 @@ def find_repository(tree: Path, *, at: bytes = b"", around: Repository | None = 
     raise WorkspaceError(f"{dot} leads to a repository that does not know of it.", next_step=step, path=b".git")
 
 
+def check_objects(repository: Repository, lent: Iterable[str]) -> None:
+    """Refuse a repository that borrows objects, or whose submodule does, unless the operator has named from where.
+
+    An agent in an earlier run on a mounted folder may have brought it about, and then the history of any repository of
+    the user's would come into the box.
+
+    Args:
+        lent: real paths of folders from which the repository itself may borrow.
+
+    Raises:
+        WorkspaceError: it borrows from elsewhere.
+    """
+    for git in (repository.common, *modules(repository.common)):
+        for folder in borrowed(git):
+            is_own = git == repository.common
+            if is_own and any(folder.is_relative_to(name) for name in lent):
+                continue
+            step = "If you have not set that up, remove objects/info/alternates, or the link there. If you have, type "
+            step += f"`git repack -a -d && rm objects/info/alternates` in {git}"
+            step += f", or name it with --volume={folder}:{folder}:ro." if is_own else "."
+            raise WorkspaceError(f"{git} borrows the objects in {folder}.", next_step=step, path=b".git")
+
+
 def _knows(found: Repository, dot: Path, around: Repository | None) -> bool:
     """Whether the repository that a file `.git` names has this working tree."""
     folder = found.folder.resolve()
+    if found.common not in (folder, folder.parent.parent):
+        return False
     if around is not None and around.common in folder.parents:
         return True
     if found.tree in folder.parents:  # "gitdir: ./.bare"

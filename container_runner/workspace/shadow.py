@@ -10,6 +10,9 @@ Refs of a run are `refs/container-runner/RUN/NAME`:
 - user: the commit that was HEAD then; none without git, or without commits.
 - result: a commit on base, of the tree that came out.
 - head: the commit that was HEAD in the box at the end, if it is another one than user.
+- applied: a commit on result, of the tree of it that was written into the folder, if any was.
+
+A run that began with what another had left has that one's base and user, and a result on that one's result (`lineage`).
 
 **What the user throws away.** base must outlive the user's `git gc --prune=now`, and objects of it are only borrowed.
 So `start` copies those into the shadow, in one pack: all of the first base, and of a later one what the last did not
@@ -41,8 +44,10 @@ from platformdirs.unix import Unix
 
 from container_runner.errors import StateError, WorkspaceError
 from container_runner.folders import open_folder
-from container_runner.workspace.git import check_version, git, setting, user_config
+from container_runner.workspace.git import check_version, git, init_bare, setting, user_config
 from container_runner.workspace.names import OURS
+from container_runner.workspace.quarantine import Quarantine
+from container_runner.workspace.repositories import lenders
 from container_runner.workspace.repository import Repository, find_repository, read_some
 
 REFS: Final = "refs/container-runner"
@@ -64,6 +69,23 @@ _OLD: Final = 24 * 3600.0
 
 _DEEPEST: Final = 32
 """How many folders deep repositories inside each other are looked into."""
+
+
+@attrs.frozen(kw_only=True)
+class Start:
+    """What a box begins with that does not begin with the folder as it is now. The ids are those of commits."""
+
+    files: str
+    """Its tree is what lies in the box."""
+
+    base: str
+    """With its tree the work is compared: what the folder was at first."""
+
+    user: str | None = None
+    """HEAD at first; None without git, or without commits."""
+
+    head: str | None = None
+    """HEAD in the box, if that is another one."""
 
 
 @attrs.frozen
@@ -158,11 +180,14 @@ class Shadow:
     async def contents(self) -> Contents:
         """What is carried: `names`, and the repositories to which they belong."""
         repositories: list[Repository] = []
-        if self.repository is None:
-            found = await anyio.to_thread.run_sync(lambda: list(_walk(os.fsencode(self.workspace))))
-        else:
-            found = await self._tracked(self.repository, repositories)
+        found = await self._found(repositories)
         return Contents(await anyio.to_thread.run_sync(self.carried, found), repositories)
+
+    async def _found(self, repositories: list[Repository]) -> list[bytes]:
+        """See `names`; what can not be carried is not left out yet."""
+        if self.repository is None:
+            return await anyio.to_thread.run_sync(lambda: list(_walk(os.fsencode(self.workspace))))
+        return await self._tracked(self.repository, repositories)
 
     def carried(self, names: Iterable[bytes]) -> list[bytes]:
         """Those of *names* that are files that can be read, or links, on a way without links, and not ours."""
@@ -191,8 +216,9 @@ class Shadow:
         return [name for name in dict.fromkeys(names) if is_carried(name)]
 
     async def excludes(self, repository: Repository) -> bytes:
-        """What is ignored in a repository beside its .gitignore files: by the user everywhere, then by its own file."""
-        everywhere = read_some(os.fsencode(await _excludes_file(repository)))
+        """What is ignored in a repository beside its .gitignore files: by the user everywhere, then by its own file. It
+        goes into a box, so the repository has no say in which files these are: it could name any of the user's."""
+        everywhere = read_some(os.fsencode(await _excludes_file(repository, own=False)))
         return b"%s\n%s" % (everywhere, repository.read("info/exclude"))
 
     async def snapshot(self) -> str:
@@ -200,34 +226,64 @@ class Shadow:
 
         The index in which git remembers what it has read is ours and stays, so a second snapshot reads what changed.
         """
-        names = await self.names()
         index = self.folder / "index"
-        with self.scratch() as work:
-            mine = work / "index"
+        async with Quarantine.open(self.git_dir, self.scratch()) as work:
+            mine, env = work.folder / "index", work.env
             if index.exists():
                 shutil.copy2(index, mine)  # with its time, by which git knows what it can not be sure of
-            env = {"GIT_INDEX_FILE": str(mine)}
-            held = (await self._in_tree("ls-files", "-z", env=env)).split(b"\0")[:-1] if index.exists() else []
-            if gone := set(held).difference(names):
+            gone, names = await self._to_read(env if index.exists() else None)
+            if gone:
                 await self._in_tree("update-index", "-z", "--force-remove", "--stdin", stdin=_listed(gone), env=env)
-            adding = ("update-index", "-z", "--add", "--remove", "--replace", "--stdin")
-            await self._in_tree(
-                *adding, stdin=_listed(names), env=env if self.is_repository else {**env, **_IN_ONE_PACK}
-            )
+            if names:
+                adding = ("update-index", "-z", "--add", "--remove", "--replace", "--stdin")
+                packed = {} if self.is_repository else _IN_ONE_PACK
+                await self._in_tree(*adding, stdin=_listed(names), env={**env, **packed})
             tree = await self._in_tree("write-tree", env=env)
+            work.release()
             mine.replace(index)
         return tree.decode().strip()
 
+    async def _to_read(self, env: dict[str, str] | None) -> tuple[Collection[bytes], Collection[bytes]]:
+        """What of the index of a snapshot is not carried any more, and what is to be read again; None for no index."""
+        found = await self._found([])
+        if env is None:
+            return [], await anyio.to_thread.run_sync(self.carried, found)
+        held = set((await self._in_tree("ls-files", "-z", env=env)).split(b"\0")[:-1])
+        changed = set((await self._in_tree("diff-files", "-z", "--name-only", env=env)).split(b"\0")[:-1])
+        suspects = [name for name in found if name not in held or name in changed]
+        names = await anyio.to_thread.run_sync(self.carried, suspects)
+        return held.difference(found) | changed.difference(names), names
+
     # The runs.
 
-    async def start(self, run: str) -> None:
-        """Keep the folder as it is now, as the base of *run*."""
+    async def start(self, run: str, start: Start | None = None) -> str:
+        """Keep the folder as it is now, as the base of *run*, or that of what it begins with; the folder's tree."""
         tree = await self.snapshot()
         await self._keep(tree)
-        base = (await self.git("commit-tree", tree, "-m", f"The folder before run {run}")).decode().strip()
-        await self.set_ref(run, "base", base)
-        user = await self.user_git("rev-parse", "--quiet", "--verify", "HEAD^{commit}", ok=(0, 1, 128))
-        await self.set_ref(run, "user", user.decode().strip() or None)
+        before = tree if start is None else f"{start.base}^{{tree}}"
+        base = (await self.git("commit-tree", before, "-m", f"The folder before run {run}")).decode().strip()
+        user = await self.user_head() if start is None else start.user
+        await self.set_refs(run, {"base": base, "user": user})
+        return tree
+
+    async def hold(self) -> Start:
+        """The folder as it is now, for runs that shall all begin with just that."""
+        tree = await self.snapshot()
+        await self._keep(tree)
+        commit = (await self.git("commit-tree", tree, "-m", "The folder before some runs")).decode().strip()
+        return Start(files=commit, base=commit, user=await self.user_head())
+
+    async def left_by(self, run: str) -> Start | None:
+        """What *run* has left, for another to begin with; None if nothing came out of it."""
+        base, result = await self.ref(run, "base"), await self.ref(run, "result")
+        if base is None or result is None:
+            return None
+        return Start(files=result, base=base, user=await self.ref(run, "user"), head=await self.ref(run, "head"))
+
+    async def user_head(self) -> str | None:
+        """The commit that is HEAD in the user's repository; None without git, or without commits."""
+        said = await self.user_git("rev-parse", "--quiet", "--verify", "HEAD^{commit}", ok=(0, 1, 128))
+        return said.decode().strip() or None
 
     async def ref(self, run: str, name: str) -> str | None:
         """The id that a ref of *run* has, or None."""
@@ -236,8 +292,20 @@ class Shadow:
 
     async def set_ref(self, run: str, name: str, value: str | None) -> None:
         """Let a ref of *run* have this id; None removes it."""
-        words = ("-d", _ref(run, name)) if value is None else (_ref(run, name), value)
-        await self.git("update-ref", *words)
+        await self.set_refs(run, {name: value})
+
+    async def refs(self, run: str) -> dict[str, str]:
+        """The ids that the refs of *run* have, by their names."""
+        said = await self.git("for-each-ref", "--format=%(refname:lstrip=3) %(objectname)", f"{REFS}/{_checked(run)}/")
+        return dict(line.split(" ") for line in said.decode().splitlines())
+
+    async def set_refs(self, run: str, values: Mapping[str, str | None]) -> None:
+        """Let the refs of *run* have these ids, all or none; None removes one."""
+        lines = [
+            f"delete {_ref(run, name)}\n" if value is None else f"update {_ref(run, name)} {value}\n"
+            for name, value in values.items()
+        ]
+        await self.git("update-ref", "--stdin", stdin="".join(lines).encode())
 
     async def runs(self) -> list[str]:
         """The runs of which there is something here, by their names."""
@@ -262,7 +330,8 @@ class Shadow:
 
     def _sweep(self) -> None:
         """Remove what killed processes have left."""
-        for left in (*self.folder.glob(f"{_SCRATCH}*"), *self.git_dir.glob("fast_import_crash_*")):
+        crashed = (*self.git_dir.glob("fast_import_crash_*"), *self.objects.glob("*/tmp_*"))
+        for left in (*self.folder.glob(f"{_SCRATCH}*"), *crashed):
             with suppress(OSError):
                 if left.lstat().st_mtime < time.time() - _OLD:
                     if left.is_dir():
@@ -272,17 +341,16 @@ class Shadow:
 
     async def _make(self) -> None:
         """Make the repository, and write down what it borrows; that may have moved since the last time."""
-        said = await self.user_git("rev-parse", "--show-object-format")
-        sort = said.decode().strip() or "sha1"
-        if not (self.git_dir / "HEAD").exists():
-            words = ("init", "--quiet", "--bare", "--template=", f"--object-format={sort}")
-            await git(*words, folder=self.git_dir)
+        sort = (await self.user_git("rev-parse", "--show-object-format")).decode().strip() or "sha1"
+        if not (self.git_dir / "info/attributes").exists():  # written last: what was cut off is made again
+            await init_bare(self.git_dir, sort)
         elif (await self.git("rev-parse", "--show-object-format")).decode().strip() != sort and self.repository:
             step = f"Remove {self.folder}, and with it what is kept of earlier runs."
             raise WorkspaceError(f"The repository has other ids now ({sort}) than before.", next_step=step)
         files = {"info/attributes": _ATTRIBUTES}
         if self.repository is not None:
-            files["objects/info/alternates"] = os.fsencode(self.repository.common / "objects") + b"\n"
+            borrowed = (self.repository.common, *lenders(self.repository.common))
+            files["objects/info/alternates"] = b"".join(b"%s/objects\n" % os.fsencode(git) for git in borrowed)
             files["shallow"] = self.repository.read("shallow")
             files["info/exclude"] = await self.excludes(self.repository)
         for name, content in files.items():
@@ -327,15 +395,19 @@ class Shadow:
     async def _keep(self, tree: str) -> None:
         """Copy what *tree* borrows into the shadow."""
         last = (await self.git("rev-parse", "--quiet", "--verify", _KEPT, ok=(0, 1))).decode().strip()
+        if tree == last:
+            return
         wanted = f"{tree}\n^{last}\n" if last else f"{tree}\n"
-        words = ("pack-objects", "--quiet", "--revs", "--delta-base-offset", str(self.objects / "pack/pack"))
-        await self.git(*words, stdin=wanted.encode())
+        words = ("pack-objects", "--quiet", "--revs", "--delta-base-offset")
+        async with Quarantine.open(self.git_dir, self.scratch()) as work:
+            await self.git(*words, str(work.folder / "pack/pack"), stdin=wanted.encode(), env=work.env)
+            work.release()
         await self.git("update-ref", _KEPT, tree)
 
 
-async def _excludes_file(repository: Repository) -> Path:
-    """The file with what the user ignores everywhere."""
-    named = (await user_config("core.excludesfile", repository.folder)).get("core.excludesfile")
+async def _excludes_file(repository: Repository, *, own: bool = True) -> Path:
+    """The file with what the user ignores everywhere, or by what the repository itself says."""
+    named = (await user_config("core.excludesfile", repository.folder, own=own)).get("core.excludesfile")
     return Path(named) if named else Path(Unix().user_config_dir) / "git/ignore"
 
 

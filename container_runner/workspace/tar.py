@@ -110,10 +110,20 @@ def write(top: bytes, names: Iterable[bytes], *, under: bytes = b"") -> Iterator
     yield b"".join(parts)
 
 
-async def in_thread(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """The same, each made in a thread, so that the event loop goes on."""
-    while (chunk := await anyio.to_thread.run_sync(next, chunks, None)) is not None:
-        yield chunk
+class InThread:
+    """The same, each made in a thread, so that the event loop goes on. Who stops in the middle need not close it."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+
+    def __aiter__(self) -> InThread:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await anyio.to_thread.run_sync(next, self._chunks, None)
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
 
 
 async def joined(chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -264,8 +274,11 @@ def _is_header(block: bytes) -> bool:
 def _number(field: bytes) -> int:
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
+    digits = field.strip(b" \0") or b"0"
+    if not digits.isdigit():  # int() would take a sign, and underscores
+        raise garbled()
     try:
-        return int(field.strip(b" \0") or b"0", 8)
+        return int(digits, 8)
     except ValueError:
         raise garbled() from None
 

@@ -17,17 +17,18 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Final, Literal
 
-from container_runner.errors import WorkspaceError
 from container_runner.workspace import tar
+from container_runner.workspace.findings import LINK, Entry
 from container_runner.workspace.git import check, git, open_git, user_config
 from container_runner.workspace.manifest import LIST
+from container_runner.workspace.objects import difference, listing
 from container_runner.workspace.repository import Repository, read_some
-from container_runner.workspace.shadow import Shadow
+from container_runner.workspace.shadow import Shadow, Start
 
 IN: Final = rf"""{LIST}
 export LC_ALL=C
@@ -68,43 +69,74 @@ _PASSWORD: Final = re.compile(r"(?<=://)[^/@]*@")
 
 
 async def send(
-    shadow: Shadow, *, history: int | Literal["all"] = "all", ignored: Sequence[str] = (), run: str | None = None
+    shadow: Shadow,
+    *,
+    history: int | Literal["all"] = "all",
+    ignored: Sequence[str] = (),
+    start: Start | None = None,
+    below: str = "",
 ) -> AsyncGenerator[bytes]:
     """The folder of *shadow* as a stream of tar, for IN.
 
     Args:
         history: how many of the commits before HEAD go along; "all" for all of its history.
         ignored: patterns, as in a .gitignore, of ignored files that go along.
-        run: send what this run has left, its files and its HEAD, instead of what the folder is now.
+        start: send this, its files and its HEAD, instead of what the folder is now.
+        below: the tree that the folder is now, beside *start*.
 
     Raises:
-        WorkspaceError: git failed, as it does with a damaged repository; or nothing came out of *run*.
+        WorkspaceError: git failed, as it does with a damaged repository.
     """
     contents = await shadow.contents()
-    result = await shadow.ref(run, "result") if run is not None else None
-    head = await shadow.ref(run, "head") if run is not None else None
-    if run is not None and result is None:
-        raise WorkspaceError(f"Nothing is kept of run {run}.", next_step="`container-runner logs --list` has the runs.")
+    sent = {} if start is None else await listing(shadow, start.files)
+    changed = {} if start is None else await difference(shadow, below, start.files)
     with shadow.scratch() as stage:
         for number, repository in enumerate(contents.repositories):
+            if start is not None and repository.at and not any(path.startswith(repository.at + b"/") for path in sent):
+                continue  # it was removed
             place = stage / str(number)
-            await _Copy(shadow, repository, place, head if repository is shadow.repository else None).make(history)
+            is_own = start is not None and repository is shadow.repository
+            head = start.head or start.user if start is not None and is_own else None
+            await _Copy(shadow, repository, place, head, changed).make(history)
             under = os.path.join(repository.at, b".git", b"")
             yield b"".join(tar.member(under + name, kind=b"5", mode=0o755) for name in (b"", b"objects/", b"refs/"))
             names = [os.fsencode(file.relative_to(place)) for file in place.rglob("*") if file.is_file()]
-            async for chunk in tar.in_thread(tar.write(os.fsencode(place), names, under=under)):
+            async for chunk in tar.InThread(tar.write(os.fsencode(place), names, under=under)):
                 yield chunk
             shutil.rmtree(place)
-    names = await _chosen(shadow, contents.names, ignored)
-    if result is None:
+    names = await _chosen(shadow, [*contents.names, *sent], ignored)
+    if start is None:
         names = [*contents.names, *names]
     else:
-        async with aclosing(tar.joined(_tree(shadow, result))) as chunks:
+        async with aclosing(tar.joined(members(shadow, sent))) as chunks:
             async for chunk in chunks:
                 yield chunk
-    async for chunk in tar.in_thread(tar.write(os.fsencode(shadow.workspace), names)):
+    async for chunk in tar.InThread(tar.write(os.fsencode(shadow.workspace), names)):
         yield chunk
     yield tar.END
+
+
+class Prepared:
+    """A stream whose first chunk, in front of which git does its work, is there before anybody reads. Close it."""
+
+    def __init__(self, chunks: AsyncGenerator[bytes]) -> None:
+        self._chunks = chunks
+        self._first = b""
+
+    async def prepare(self) -> None:
+        """Make the first chunk."""
+        self._first = await anext(self._chunks)
+
+    def __aiter__(self) -> Prepared:
+        return self
+
+    async def __anext__(self) -> bytes:
+        first, self._first = self._first, b""
+        return first or await anext(self._chunks)
+
+    async def aclose(self) -> None:
+        """Make no more of it."""
+        await self._chunks.aclose()
 
 
 async def _chosen(shadow: Shadow, names: Sequence[bytes], ignored: Sequence[str]) -> list[bytes]:
@@ -120,19 +152,19 @@ async def _chosen(shadow: Shadow, names: Sequence[bytes], ignored: Sequence[str]
     return shadow.carried(set(found).difference(names))
 
 
-async def _tree(shadow: Shadow, tree: str) -> AsyncGenerator[bytes]:
-    """The files and links of a tree of the shadow's."""
-    lines = (await shadow.git("ls-tree", "-r", "-z", tree)).split(b"\0")[:-1]
-    entries = [(line[:6], line.partition(b"\t")[2]) for line in lines]
-    stdin = b"".join(b"%s\n" % line.partition(b"\t")[0].rpartition(b" ")[2] for line in lines)
+async def members(shadow: Shadow, entries: Mapping[bytes, Entry]) -> AsyncGenerator[bytes]:
+    """Files and links of the shadow's, as members of an archive."""
+    stdin = b"".join(b"%s\n" % entry.oid for entry in entries.values())
     async with open_git("cat-file", "--batch", "--buffer", folder=shadow.git_dir, stdin=stdin) as pipe:
         source = tar.Source(pipe, sys.maxsize)
-        for mode, name in entries:
+        for name, entry in entries.items():
             size = int((await source.line()).rpartition(b" ")[2])
-            if mode == b"120000":
+            if entry.mode == LINK:
                 yield tar.member(name, kind=b"2", mode=0o777, link=await source.exactly(size))
             else:
-                yield tar.member(name, size=size, mode=0o755 if mode == b"100755" else 0o644, mtime=int(time.time()))
+                yield tar.member(
+                    name, size=size, mode=0o755 if entry.mode == b"100755" else 0o644, mtime=int(time.time())
+                )
                 left = size
                 while left:
                     data = await source.some(left)
@@ -150,11 +182,20 @@ class _Copy:
 
     Args:
         head: a commit of the shadow's that HEAD is in the box; None for the repository's own.
+        changed: the paths at which the box has something else than the folder, if *head* is given.
     """
 
-    def __init__(self, shadow: Shadow, repository: Repository, place: Path, head: str | None = None) -> None:
+    def __init__(
+        self,
+        shadow: Shadow,
+        repository: Repository,
+        place: Path,
+        head: str | None = None,
+        changed: Collection[bytes] = (),
+    ) -> None:
         self._shadow = shadow
         self._head = head
+        self._changed = changed
         self._repository = repository
         self._place = place
         self._objects_in = repository.folder if head is None else shadow.git_dir
@@ -214,19 +255,25 @@ class _Copy:
     async def _index(self) -> None:
         """The index, in which what a filter has made of a file counts as unchanged, if it is."""
         index = self._repository.folder / "index"
+        env = {"GIT_INDEX_FILE": str(self._place / "index")}
         if self._head is not None:
-            env = {"GIT_INDEX_FILE": str(self._place / "index")}
             await git("read-tree", self._head, folder=self._objects_in, env=env)
+        elif index.is_symlink() or not index.is_file():  # a link may lead to another repository's
             return
-        if not index.is_file():
-            return
-        for file in (index, *self._repository.folder.glob("sharedindex.*")):
-            shutil.copy2(file, self._place / file.name)
+        else:
+            for file in (index, *self._repository.folder.glob("sharedindex.*")):
+                if not file.is_symlink():
+                    shutil.copy2(file, self._place / file.name)
         names = await self._filtered()
+        if self._head is not None and names:
+            staged = (await self._ask("ls-files", "-z", "--stage")).split(b"\0")
+            here = (await git("ls-files", "-z", "--stage", folder=self._objects_in, env=env)).split(b"\0")
+            same = {line.partition(b"\t")[2] for line in {*staged}.intersection(here)}.difference(self._changed)
+            names = b"".join(b"%s\0" % name for name in names.split(b"\0") if name in same)
         if names:
             words = ("update-index", "-z", "--assume-unchanged", "--stdin")
-            env = {"GIT_INDEX_FILE": str(self._place / "index")}
-            await git(*words, folder=self._repository.folder, tree=self._repository.tree, env=env, stdin=names)
+            tree = self._repository.tree
+            await git(*words, folder=self._objects_in, tree=tree, env=env, stdin=names)
 
     async def _filtered(self) -> bytes:
         """The files that a filter has made, and that are as it made them, each ended by NUL."""

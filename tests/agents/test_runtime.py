@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from container_runner.agents import ClaudeRuntime, Command, CommandRuntime, Describes, Runtime
+from container_runner.agents import ClaudeRuntime, Command, CommandRuntime, Describes, PythonRuntime, Runtime
 from container_runner.config.container import ContainerConfig
 from container_runner.errors import (
     AgentFailedError,
@@ -201,7 +201,9 @@ def test_a_session_that_is_not_there_is_an_error_of_its_own() -> None:
     said = ["No conversation found with session ID: 00000000-0000-4000-8000-000000000000"]
 
     error = ClaudeRuntime().outcome(result(is_error=True, errors=said), 1, said[0])
+    no_id = ClaudeRuntime().outcome(None, 1, "Error: --resume requires a valid session ID or session title")
 
+    assert isinstance(no_id, SessionNotFoundError)
     assert isinstance(error, SessionNotFoundError)
     assert error.message == f"{said[0]}."
     assert error.stderr == "", "it is the same once more"
@@ -339,19 +341,28 @@ class Plain:
         yield UnknownMessage()
 
 
-def test_a_runtime_that_can_not_describe_its_command_is_told_what_to_add() -> None:
-    with pytest.raises(UnsupportedRuntimeError) as caught:
-        ContainerRunner(Plain(), ContainerConfig(image="i"))
+def test_a_runtime_that_can_not_describe_its_command_is_made_again_in_the_container() -> None:
+    runner = ContainerRunner(Plain(), ContainerConfig(image="i"))
 
-    assert caught.value.message == (
-        "Plain runs its agent in this process, and only a command can be put into a container."
-    )
-    assert caught.value.next_step.startswith("Give it a method `command(self, options, *, contained)` that returns a")
+    assert isinstance(runner.runtime, PythonRuntime)
+    assert runner.plan(options()).command[-1] == f"{__name__}:Plain"
 
     class Mended(Plain):
         command = Duck.command
 
     assert ContainerRunner(Mended(), ContainerConfig(image="i")).plan(options()).command[0] == "duck"
+
+
+def test_one_that_the_container_can_not_import_is_told_what_to_add() -> None:
+    class Local(Plain):
+        pass
+
+    with pytest.raises(UnsupportedRuntimeError) as caught:
+        ContainerRunner(Local(), ContainerConfig(image="i"))
+
+    assert caught.value.message == "Local has only `execute`, and a container can not import its class by name."
+    assert 'PythonRuntime("package.module:Local")' in caught.value.next_step
+    assert "`command`" in caught.value.next_step
 
 
 BOX = ContainerConfig(image="i")
@@ -382,3 +393,23 @@ def test_a_runner_of_other_things_says_what_to_write(given: tuple[Any, Any], tol
 def test_a_run_of_other_things_says_what_to_write(wrong: Any) -> None:
     with pytest.raises(ConfigError, match=r'ExecuteOptions\(prompt="\.\.\.", agent=Agent\(name="bot"\)\)'):
         ContainerRunner(ClaudeRuntime(), BOX).execute(wrong)
+
+
+@pytest.mark.parametrize("step", ["setup", "check"])
+def test_without_a_container_there_is_no_step_around_the_agent(step: str) -> None:
+    options = ExecuteOptions(prompt="hi", agent=Agent(name="bot"), **{step: "true"})  # type: ignore[arg-type]  # a field
+
+    with pytest.raises(ConfigError, match=f"{step} must be None without a container"):
+        CommandRuntime(["cat"]).execute(options)
+
+
+@pytest.mark.parametrize("exit_code", [126, 127])
+def test_an_agent_that_could_not_be_started_by_its_interpreter_is_told_what_to_look_at(exit_code: int) -> None:
+    for runtime in (CommandRuntime(["agent"]), ClaudeRuntime()):
+        failed = runtime.outcome(None, exit_code, "env: 'node': No such file or directory")
+
+        assert isinstance(failed, AgentFailedError)
+        assert "the interpreter in its first line is in the image" in failed.next_step
+    other = CommandRuntime(["agent"]).outcome(None, 1, "")
+    assert other is not None
+    assert "interpreter" not in other.next_step

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import attrs
 
-from tests.benchmarks import growth, work
+from tests.benchmarks import carried, gateway, growth, work
 from tests.benchmarks.bench import Bench, new_folder
 from tests.benchmarks.measure import Point, Row, growth_table, table
 from tests.integration.engines import Engines
@@ -101,6 +101,8 @@ def compare(bench: Bench, figures: Figures, *, short: bool) -> None:
         figures.add(work.parse_rows(bench))
     figures.add(work.stream_rows(bench))
     figures.add(work.start_rows(bench))
+    figures.add(carried.carried_rows(bench, short=short))
+    figures.add(gateway.gateway_rows(bench, short=short))
     figures.add(work.many_rows(bench, 4 if short else 100))
 
 

@@ -38,6 +38,7 @@ class Bench:
     folder: Path
     runs: int
     lines: int
+    workspace_name: str = "workspace"
 
     @property
     def image(self) -> str:
@@ -45,7 +46,7 @@ class Bench:
 
     @property
     def workspace(self) -> Path:
-        return self.folder / "workspace"
+        return self.folder / self.workspace_name
 
     @property
     def state(self) -> Path:

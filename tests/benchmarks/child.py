@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
+from typing import Literal
 
 import anyio
 
@@ -53,6 +54,17 @@ async def batch(engine: str, image: str, workspace: str, state: str, count: int)
     results = await run_batch(jobs(), at_once=2 * (os.cpu_count() or 2))
     assert all(result.succeeded for result in results)
     return {"seconds": time.perf_counter() - start}
+
+
+async def one(
+    engine: str, image: str, workspace: str, state: str, mode: Literal["rw", "carried"], command: list[str]
+) -> dict[str, float]:
+    """A run on a workspace that is mounted or carried."""
+    box = ContainerConfig(image=image, engine=engine, network="none", workspace_mode=mode)
+    options = ExecuteOptions(prompt="go", agent=Agent(name="bench", workspace=Path(workspace)))
+    async for message in ContainerRunner(CommandRuntime(command), box, state).execute(options):
+        assert not isinstance(message, ErrorMessage), message
+    return {}
 
 
 async def idle(
@@ -102,7 +114,12 @@ def _status(name: str, process: Path = Path("/proc/self")) -> int:
 
 
 def main() -> None:
-    tasks: dict[str, Callable[..., Awaitable[dict[str, float]]]] = {"stream": stream, "batch": batch, "idle": idle}
+    tasks: dict[str, Callable[..., Awaitable[dict[str, float]]]] = {
+        "stream": stream,
+        "batch": batch,
+        "one": one,
+        "idle": idle,
+    }
     arguments = json.loads(sys.argv[2])
 
     async def work() -> dict[str, float]:

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import anyio
 import orjson
 
-from container_runner import AssistantMessage, ContainerRunner
+from container_runner import AssistantMessage, ContainerConfig, ContainerRunner, Session
+from container_runner.agents.acp import AcpRuntime
 from container_runner.stream.messages import parse_line
 from tests.benchmarks import others
 from tests.benchmarks.bench import STREAM, Bench, consume, read_content
@@ -141,6 +143,7 @@ def start_rows(bench: Bench) -> list[Row]:
             ["execute(), kept"], runs, {"bare exec": 1.15},
         )  # fmt: skip
         rows += anyio.run(_pool_rows, bench, cold, bare_exec, runs)
+        rows += anyio.run(_session_rows, bench, runs)
         return rows
     finally:
         bench.engine.remove(name)
@@ -170,6 +173,34 @@ async def _pool_rows(bench: Bench, cold: ContainerRunner, bare_exec: Callable[[]
         Row.of("pool, first message", bench.engine.name, "execute(), pool", warm, "bare exec", bare, 0.35),
         Row.of("pool, first message", bench.engine.name, "execute(), pool", warm, "execute(), cold", without, 1 / 3),
     ]
+
+
+async def _session_rows(bench: Bench, runs: int) -> list[Row]:
+    """From the prompt to the first message, in a session that was ready and in one that is opened for it."""
+    box = ContainerConfig(image=bench.image, engine=bench.engine.binary, network="none")
+    runner = ContainerRunner(AcpRuntime("acp-agent"), box, state_dir=bench.state)
+    agent = bench.options.agent
+    warm: list[float] = []
+    cold: list[float] = []
+
+    async def first(session: AbstractAsyncContextManager[Session]) -> float:
+        start = time.perf_counter()
+        async with session as opened:
+            await opened.send("say hello")
+            async for message in opened.receive():
+                if isinstance(message, AssistantMessage):
+                    return time.perf_counter() - start
+        raise AssertionError
+
+    async with runner.warm_sessions(agent, size=1) as sessions:
+        for turn in range(runs + 1):
+            while not len(sessions):  # so that its refilling disturbs nobody's figures
+                await anyio.sleep(0.05)
+            took = await first(sessions.take()), await first(runner.open_session(agent))
+            if turn:
+                for times, seconds in zip((warm, cold), took, strict=True):
+                    times.append(seconds)
+    return [Row.of("session, first message", bench.engine.name, "warm session", warm, "opened for it", cold, 0.25)]
 
 
 def many_rows(bench: Bench, count: int) -> list[Row]:

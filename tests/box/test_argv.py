@@ -244,14 +244,31 @@ def test_run_with_everything_on() -> None:
         ({"devices": ["/dev/a:/dev/b:r"]}, ["--device=/dev/a:/dev/b:r"], []),
         ({"add_host": ["h:host-gateway"]}, ["--add-host=h:host-gateway"], []),
         ({"ports": [PortBinding(80, 8080, "::1")]}, ["--publish=[::1]:8080:80/tcp"], []),
+        ({"network": "none", "ports": ["80"]}, ["--network=none"], ["--network=bridge"]),
         ({"extra_args": ["--hostname=h", "-h"]}, ["--hostname=h", "-h"], []),
         ({"time_limit": "2m"}, ["120"], ["86400"]),
         # What concerns who the agent is, its variables, the mounts, or us alone is given as values of its own.
         ({"user": "5:6", "tmpfs": ["/x"]}, [], []),
         ({"env": {"A": "B"}, "secrets": ["C"], "optional_secrets": ["D"]}, [], []),
+        (
+            {"network": "gateway", "allow_hosts": ["a.test"], "allow_addresses": ["::1"]},
+            ["--network=none"],
+            ["--network=bridge"],
+        ),
+        (
+            {
+                "network": "gateway",
+                "inject": ["a.test x-key KEY"],
+                "host_mcp_servers": {"x": "y"},
+                "tell_network": True,
+            },
+            ["--network=none"],
+            ["--network=bridge"],
+        ),
         ({"pool": 3, "unprotected": [".envrc"]}, [], []),
         ({"carry": "stream", "carry_ignored": [".env"], "history": 3, "protected": ["x"]}, [], []),
         ({"max_containers": 9, "credentials": "none", "workspace_mode": "ro", "engine": "x"}, [], []),
+        ({"workspace_target": "same"}, [], []),
     ],
     ids=str,
 )

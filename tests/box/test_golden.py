@@ -73,3 +73,13 @@ def test_pretty_is_the_same_command_for_a_shell(tmp_path: Path, monkeypatch: pyt
     assert shlex.split(re.sub(r"\\\n", "", text)) == command
     assert pretty(stable(command)).count("\n") == len(command) - 2
     assert pretty(stable(command)).startswith("docker run \\\n  --rm \\\n  --interactive \\\n")
+
+
+def test_the_workspace_is_known_wherever_it_is() -> None:
+    there = stable(["docker", "--label=container-runner.place=/home/me/p", "--mount=type=bind,src=/home/me/p,dst=/x"])
+    same = stable(["docker", "--label=container-runner.place=/p", "--mount=type=bind,src=/p,dst=/p"])
+    more = stable(["docker", "--mount=type=bind,src=/lib,dst=/lib,readonly"])
+
+    assert there[-1] == "--mount=type=bind,src=/home/me/p,dst=/x"
+    assert same[-1] == "--mount=type=bind,src=WORKSPACE,dst=/p"
+    assert more[-1] == "--mount=type=bind,src=/lib,dst=/lib,readonly"

@@ -56,6 +56,7 @@ BUILT_IN = {
         "do",
         "done",
         "echo",
+        "elif",
         "else",
         "esac",
         "eval",
@@ -274,6 +275,10 @@ TOLD: list[tuple[str, dict[str, object]]] = [
     (f"oom {TOKEN} 3 4", {}),
     (f"ended {TOKEN} 0", {"ended": 0}),
     (f"ended {TOKEN} 143", {"ended": 143}),
+    (f"ended {TOKEN} 3 setup", {"ended": 3, "step": "setup", "step_code": 3}),
+    (f"ended {TOKEN} 0 check", {"ended": 0, "step": "check", "step_code": 0}),
+    (f"ended {TOKEN} 3 check", {"ended": 0, "step": "check", "step_code": 3}),
+    (f"ended {TOKEN} 3 else", {"ended": 3}),
     (f"ended {TOKEN} x", {}),
     (f"ended {TOKEN} -1", {}),
     (f"ended {TOKEN} 9999999999", {}),
@@ -346,6 +351,14 @@ def test_a_line_of_ours_behind_one_that_the_agent_did_not_end_is_found() -> None
     assert (report.ended, rest) == (3, b"half a line ")
 
 
+@pytest.mark.parametrize("step", guest.STEPS)
+def test_what_a_step_has_said_is_told_apart_from_what_came_before(step: str) -> None:
+    said = f"oops\ncontainer-runner: {step} {TOKEN}\n2 failed\ncontainer-runner: ended {TOKEN} 1 {step}\n"
+
+    assert parse(said.encode())[1] == b"2 failed\n"
+    assert parse(said.partition("2 ")[2].encode())[1] == b"failed\n"  # the beginning was cut off
+
+
 def test_of_several_lines_the_last_counts() -> None:
     stderr = f"container-runner: oom {TOKEN} 1\ncontainer-runner: oom {TOKEN} 2\n".encode()
 
@@ -374,4 +387,5 @@ def test_the_lines_that_are_waited_for_are_those_that_the_script_says() -> None:
     assert guest.ended_line(TOKEN) == f"container-runner: ended {TOKEN} ".encode()
     assert "say ready" in texts.GUEST
     assert "say started" in texts.GUEST
-    assert "printf '\\ncontainer-runner: ended %s %s\\n' \"$token\"" in texts.GUEST
+    assert 'printf \'%scontainer-runner: check %s\\n\' "$gap" "$token"' in texts.GUEST
+    assert 'printf \'%scontainer-runner: ended %s %s\\n\' "$gap" "$token"' in texts.GUEST

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from container_runner.agents.runtime import Credentials
-from container_runner.box.hints import git_files, gitlinks, hints, login_hints
+from container_runner.box.hints import address_hints, box_hints, git_files, gitlinks, hints, login_hints
 from container_runner.config.container import ContainerConfig
+from container_runner.options import Agent
 from container_runner.workspace import repositories
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -138,6 +139,50 @@ def test_an_agent_without_a_login_is_told(
     config = ContainerConfig(image="i", **fields)
 
     assert [hint.endswith("export KEY=YOUR-KEY") for hint in login_hints(login, config, environ)] == [True] * is_told
-    (tmp_path / "login.json").touch()
-    assert [*login_hints(login, config, environ)] == []
+    (tmp_path / "login.json").write_text('{"claudeAiOauth": {"accessToken": ""}}')  # as it is beside macOS's Keychain
+    assert len([*login_hints(login, config, environ)]) == is_told
+    (tmp_path / "login.json").write_text('{"claudeAiOauth": {"accessToken": "t-123456789"}}')
+    assert len([*login_hints(login, config, environ)]) == (is_told and config.credentials == "env")
     assert [*login_hints(Credentials(), config, environ)] == []
+
+
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ({"MY_API_KEY": "k-1", "COLOUR": "red"}, "The value of MY_API_KEY is taken for no secret"),
+        ({"NPM_TOKEN": "", "SORT_KEY": "name"}, None),
+    ],
+)
+def test_what_may_surprise_of_the_box_itself(env: dict[str, str], told: str | None) -> None:
+    found = [*box_hints(ContainerConfig(image="i", env=env))]
+
+    assert len(found) == (told is not None)
+    assert all(hint.startswith(told or "") for hint in found)
+    assert not any("k-1" in hint for hint in found)
+
+
+@pytest.mark.parametrize(
+    ("agent", "config", "environ", "says"),
+    [
+        ({}, {}, {"ANTHROPIC_BASE_URL": "https://api.test"}, ['Add --base-url="$ANTHROPIC_BASE_URL"']),
+        ({}, {}, {"ANTHROPIC_BASE_URL": "", "OPENAI_BASE_URL": "https://api.test"}, []),
+        ({"base_url": "https://api.test"}, {}, {"ANTHROPIC_BASE_URL": "https://api.test"}, []),
+        ({}, {"env": {"ANTHROPIC_BASE_URL": "https://a.test"}}, {"ANTHROPIC_BASE_URL": "https://api.test"}, []),
+        ({}, {"credentials": "none"}, {"ANTHROPIC_BASE_URL": "https://api.test"}, []),
+    ],
+)
+def test_an_address_that_stays_behind_is_told(
+    agent: dict[str, Any], config: dict[str, Any], environ: dict[str, str], says: list[str]
+) -> None:
+    told = [
+        *address_hints(
+            Credentials(names=("ANTHROPIC_API_KEY",)),
+            Agent(name="bot", **agent),
+            ContainerConfig(image="i", **config),
+            environ,
+        )
+    ]
+
+    assert len(told) == len(says)
+    assert all(what in line for what, line in zip(says, told, strict=True))
+    assert "api.test" not in "".join(told)  # it may hold a login

@@ -737,6 +737,12 @@ def test_a_repository_that_borrows_objects_is_refused_with_the_volume_to_type(tm
     build(tmp_path, tmp_path / "borrows", volumes=[f"{objects}:{objects}:ro"])
     build(tmp_path, tmp_path / "main")
 
+    words = ("submodule", "--quiet", "add", "--reference", str(tmp_path / "main"), str(tmp_path / "main"), "m")
+    git("-C", "main", "-c", "protocol.file.allow=always", *words)
+    with pytest.raises(ConfigError) as caught:
+        build(tmp_path, tmp_path / "main")
+    assert f"{tmp_path}/main/.git/modules/m borrows those in {objects}" in caught.value.next_step
+
 
 def test_objects_in_the_workspace_or_nowhere_are_no_reason_to_refuse(tmp_path: Path, workspace: Path) -> None:
     git = repository(workspace / ".git")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import select
+import shlex
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -65,12 +69,14 @@ class Script:
         )
 
     def tell(self, prompt: bytes = b"", **fields: Any) -> None:
-        """Write the header and the prompt."""
+        """Write the header and the prompt; the prompt not, if it waits for its gateway."""
         assert self.process.stdin is not None
         usual: dict[str, Any] = {
             "token": TOKEN, "grace": 1, "mounts": [], "kernel": "k", "other_mounts": True, "values": {}
         }  # fmt: skip
-        self.process.stdin.write(guest.header(prompt, **{**usual, **fields}))
+        stdin = guest.header(prompt, **{**usual, **fields})
+        held = len(guest.GO + prompt) if fields.get("gated") else 0
+        self.process.stdin.write(stdin[: len(stdin) - held])
         self.process.stdin.flush()
 
     def hear(self, line: str) -> str:
@@ -165,6 +171,21 @@ def test_a_variable_that_a_shell_keeps_for_itself_ends_nothing(start: Start, nam
     assert script.end().out == f"prompt too\ncontainer-runner: ended {TOKEN} 0\n"
 
 
+@pytest.mark.parametrize(
+    "before", ["", "echo old >{}", "mkdir -m 777 {0}; : >{0}/x", "mkfifo {}", "ln -s /nowhere/at/all {}"]
+)
+def test_an_agents_settings_are_written_anew_whatever_lies_there(start: Start, folder: Path, before: str) -> None:
+    """An agent in a kept container could leave a pipe, on which the next one's start would hang."""
+    path = folder / "it's settings"
+    subprocess.run(["sh", "-c", before.format(shlex.quote(str(path)))], check=True)
+    script = start("cat", str(path))
+
+    script.tell(settings={str(path): "{'a': \"b\\n\"}\n%s"})
+    script.hear("ended")
+
+    assert script.end().out.startswith("{'a': \"b\\n\"}\n%s\n")
+
+
 def test_no_variable_is_in_the_environment_of_the_script(start: Start) -> None:
     script = start("sleep", "1000")
     script.tell(values={"TOKEN": "s3cr3t"})
@@ -204,6 +225,33 @@ def test_a_container_of_a_pool_waits_for_its_command(start: Start) -> None:
 
 
 # The lease
+
+
+def test_an_agent_waits_for_its_gateway(start: Start) -> None:
+    script = start(*sh("cat; echo started"))
+    stdin = guest.header(
+        b"Hello", token=TOKEN, grace=1, mounts=[], kernel="k", other_mounts=True, values={}, gated=True
+    )
+    assert script.process.stdin is not None
+    script.process.stdin.write(stdin.removesuffix(b"Hello").removesuffix(guest.GO))
+    script.process.stdin.flush()
+    time.sleep(0.3)
+    assert script.process.stderr is not None
+    assert select.select([script.process.stderr], [], [], 0) == ([], [], [])
+
+    assert script.process.stdin is not None
+    script.process.stdin.write(guest.GO + b"Hello")
+    script.process.stdin.flush()
+    script.hear(STARTED)
+    script.hear(f"ended {TOKEN} 0")
+    assert script.end().out.startswith("Hellostarted\n")
+
+
+def test_an_agent_whose_gateway_never_comes_is_not_started(start: Start) -> None:
+    script = start(*sh("echo started"))
+    script.tell(gated=True)
+    ended = script.end()
+    assert (ended.code, ended.out) == (texts.EXIT_NO_HEADER, "")
 
 
 def test_when_the_lease_ends_the_agent_is_asked_to_end(start: Start) -> None:
@@ -280,7 +328,8 @@ def test_with_half_a_prompt_there_is_no_agent(start: Start) -> None:
 
 
 @pytest.mark.parametrize("command", ["nowhere", "/nowhere/at/all"])
-def test_a_command_that_is_not_there(start: Start, command: str) -> None:
+def test_a_command_that_is_not_there(start: Start, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # whose folders everybody may look into
     script = start(command)
     script.tell()
 
@@ -402,3 +451,199 @@ def test_an_agent_that_takes_its_time_is_left_alone(start: Start) -> None:
     script.tell()
 
     script.hear(f"ended {TOKEN} 4")
+
+
+def test_a_setup_and_a_check_come_around_an_agent(start: Start) -> None:
+    script = start(*sh("cat; echo agent >&2"))
+
+    script.tell(
+        b"prompt\n", setup="cat; echo $NAME; echo setup", check="cat; echo $NAME; exit 4", values={"NAME": "mine"}
+    )
+    heard = script.hear(f"ended {TOKEN} 4 check\n")
+    ended = script.end()
+
+    ours = [f"container-runner: {word} {TOKEN}\n" for word in ("setup", "check")]
+    last = f"container-runner: ended {TOKEN} 4 check\n"
+    assert heard == f"{STARTED}{ours[0]}mine\nsetup\nagent\n{ours[1]}mine\n{last}"
+    assert ended.out == f"prompt\n\n{ours[1]}\n{last}"  # what they say themselves is on stderr
+
+
+def test_where_the_setup_fails_there_is_no_agent_and_no_check(start: Start) -> None:
+    script = start(*sh("echo agent"))
+
+    script.tell(setup="exit 3", check="echo check >&2")
+    heard = script.hear("ended")
+    ended = script.end()
+
+    assert heard == f"{STARTED}container-runner: setup {TOKEN}\ncontainer-runner: ended {TOKEN} 3 setup\n"
+    assert ended.out == f"\ncontainer-runner: ended {TOKEN} 3 setup\n"
+
+
+def test_an_agent_that_failed_is_not_checked(start: Start) -> None:
+    script = start(*sh("exit 2"))
+
+    script.tell(check="true")
+    heard = script.hear("ended")
+
+    assert heard == f"{STARTED}container-runner: ended {TOKEN} 2\n"
+
+
+@pytest.mark.parametrize("step", ["setup", "check"])
+def test_when_the_lease_ends_what_comes_around_an_agent_ends_too(start: Start, step: str) -> None:
+    script = start(*sh("true"))
+    script.tell(b"", **{step: "trap 'echo asked; exit' TERM; echo ready; while :; do sleep 0.1; done"})
+    script.hear("ready")
+
+    ended = script.end()
+
+    assert "asked" in ended.err
+    assert ended.seconds < 4
+    assert ("check" in ended.err) == (step == "check")
+
+
+def test_an_agent_that_was_asked_to_end_is_not_checked(start: Start) -> None:
+    script = start(*sh("trap 'exit 0' TERM; echo ready >&2; while :; do sleep 0.1; done"))
+    script.tell(check="echo checked >&2")
+    script.hear("ready")
+
+    ended = script.end()
+
+    assert "check" not in ended.err
+
+
+@pytest.mark.parametrize("at", ["behind", "link", "path"])
+def test_a_program_in_a_folder_of_roots_is_out_of_reach_and_not_missing(start: Start, tmp_path: Path, at: str) -> None:
+    (closed := tmp_path / "closed").mkdir(mode=0o700)
+    (closed / "bin").mkdir()
+    (program := closed / "bin" / "mine").write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    (link := Path(tempfile.mkdtemp(dir="/tmp")) / "mine").symlink_to(program)
+    link.parent.chmod(0o755)
+    given = {"behind": str(program), "link": str(link), "path": "mine"}[at]
+
+    with pytest.MonkeyPatch.context() as patch:
+        if at == "path":
+            patch.setenv("PATH", f"{closed}/bin:{os.environ['PATH']}")
+        script = start(given)
+        script.tell()
+        ended = script.end()
+    shutil.rmtree(link.parent)
+
+    assert ended.code == texts.EXIT_NOT_EXECUTABLE
+    assert re.fullmatch(rf"container-runner: not-executable {TOKEN} (/\S+)\n", ended.err)
+
+
+# A live agent
+
+
+class Feed:
+    """The exec that carries what a live agent is told."""
+
+    def __init__(self, shell: Sequence[str], folder: Path) -> None:
+        text = texts.FEED.replace(paths.RUN_DIR, str(folder))
+        self.process = subprocess.Popen(
+            [*("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"), *shell, "-c", text, RUN],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert self.process.stdin is not None
+        assert self.process.stderr is not None
+        self.stdin, self.stderr = self.process.stdin, self.process.stderr
+
+    def give(self, data: bytes) -> None:
+        self.stdin.write(data)
+        self.stdin.flush()
+
+
+@pytest.fixture
+def feed(shell: list[str], folder: Path) -> Iterator[Callable[[], Feed]]:
+    feeds: list[Feed] = []
+
+    def make() -> Feed:
+        feeds.append(Feed(shell, folder))
+        return feeds[-1]
+
+    yield make
+    for each in feeds:
+        each.process.kill()
+        each.process.wait()
+        each.stderr.close()
+        with contextlib.suppress(BrokenPipeError):
+            each.stdin.close()
+
+
+def test_a_live_agent_gets_what_it_is_told_and_ends_with_it(start: Start, feed: Callable[[], Feed]) -> None:
+    script = start(*sh('read one; echo "got $one"; read two; echo "got $two"; cat; echo over'))
+    script.tell(live=True)
+    script.hear("started")
+
+    told = feed()
+    assert told.stderr.readline() == guest.feeding_line(RUN) + b"\n"
+    told.give(b"first\n")
+    told.give(b"second\n")
+    told.stdin.close()
+
+    script.hear(f"ended {TOKEN} 0")
+    assert script.end().out.startswith("got first\ngot second\nover\n")
+    assert told.process.wait(10) == 0
+
+
+def test_a_live_agent_waits_for_its_input_and_ends_with_its_lease(start: Start) -> None:
+    script = start(*sh("echo up"))
+    script.tell(live=True)
+    script.hear("started")
+    time.sleep(0.3)
+
+    ended = script.end()
+
+    assert ended.out == f"\ncontainer-runner: ended {TOKEN} 143\n"
+    assert ended.seconds < 5
+
+
+def test_what_carries_the_input_does_not_wait_for_an_agent_that_is_gone(start: Start, feed: Callable[[], Feed]) -> None:
+    script = start(*sh("read one; exec <&-; exit 5"))
+    script.tell(live=True)
+    script.hear("started")
+    told = feed()
+    told.stderr.readline()
+    told.give(b"one\n")
+    script.hear(f"ended {TOKEN} 5")
+    script.end()
+
+    told.give(b"nobody reads this\n")
+
+    assert told.process.wait(10) != 0
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_agent_that_does_not_read_its_input_ends_with_its_lease(
+    start: Start, feed: Callable[[], Feed], stopped: bool
+) -> None:
+    """The pipe is full, and who fills it waits: the lease is another one."""
+    script = start(*sh("kill -STOP $$" if stopped else "trap '' TERM; while :; do sleep 1; done"))
+    script.tell(live=True)
+    script.hear("started")
+    told = feed()
+    told.stderr.readline()
+    filler = subprocess.Popen(["head", "-c", "1000000", "/dev/zero"], stdout=told.stdin)  # two pipes hold 128 KiB
+    while b"pipe_write" not in Path(f"/proc/{told.process.pid}/wchan").read_bytes():
+        time.sleep(0.01)
+
+    assert script.end().seconds < 8
+    assert told.process.wait(10) != 0
+    told.stdin.close()
+    assert filler.wait(10) != 0
+
+
+def test_no_fifo_lies_where_others_may_not_open_it(start: Start, folder: Path) -> None:
+    """Most Linux systems let nobody open another one's FIFO in a folder with a sticky bit, see `script.INPUT`."""
+    folder.chmod(0o1777)
+    script = start(*sh("cat"))
+    script.tell(live=True)
+    script.hear("started")
+
+    (fifo,) = (path for path in folder.rglob("*") if path.is_fifo())
+
+    assert fifo.parent.stat().st_mode & 0o7777 == 0o711
+    assert fifo.stat().st_mode & 0o777 == 0o622
+    script.end()

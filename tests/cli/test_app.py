@@ -35,6 +35,8 @@ from container_runner.stream.messages import ErrorMessage, OutputLine, parse_lin
 from container_runner.testing import Call, FakeEngine
 from tests.small_engine import Done, call
 
+pytestmark = pytest.mark.usefixtures("mounted")
+
 Command = Callable[..., Done]
 
 
@@ -192,7 +194,7 @@ def test_no_secret_is_printed(command: Command, fake_engine: FakeEngine, monkeyp
         (["run", "  \n"], "prompt"),
         (["run", "x", "--agent=-x"], "--agent must be "),
         (["run", "x", "--permission-mode=everything"], "--permission-mode"),
-        (["run", "x", "--credentials=all"], '"auto", "env", "file", "none"'),
+        (["run", "x", "--credentials=all"], '"auto", "env", "file", "inject", "none"'),
         (["run", "x", "--timeout=-1"], "timeout"),
         (["run", "x", "--fork"], "--fork needs --resume ID"),
         (["run", "x", "--continue", "--resume=a"], "--continue and --resume"),
@@ -232,6 +234,9 @@ def test_what_is_refused_exits_with_2_and_says_why(
         (["-p", "8080:80", "--network=bridge"], ["--port=8080:80", "--network=bridge"]),
         (["-p"], []),
         (["--dangerously-skip-permissions"], ["--permission-mode=bypassPermissions"]),
+        (["--allowedTools", "Bash"], ["--allowed-tools=Bash"]),
+        (["-r", "00000000-0000-4000-8000-000000000001"], ["--resume=00000000-0000-4000-8000-000000000001"]),
+        (["-u", "1000:1000"], ["--user=1000:1000"]),
     ],
     ids=" ".join,
 )
@@ -249,7 +254,9 @@ def test_flags_of_docker_and_claude_that_mean_the_same_are_taken(
         ("--privileged", "Here: --extra-arg, if it must be"),
         ("--cap-add=X", "Here: --extra-arg, if it must be"),
         ("-it", "Here: nothing: a run asks nothing"),
-        ("--add-dir=/x", "Here: --volume."),
+        ("--yolo", "Here: nothing: nothing asks here"),
+        ("--hostname=x", "Here: --extra-arg, which passes on"),
+        ("--settings=x.json", "Here: --setting-source, or"),
         ("--mem-limit=1g", "Here: --memory."),
         ("--cwd=/x", "Here: --workspace."),
         ("--imgae=x", "Did you mean --image?"),
@@ -296,6 +303,14 @@ def test_no_guess_is_far_fetched(command: Command, word: str) -> None:
     ("words", "says", "help_of"),
     [
         (["rnu"], 'Did you mean "run"?', ""),
+        (["ls"], "Here: container-runner ps.", ""),
+        (["exec", "x", "ls"], "Here: container-runner shell AGENT -- COMMAND.", ""),
+        (["-V"], "Here: container-runner --version.", ""),
+        (["Fix the failing test"], "A command comes first", ""),
+        (["run", "x", "."], "A folder is given as --workspace=.", " run"),
+        (["run", "--", "--help", "--image=x"], "Behind -- there is the prompt alone", " run"),
+        (["run", "-x starts with a dash"], "stands at the end, behind --", " run"),
+        (["config", "set", "image", "x"], "change the file that `container-runner init` writes", " config"),
         (["sesions", "list"], 'Did you mean "sessions"?', ""),
         (["sessions", "lst"], 'Did you mean "list"?', " sessions"),
         (["image", "biuld"], 'Did you mean "build"?', " image"),
@@ -339,6 +354,7 @@ def test_a_word_that_nobody_takes_is_not_repeated_with_its_value(command: Comman
 NEEDED = {
     "argv": ["x"],
     "batch": ["jobs.jsonl"],
+    "shim": ["claude"],
     "completion": ["bash"],
     "run": ["x"],
     "shell": ["bot"],

@@ -11,6 +11,8 @@ import pytest
 
 from tests.small_engine import call
 
+pytestmark = pytest.mark.usefixtures("mounted")
+
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -55,3 +57,34 @@ def test_stable_as_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert first == "docker"
     assert "GUEST" in rest
     assert not [word for word in rest if "\n" in word]
+
+
+def test_a_runtime_written_in_python_is_an_argument_and_a_mount(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "code").mkdir(mode=0o755)
+    words = (*FLAGS, f"--state-dir={place}/state", "--python=mine.agent:Reviewer", f"--python-path={place}/code")
+
+    (run,) = json.loads(call(capsys, *words, "--stable", "--json").out)
+
+    assert run[-4:] == ["python3", "-c", "DRIVER", "mine.agent:Reviewer"]
+    assert f"--mount=type=bind,src={place}/code,dst=/container-runner/python/0,readonly" in run
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--python=mine"], "--python must be"),
+        (["--python=mine:x", "--command=mine"], "--python and --command exclude each other"),
+        (["--python-path=."], "--python-path must be given with --python=package.module:name"),
+        (["--python=mine:x", "--python-path=/no/such/folder"], "--python-path /no/such/folder: no such file or folder"),
+        (["--python=mine:x", "--python-path=/usr/lib"], "--python-path must be a path apart from /usr"),
+    ],
+)
+def test_what_is_wrong_with_it_is_told_by_the_flags_name(
+    place: Path, capsys: pytest.CaptureFixture[str], flags: list[str], told: str
+) -> None:
+    done = call(capsys, *FLAGS, f"--state-dir={place}/state", *flags)
+
+    assert done.code == 2
+    assert told in done.err

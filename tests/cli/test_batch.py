@@ -67,6 +67,63 @@ def test_what_a_person_should_know_of_a_workspace_is_told_once(place: Place) -> 
     assert all(f"--workspace={place.workspace} gives all of it." in line for line in told)
 
 
+def test_a_job_is_set_up_and_checked_in_its_folder(place: Place) -> None:
+    checked = {"prompt": "edit made.txt hello", "setup": "echo set up >ready.txt", "check": "cat ready.txt; grep bye *"}
+
+    done = place.run("batch", str(file := write(place, {"id": "a", **checked}, {"id": "b", **checked, "check": "ls"})))
+
+    assert done.returncode == 1
+    assert "✗ a: The check failed with code 1." in done.stderr
+    (bad, good) = sorted(results(file), key=lambda row: str(row["id"]))
+    assert (bad["kind"], bad["stderr"], good["kind"]) == ("check_failed", "set up\n", None)
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--memory=much", "--memory must be"),
+        ("--json-schema=[]", "--json-schema must be"),
+        ("--timeout=soon", "--timeout must be"),
+        ("--retries=200", "--retries must be"),
+        ("--total-budget-usd=0", "--total-budget-usd must be"),
+        ("--env=NAME", "--env must be"),
+    ],
+)
+def test_a_flag_that_is_wrong_is_called_so_and_no_job_is(flag: str, told: str, place: Place) -> None:
+    done = place.run("batch", str(write(place, GOOD)), flag)
+
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "jobs.jsonl" not in done.stderr
+
+
+def test_a_file_of_ones_own_that_is_wrong_is_called_so(place: Place) -> None:
+    (own := place.folder / "config.toml").write_text("[defaults]\nmemory = 'much'\n")
+
+    done = place.run("batch", str(write(place, GOOD)), f"--config={own}")
+
+    assert f"{own}:2: memory must be" in done.stderr
+    assert "jobs.jsonl" not in done.stderr
+
+
+def test_a_list_of_jobs_is_told_how_it_becomes_lines(place: Place) -> None:
+    (file := place.folder / "jobs.json").write_text(json.dumps([GOOD, BAD]))
+
+    done = place.run("batch", str(file))
+
+    assert done.returncode == 2
+    assert f"{file}:1: line must be one job a line, and no list of them; `jq -c '.[]' FILE`" in done.stderr
+
+
+def test_what_keeps_a_job_waiting_is_told(place: Place) -> None:
+    retry = {"type": "system", "subtype": "api_retry", "attempt": 1, "max_retries": 10, "retry_delay_ms": 500}
+    retry |= {"error_status": 529, "error": "overloaded"}
+
+    done = place.run("batch", str(write(place, {"id": "a", "prompt": f"raw {json.dumps(retry)}"})))
+
+    assert "· a: The API says 529 (overloaded): try 1 of 10" in done.stderr
+
+
 def test_each_job_is_told_and_kept(place: Place) -> None:
     file = write(place, GOOD, BAD, "only a prompt")
 
@@ -258,6 +315,36 @@ def test_a_budget_for_all_jobs_ends_the_batch_and_a_larger_one_goes_on(place: Pl
     assert (again.returncode, runs(place)) == (0, 3), again.stderr
 
 
+def test_shards_are_run_apart_and_their_results_are_those_of_the_batch(place: Place) -> None:
+    file = write(place, *({"prompt": f"edit {number}.txt hello"} for number in range(1, 4)), "hello")
+    for shard in ("1/2", "2/2", "2/2"):
+        done = place.run("batch", str(file), f"--shard={shard}")
+        assert done.returncode == 0, done.stderr
+    one, two = (place.folder / f"jobs.{number}-of-2.results.jsonl" for number in (1, 2))
+
+    merged = subprocess.run([COMMAND, "batch", "merge", one, two], capture_output=True, timeout=60, check=False)
+    (every := place.folder / "all.jsonl").write_bytes(merged.stdout)
+    again = place.run("batch", str(file), f"--results={every}")
+
+    ids = [sorted(json.loads(row)["id"] for row in rows.read_text().splitlines()) for rows in (one, two)]
+    assert ids == [["1", "3"], ["2", "4"]]
+    assert merged.stderr == b""
+    assert "4 of 4 jobs succeeded, 4 done before" in again.stderr
+    assert runs(place) == 4
+
+
+def test_a_shard_knows_the_ids_of_the_whole_file_and_may_have_no_job(place: Place) -> None:
+    more = place.run("batch", str(write(place, GOOD, {"prompt": "hello", "workspace": "not-here"})), "--shard=3/3")
+    assert (more.returncode, more.stderr) == (0, "· Shard 3/3 has no job.\n")
+    assert place.run("batch", str(write(place)), "--shard=1/3").returncode == 2
+
+    twice = place.run("batch", str(write(place, GOOD, BAD, GOOD)), "--shard=1/3")
+
+    assert twice.returncode == 2
+    assert "an id that no other job has" in twice.stderr
+    assert runs(place) == 0
+
+
 def test_jobs_come_from_stdin(place: Place) -> None:
     done = place.run("batch", "-", "--json", stdin='{"prompt": "hello"}\n\n"again"\n')
 
@@ -284,7 +371,7 @@ def test_jobs_come_from_stdin(place: Place) -> None:
         ('{"prompt": "x", "timeout": "soon"}', "timeout"),
         ('{"prompt": "x", "permission_mode": "yolo"}', "permission_mode"),
         ('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', "got 'a'"),
-        ("[1]", "a JSON object"),
+        ("[1]", "one job a line"),
         ('{"prompt": "x"', "jobs.jsonl:1: "),
         ("\udcff", "jobs.jsonl:1: "),
     ],

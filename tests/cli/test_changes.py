@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -246,6 +247,16 @@ def test_a_run_leaves_the_folder_as_it_was_and_says_what_can_be_done(work: Path,
     assert "writes it into the folder" in done.err
 
 
+def test_of_an_agent_that_never_began_only_what_has_changed_is_told(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "No file has changed." in agent("exit 7").err
+    monkeypatch.setattr("container_runner.cli.run._has_begun", lambda _: False)
+
+    assert agent("exit 7").err == ""
+    assert "~ b  (+1 -0)" in agent("echo more >>b; exit 7").err
+
+
 @pytest.mark.parametrize(
     ("how", "script", "code", "is_applied"),
     [
@@ -270,8 +281,98 @@ def test_a_run_applies_its_work_if_it_is_asked_to(
     assert ("Nothing was applied." in done.err) is (code == 3)
 
 
+@pytest.mark.parametrize("how", ["never", "clean"])
+def test_a_program_is_told_of_the_work_by_the_last_line(work: Path, agent: Agent, cli: Cli, how: str) -> None:
+    done = agent("echo more >>b", "--json", f"--apply={how}")
+
+    last = orjson.loads(done.out.splitlines()[-1])
+    assert (last.pop("type"), last.pop("applied")) == ("changes", None if how == "never" else ["b"])
+    assert last == orjson.loads(cli("changes", "--json").out)
+    assert [file["path"] for file in last["files"]] == ["b"]
+
+
+@pytest.mark.parametrize(("start", "wanted"), [("", 0), ("--from=RUN", 1)])
+def test_the_commands_have_what_lays_the_work_of_an_earlier_run_over_the_folder(
+    work: Path, agent: Agent, cli: Cli, start: str, wanted: int
+) -> None:
+    """With an overlay; a stream's is one exec, whatever the box begins with."""
+    if os.geteuid() == 0:
+        os.chown(work, 1000, 1000)
+    agent("echo more >>b")
+    run = orjson.loads(cli("changes", "--json").out)["run"]
+
+    words = ("--image=i", "--engine=docker", "--carried", "--carry=overlay", "--stable", "--json")
+    commands = orjson.loads(cli("argv", "x", *words, *filter(None, [start.replace("RUN", run)])).out)
+
+    assert sum("PATCH" in command for command in commands) == wanted
+    assert any("OUT" in command for command in commands)
+
+
+def test_a_session_that_goes_on_from_its_work_is_told_so(
+    work: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{carried_engine.write_claude(tmp_path).parent}:{os.environ['PATH']}")
+    work.chmod(0o777)
+    box = ("--carried", "--carry=stream", "--image=i", f"--engine={carried_engine.write(tmp_path / 'engine')}")
+    words = (*box, "--credentials=none")
+    first = cli("run", "echo more >>b", *words)
+    assert (first.code, "goes on from" in first.err) == (0, False), first.err
+    assert "--resume=one PROMPT" in first.err
+
+    second = cli("run", "cat b >c", "--continue", *words)
+
+    assert second.code == 0, second.err
+    (told,) = (line for line in second.err.splitlines() if "goes on from" in line)
+    run = told.partition("of run ")[2][:12]
+    assert f"container-runner changes {run} --diff" in first.err
+    assert "+ c  (+2 -0)" in second.err
+    assert "--continue" not in second.err.partition("To go on with the session:")[2]
+    again = cli("run", "cat b >c", "--from=folder", "--resume=one", *words)
+    assert "+ c  (+1 -0)" in again.err
+    assert "goes on from" not in again.err
+
+
+@pytest.fixture
+def plain_agent(work: Path, tmp_path: Path, cli: Cli) -> Agent:
+    """The same, but nobody says how the folder gets into the box. This engine refuses an overlay."""
+    engine = carried_engine.write(tmp_path / "engine")
+    if os.geteuid() == 0:
+        for path in (work, *work.rglob("*")):
+            os.chown(path, 1000, 1000, follow_symlinks=False)
+    box = ("--image=i", f"--engine={engine}", "--credentials=none", "--command=sh")
+    return lambda script, *words: cli("run", script, *box, *words)
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "is_applied"),
+    [
+        ("echo more >>b; echo 1 >x.log", 0, True),
+        ("echo x >.envrc; echo more >>b", 0, False),
+        ("echo more >>b; exit 7", 1, False),
+    ],
+)
+def test_by_default_clean_work_is_applied(
+    work: Path, plain_agent: Agent, script: str, code: int, is_applied: bool
+) -> None:
+    (work / ".git/info/exclude").write_text("*.log\n")
+
+    done = plain_agent(script)
+
+    assert done.code == code, done.err
+    assert ((work / "b").read_text() == "b\nmore\n") is is_applied
+    assert not (work / ".envrc").exists()
+    assert not (work / "x.log").exists()
+    assert ("It is applied." in done.err) is is_applied
+    assert ("1 new file that git ignores stayed in the box" in done.err) is is_applied
+    assert ("writes it into the folder" in done.err) is not is_applied
+
+
+def test_by_default_a_program_is_told_too(work: Path, plain_agent: Agent) -> None:
+    assert "writes it into the folder" in plain_agent("echo x >.envrc", "--json").err
+
+
 def test_a_mounted_folder_has_nothing_to_apply(work: Path, cli: Cli) -> None:
-    done = cli("run", "hello", "--image=i", "--apply=clean")
+    done = cli("run", "hello", "--image=i", "--rw", "--apply=clean")
 
     assert done.code == 2
     assert "--carried beside it" in done.err

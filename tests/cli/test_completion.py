@@ -22,6 +22,17 @@ def script_of(shell: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+AGENTS = {"alice", "bob", "bot.2"}
+
+
+@pytest.fixture
+def agents(tmp_path: Path) -> dict[str, str]:
+    """The environment of a user who has some agents."""
+    for name in AGENTS:
+        (tmp_path / "a home/.local/state/container-runner/sessions" / name).mkdir(parents=True)
+    return {"HOME": str(tmp_path / "a home"), "PATH": "/usr/bin:/bin"}
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_gets_a_script_that_it_can_read(shell: str, tmp_path: Path) -> None:
     text = script_of(shell)
@@ -40,9 +51,13 @@ def test_each_shell_gets_a_script_that_it_can_read(shell: str, tmp_path: Path) -
         (["image", ""], {"build", "containerfile"}),
         (["run", "--cpu-"], {"--cpu-shares", "--cpu-period", "--cpu-quota"}),
         (["completion", "z"], {"zsh"}),
+        (["run", "--agent", "bo"], {"bob", "bot.2"}),
+        (["logs", "--agent", "=", "bob"], {"bob"}),
+        (["stop", ""], {"alice", "bob", "bot.2"}),
+        (["stop", "--j"], {"--json"}),
     ],
 )
-def test_bash_completes(typed: list[str], expected: set[str], tmp_path: Path) -> None:
+def test_bash_completes(typed: list[str], expected: set[str], tmp_path: Path, agents: dict[str, str]) -> None:
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("there is no bash")
@@ -55,9 +70,11 @@ def test_bash_completes(typed: list[str], expected: set[str], tmp_path: Path) ->
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
 
-    done = subprocess.run([bash, "-c", ask, "bash", *typed], capture_output=True, text=True, check=True)
+    done = subprocess.run([bash, "-c", ask, "bash", *typed], capture_output=True, text=True, check=True, env=agents)
 
-    assert expected <= set(done.stdout.split())
+    offered = set(done.stdout.split())
+    assert expected <= offered
+    assert offered == expected or not offered & AGENTS
 
 
 @pytest.mark.parametrize("how", ["sourced", "in $fpath"])
@@ -71,11 +88,11 @@ def test_zsh_completes(how: str, tmp_path: Path) -> None:
 
     done = subprocess.run([zsh, "-fc", ask], capture_output=True, text=True, check=True)
 
-    assert done.stdout.strip() in ("_container-runner", "_cyclopts_container-runner")
+    assert done.stdout.strip() in ("_container-runner", "_container-runner-agents")
 
 
 @pytest.mark.parametrize("how", ["sourced", "in $fpath"])
-def test_zsh_completes_what_is_typed(how: str, tmp_path: Path) -> None:
+def test_zsh_completes_what_is_typed(how: str, tmp_path: Path, agents: dict[str, str]) -> None:
     zsh = shutil.which("zsh")
     if zsh is None:
         pytest.skip("there is no zsh")
@@ -86,15 +103,27 @@ def test_zsh_completes_what_is_typed(how: str, tmp_path: Path) -> None:
         "autoload -Uz compinit; compinit -u -D\n"
         f"{f'source {script}' if how == 'sourced' else ''}\nPS1='ready> '\n"
     )
-    with Terminal([zsh, "-d"], cwd=tmp_path, env={"ZDOTDIR": str(tmp_path)}) as terminal:
+    with Terminal(
+        [zsh, "-d"], cwd=tmp_path, env={"ZDOTDIR": str(tmp_path), "HOME": agents["HOME"], "XDG_STATE_HOME": ""}
+    ) as terminal:
         terminal.wait_for("ready>")
-        terminal.type("container-runner doc\t")
+        for typed, expected in (("doc", "doctor"), ("stop ali", "stop alice"), ("run --agent=ali", "--agent=alice")):
+            terminal.type(f"container-runner {typed}\t")
+            terminal.wait_for(expected)
+            terminal.type("\x15")
 
-        terminal.wait_for("container-runner doctor")
 
-
-@pytest.mark.parametrize(("typed", "expected"), [("doc", {"doctor"}), ("run --cpu-", {"--cpu-shares", "--cpu-quota"})])
-def test_fish_completes(typed: str, expected: set[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("doc", {"doctor"}),
+        ("run --cpu-", {"--cpu-shares", "--cpu-quota"}),
+        ("run --agent=bo", {"--agent=bob", "--agent=bot.2"}),
+        ("logs --agent bo", {"bob", "bot.2"}),
+        ("shell a", {"alice"}),
+    ],
+)
+def test_fish_completes(typed: str, expected: set[str], tmp_path: Path, agents: dict[str, str]) -> None:
     fish = shutil.which("fish")
     if fish is None:
         pytest.skip("there is no fish")
@@ -107,7 +136,7 @@ def test_fish_completes(typed: str, expected: set[str], tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        env=agents,
     )
 
     offered = {line.partition("\t")[0] for line in done.stdout.splitlines()}

@@ -160,6 +160,7 @@ def test_what_is_refused_exits_with_2_and_names_it(home: Home, words: list[str],
         assert word in done.out + done.err
 
 
+@pytest.mark.usefixtures("mounted")
 def test_a_run_obeys_all_sources(home: Home, fake_engine: FakeEngine) -> None:
     home.operator('[defaults]\nimage = "i"\nmodel = "opus"\ncommand = "my-agent"\nmemory = "1g"\n')
     home.local.write_text('network = "none"\n')
@@ -256,16 +257,16 @@ def uncommented(text: str) -> list[str]:
     return [line for line in lines if line.partition(" = ")[0] in FIELDS]
 
 
-def test_init_explains_every_field_and_sets_none(home: Home) -> None:
+def test_init_explains_every_field_and_sets_what_is_recommended(home: Home) -> None:
     done = home.run("init")
 
     text = home.file.read_text()
     assert (done.code, done.err) == (0, "")
     assert str(home.file) in done.out
-    assert tomllib.loads(text) == {"defaults": {}}
+    assert tomllib.loads(text) == {"defaults": {"network": "gateway"}}
     assert {line.partition(" = ")[0] for line in uncommented(text)} == {*FIELDS}
     assert home.file.stat().st_mode & 0o777 == 0o600
-    assert {setting["source"] for setting in home.settings().values()} == {"default"}
+    assert [name for name, setting in home.settings().items() if setting["source"] != "default"] == ["network"]
 
 
 def test_each_line_of_it_works_when_the_mark_is_removed(home: Home) -> None:

@@ -15,6 +15,8 @@ from container_runner.engine.image import AGENTS, CONTAINERFILE
 from container_runner.runner import ContainerRunner
 from tests.small_engine import SmallEngine, call
 
+pytestmark = pytest.mark.usefixtures("mounted")
+
 DIGEST = "0123456789abcdef" * 4
 
 
@@ -41,7 +43,7 @@ def test_the_progress_goes_to_stderr_and_the_next_line_to_type_to_stdout(
     assert done.code == 0, done.err
     assert done.err.splitlines()[:2] == ["STEP 1", "Reading 100%"]
     assert done.lines[0].startswith(f"Built container-runner/{agent} with {agent} 1.2.3")
-    command = "" if agent == "claude" else f" --command={agent}"
+    command = "" if agent == "claude" else f" --agent-kind={agent}"
     assert done.lines[1] == (
         f"  container-runner doctor --image=container-runner/{agent}{command} --engine={engine.binary}"
     )
@@ -59,7 +61,7 @@ def test_an_image_with_claude_is_the_default_from_then_on(
 
     done = call(capfd, "image", "build", "--tag=mine:1", f"--engine={engine.binary}")
 
-    assert done.lines[0].endswith("; it is the default image now. Next:")
+    assert done.lines[0].endswith("; it is the default image for claude now. Next:")
     found = json.loads(call(capfd, *config).out)["settings"]["image"]
     assert (found["value"], found["source"]) == ("mine:1", str(tmp_path / "config/container-runner/built-image"))
 

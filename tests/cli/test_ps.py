@@ -32,10 +32,12 @@ def test_without_containers_stdout_stays_empty(engine: SmallEngine, capfd: pytes
 def test_a_table_is_for_people(engine: SmallEngine, capfd: pytest.CaptureFixture[str]) -> None:
     engine.add("container-runner-bot-1")
     engine.add("container-runner-nurse-2", agent="nurse", kind="ephemeral", owner=dead_owner())
+    engine.add("container-runner-zoe-3", agent="zoe", owner=dead_owner())
 
     done = call(capfd, "ps", *engine.flags)
 
-    head, first, second = (line.split() for line in done.lines)
+    head, first, second, third = (line.split() for line in done.lines)
+    assert third[4:] == [third[4], "-", "no"], "that is as it should be for a kept one"
     assert head[:5] == ["AGENT", "NAME", "KIND", "STATUS", "AGE"]
     assert first[:4] == ["bot", "container-runner-bot-1", "persistent", "running"]
     assert first[5] == "alive"
@@ -73,6 +75,16 @@ def test_a_table_fits_and_what_stop_and_logs_need_is_never_cut(width: int | None
     assert " ".join(lines[0].split()) == head
     assert lines[1].split()[:2] == [agent, row.name if "NAME" in head else "0123456789ab"]
     assert width is None or width < 80 or max(map(len, lines)) <= width
+
+
+def test_a_label_is_one_row_whatever_it_says() -> None:
+    row = Row(
+        name="container-runner-a-0123456789ab", agent="a\nb c\x1b[2J", kind="k\nl", status="running",
+        created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC), owner="alive", owner_pid=1, in_use=True, is_here=True,
+        id="0" * 64,
+    )  # fmt: skip
+
+    assert len(table([row], dt.datetime(2026, 1, 2, tzinfo=dt.UTC)).split("\n")) == 2
 
 
 def test_json_has_every_field(engine: SmallEngine, capfd: pytest.CaptureFixture[str]) -> None:

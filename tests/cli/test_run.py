@@ -19,10 +19,12 @@ import pytest
 
 from container_runner.cli import look
 from container_runner.cli import run as run_module
-from container_runner.cli.run import _Json, _Plain
+from container_runner.cli.run import JsonView, PlainView
 from container_runner.cli.text import clean, line, tool_call
 from container_runner.stream.messages import OutputLine, parse_message
 from tests import played_engine
+
+pytestmark = pytest.mark.usefixtures("mounted")
 
 COMMAND = str(Path(sys.executable).with_name("container-runner"))
 
@@ -235,8 +237,10 @@ async def test_a_stdout_that_is_no_file_gets_it_too(monkeypatch: pytest.MonkeyPa
     stdout = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stdout)
 
-    await _Plain().take(parse_message({"type": "assistant", "message": {"content": [{"type": "text", "text": "é"}]}}))
-    await _Json().take(OutputLine(b"raw"))
+    await PlainView().take(
+        parse_message({"type": "assistant", "message": {"content": [{"type": "text", "text": "é"}]}})
+    )
+    await JsonView().take(OutputLine(b"raw"))
 
     text, raw = stdout.getvalue().splitlines()
     assert "é" in text
@@ -287,6 +291,10 @@ def test_a_prompt_comes_as_an_argument_from_stdin_or_from_a_file(place: Place, t
         (["hello", "--session-id=../x"], "--session-id"),
         (["hello", "--mcp-config=/no/such/file"], "no such file"),
         (["hello", "--mcp-config=/dev/null"], "JSON"),
+        (["hello", "--agent-kind=nobody"], "claude, codex, gemini, qwen, opencode or copilot"),
+        (["hello", "--agent-kind=codex", "--command=x"], "exclude each other"),
+        (["hello", "--agent-kind=codex", "--max-turns=3"], "codex has nothing for --max-turns"),
+        (["hello", "--base-url=https://me:secret@models.example"], "without a login"),
     ],
 )
 def test_what_is_refused_is_named_before_anything_starts(place: Place, words: list[str], told: str) -> None:
@@ -305,7 +313,7 @@ def test_what_is_refused_is_named_before_anything_starts(place: Place, words: li
         (["--tool="], "--tools="),
         (["--setting-source=project"], "--setting-sources=project"),
         (["--setting-source="], "--setting-sources="),
-        (["--plugin-dir=/opt/plugin"], "--plugin-dir=/opt/plugin"),
+        (["--plugin-dir=/workspace/plugin"], "--plugin-dir=/workspace/plugin"),
         (["--arg=--fast"], "--fast"),
         (["--session-id=abc"], "--session-id=abc"),
         (["--include-partial-messages"], "--include-partial-messages"),
@@ -370,6 +378,40 @@ def changed(tmp_path: Path) -> Callable[[Callable[[], object]], list[tuple[str, 
 
 
 Look = Callable[[Callable[[], object]], list[tuple[str, str]] | None]
+
+
+def test_where_nothing_has_changed_it_is_told_what_was_not_looked_into(place: Place) -> None:
+    for name in (".venv", "node_modules"):
+        (place.workspace / name).mkdir()
+
+    done = place.run("run", "hello")
+
+    assert "  No file has changed; .venv, node_modules are not looked into.\n" in done.stderr
+
+
+@pytest.mark.parametrize(("flags", "told"), [(["--records-max-run=1"], True), (["--no-records"], False), ([], False)])
+def test_a_transcript_that_is_incomplete_is_told_at_the_end(place: Place, flags: list[str], told: bool) -> None:
+    done = place.run("run", "hello", *flags)
+
+    assert done.returncode == 0
+    assert ("! Its transcript is incomplete." in done.stderr) is told
+
+
+@pytest.mark.parametrize(("locale", "shown"), [("C", "Grüße"), ("C.UTF-8", "Grüße")])
+def test_a_prompt_is_utf_8_whatever_the_locale_is(place: Place, locale: str, shown: str) -> None:
+    no_help = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    done = place.run("run", "edit hello.txt Grüße", env={**no_help, "LC_ALL": locale})
+
+    assert done.returncode == 0, done.stderr
+    assert (place.workspace / "hello.txt").read_text("utf-8") == f"{shown}\n"
+
+
+def test_what_may_surprise_of_the_box_is_told_before(place: Place) -> None:
+    done = place.run("run", "hello", "--env=NPM_TOKEN=abc")
+
+    assert "! The value of NPM_TOKEN is taken for no secret" in done.stderr
+    assert "abc" not in done.stderr
 
 
 def test_changes_are_found_below_folders(tmp_path: Path, changed: Look) -> None:
@@ -542,7 +584,7 @@ async def test_an_agent_that_has_started_and_says_nothing_is_wondered_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run_module, "QUIET", 0.0)
-    quiet, talkative = _Plain(), _Plain()
+    quiet, talkative = PlainView(), PlainView()
     await talkative.take(parse_message({"type": "system", "subtype": "x"}))
     for shown in (quiet, talkative):
         shown.agent_started()

@@ -34,6 +34,8 @@ from container_runner.testing import FakeEngine
 from tests.hostile import PAYLOADS, everywhere
 from tests.small_engine import Done, call
 
+pytestmark = pytest.mark.usefixtures("mounted")
+
 SESSION = "0b7e3a52-1111-4000-8000-000000000000"
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -81,11 +83,18 @@ def answer(text: str, *, session: str = SESSION, cost: float = 0.25) -> list[dic
 
 
 def run_agent(
-    fake_engine: FakeEngine, state: Path, prompt: str, messages: list[dict[str, Any]], agent: str = "bot", **how: Any
+    fake_engine: FakeEngine,
+    state: Path,
+    prompt: str,
+    messages: list[dict[str, Any]],
+    agent: str = "bot",
+    *,
+    workspace: Path | None = None,
+    **how: Any,
 ) -> None:
     fake_engine.messages(messages, **how)
     runner = ContainerRunner(ClaudeRuntime(), ContainerConfig(image="my/claude"), state)
-    options = ExecuteOptions(prompt=prompt, agent=Agent(name=agent))
+    options = ExecuteOptions(prompt=prompt, agent=Agent(name=agent, workspace=workspace))
 
     async def drain() -> None:
         async for _ in runner.execute(options):
@@ -149,6 +158,14 @@ def test_logs_show_the_last_run_of_an_agent(fake_engine: FakeEngine, state: Path
     )
 
 
+def test_logs_show_the_paths_of_this_machine(fake_engine: FakeEngine, state: Path, cli: Cli, open_folder: Path) -> None:
+    edit = {"type": "tool_use", "id": "t", "name": "Edit", "input": {"file_path": "/workspace/a.py"}}
+    said = [{"type": "assistant", "message": {"content": [edit]}}]
+    run_agent(fake_engine, state, "go", said, workspace=open_folder)
+
+    assert f"● Edit {open_folder}/a.py" in cli("logs", "--agent=bot").out
+
+
 def test_logs_of_a_run_that_is_named_need_no_agent(fake_engine: FakeEngine, state: Path, cli: Cli) -> None:
     run_agent(fake_engine, state, "first", answer("one"), agent="elsewhere")
     (run,) = Records(state).runs()
@@ -161,7 +178,7 @@ def test_logs_of_a_failure_end_with_what_to_do(fake_engine: FakeEngine, state: P
 
     lines = cli("logs", "--agent=bot").out.splitlines()
 
-    assert lines[-3:] == ["✗ The agent exited with code 7.", "no luck", "  Read the agent's messages above."]
+    assert lines[-3:] == ["✗ claude exited with code 7: no luck.", "no luck", "  Read the agent's messages above."]
 
 
 def test_logs_as_json_are_the_transcript_itself(fake_engine: FakeEngine, state: Path, cli: Cli) -> None:
@@ -188,9 +205,7 @@ def test_runs_are_listed(fake_engine: FakeEngine, state: Path, cli: Cli) -> None
 
 
 def test_where_there_is_nothing_to_list_it_says_so(state: Path, cli: Cli) -> None:
-    assert cli("logs", "--list", "--agent=bot") == Done(
-        0, "", "There are no runs of bot; --all lists those of others.\n"
-    )
+    assert cli("logs", "--list", "--agent=bot") == Done(0, "", "There are no runs of bot; --all lists the others.\n")
     assert cli("logs", "--list", "--all").err == "There are no runs.\n"
     assert json.loads(cli("logs", "--list", "--json", "--agent=bot").out) == []
     assert cli("sessions", "list", "--all").err == "There are no sessions.\n"
@@ -306,6 +321,27 @@ def test_sessions_are_listed_with_their_runs(fake_engine: FakeEngine, state: Pat
     assert [(session["session_id"], session["can_resume"], len(session["runs"])) for session in found] == [
         ("11111111-0000-4000-8000-000000000000", True, 0), (SESSION, False, 2),
     ]  # fmt: skip
+
+
+def test_sessions_are_those_of_a_folder_unless_all_are_asked_for(
+    fake_engine: FakeEngine, state: Path, cli: Cli, tmp_path: Path
+) -> None:
+    ids = {}
+    for number, name in enumerate(("one", "two")):
+        (folder := tmp_path / name).mkdir()
+        if os.geteuid() == 0:
+            os.chown(folder, 1000, 1000)
+        ids[name] = f"{number}b7e3a52-1111-4000-8000-000000000000"
+        run_agent(fake_engine, state, name, answer("done", session=ids[name]), workspace=folder)
+
+    def listed(*flags: str) -> list[str]:
+        return [one["session_id"] for one in json.loads(cli("sessions", "list", "--json", *flags).out)]
+
+    assert listed("--agent=bot", f"--workspace={tmp_path / 'one'}") == [ids["one"]]
+    assert listed("--agent=bot", "-w", str(tmp_path / "two")) == [ids["two"]]
+    assert listed("--all") == [*ids.values()]
+    assert str(tmp_path / "two")[:40] in cli("sessions", "list", "--all").out
+    assert "--all lists the others" in cli("sessions", "list", "--agent=bot").err
 
 
 def test_a_session_is_shown_plainly_when_piped(fake_engine: FakeEngine, state: Path, cli: Cli) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from container_runner.cli.text import MOST_CHANGED, render, tool_result
+from container_runner.cli.text import MOST_CHANGED, clean, render, tool_result
 from container_runner.stream.messages import (
     ApiRetryMessage,
     AssistantMessage,
@@ -54,6 +54,11 @@ def test_a_result_without_output_is_told_in_a_line() -> None:
 )
 def test_an_api_that_gives_no_answer_is_told(facts: dict[str, Any], told: str) -> None:
     assert render(ApiRetryMessage(subtype="api_retry", attempt=4, max_retries=10, **facts)) == told
+
+
+@pytest.mark.parametrize("unseen", ["\u00ad", "\u200b", "\u2060", "\ufeff", "\U000e0041", "\u202e", "\x1b"])
+def test_nothing_that_is_not_seen_reaches_a_terminal(unseen: str) -> None:
+    assert clean(f"rm{unseen} -rf é 漢 👍") == "rm\N{REPLACEMENT CHARACTER} -rf é 漢 👍"
 
 
 def test_an_edit_is_told_by_its_lines() -> None:

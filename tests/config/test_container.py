@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from container_runner.config.container import ContainerConfig
-from container_runner.config.values import Mount, PortBinding, Tmpfs
+from container_runner.config.servers import HostServer
+from container_runner.config.values import Injection, Mount, PortBinding, Tmpfs
 from container_runner.errors import ConfigError
 from container_runner.quantities import parse_duration, parse_size
 
@@ -38,6 +39,9 @@ def refusal(make: Callable[..., object], *args: Any, **fields: Any) -> ConfigErr
     [
         (2048, 2048),
         ("2048", 2048),
+        ("2 GB", 2 * 1024**3),
+        ("2Gi", 2 * 1024**3),
+        ("1.5 MiB", 1_572_864),
         ("2048b", 2048),
         ("1024k", 1024**2),
         ("512m", 512 * 1024**2),
@@ -57,7 +61,7 @@ def test_a_size_is_bytes_in_powers_of_1024(text: int | str, size: int) -> None:
 SIZE_TRAPS: list[Any] = [
     "",
     " ",
-    "2 g",
+    "2  g",
     " 2g",
     "2g\n",
     "-1",
@@ -83,7 +87,19 @@ def test_what_is_no_size_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [(30, 30), (0.5, 0.5), ("30", 30), ("90s", 90), ("30m", 1800), ("4h", 14400), ("1d", 86400), ("1.5H", 5400)],
+    [
+        (30, 30),
+        (0.5, 0.5),
+        ("30", 30),
+        ("90s", 90),
+        ("30m", 1800),
+        ("4h", 14400),
+        ("1d", 86400),
+        ("1.5H", 5400),
+        ("5min", 300),
+        ("2 hours", 7200),
+        ("1 day", 86400),
+    ],
 )
 def test_a_duration_is_seconds(text: float | str, seconds: float) -> None:
     assert parse_duration(text) == seconds
@@ -299,6 +315,11 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "engine": "auto",
         "ephemeral": True,
         "network": "bridge",
+        "allow_hosts": (),
+        "allow_addresses": (),
+        "inject": (),
+        "tell_network": False,
+        "host_mcp_servers": {},
         "memory": 2 * 1024**3,
         "cpu_shares": 512,
         "cpus": None,
@@ -310,6 +331,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "pool": 0,
         "volumes": (),
         "workspace_mode": "rw",
+        "workspace_target": "/workspace",
         "carry": "auto",
         "carry_ignored": (),
         "history": "all",
@@ -354,7 +376,20 @@ GOOD: dict[str, list[Any]] = {
     ],
     "engine": ["auto", "docker", "podman", "nerdctl", "/usr/bin/docker", "~/my bin/podman"],
     "ephemeral": [True, False],
-    "network": ["none", "bridge", "host", "my_net-1.x"],
+    "network": ["gateway", "none", "bridge", "host", "my_net-1.x"],
+    "allow_hosts": [[], ["github.com", "*.example.com", "db.test:5432", "@pypi"]],
+    "allow_addresses": [[], ["10.1.0.0/16", "fd00::1"]],
+    "inject": [
+        *([], ["a.test x-api-key KEY"], ["a.test:8443 Authorization: Bearer {} KEY", "b.test X-Key: {} KEY"]),
+        [{"host": "a.test", "header": "x-api-key", "secret": "KEY", "allowed": ["GET /v1/*", "* /x"]}],
+        [Injection("a.test", "Authorization: token {}", "KEY"), Injection("a.test", "x-other", "OTHER")],
+    ],
+    "tell_network": [True, False],
+    "host_mcp_servers": [
+        *({}, {"files": "files-server /srv"}, {"a-b_C": {"url": "http://127.0.0.1:1/mcp", "type": "http"}}),
+        {"a": {"command": "x", "args": ["-y"], "env": {"TOKEN": "${TOKEN}"}, "type": "stdio"}, "b": "https://b.test/"},
+        {"a": HostServer(url="https://a.test/mcp", headers={"Authorization": "Bearer ${TOKEN}"})},
+    ],
     "memory": ["6m", "2g", 6 * 1024**2],
     "cpu_shares": [2, 262144],
     "cpus": [None, 0.01, 1, 1.5],
@@ -366,12 +401,13 @@ GOOD: dict[str, list[Any]] = {
     "pool": [0, 1, 100],
     "volumes": [[], (), [Mount("/a", "/b")], ["/a:/b:ro"], [{"source": "/a:1", "target": "/b", "read_only": True}]],
     "workspace_mode": ["rw", "ro", "carried"],
+    "workspace_target": ["/workspace", "same"],
     "carry": ["auto", "overlay", "stream"],
     "carry_ignored": [[], [".env", "*.db", "a b/**"]],
     "history": ["all", 0, 1, 1000],
     "unprotected": [[], [".git/hooks", ".git/config"], [".git"]],
     "protected": [[], ["deploy.sh", "ops/hooks/", "\u00fc x"]],
-    "credentials": ["auto", "env", "file", "none"],
+    "credentials": ["auto", "env", "file", "inject", "none"],
     "env": [{}, {"A": "", "_b1": "two\nlines = 'x' \u00fc \U0001f600"}],
     "secrets": [[], ["GITHUB_TOKEN", "_x"]],
     "optional_secrets": [[], ["GITHUB_TOKEN", "_x"]],
@@ -402,6 +438,30 @@ BAD: dict[str, list[Any]] = {
     "engine": [*TEXT, None, "-H", "--host=x", " docker", "docker ", "docker\n", "\u2028"],
     "ephemeral": ["true", "", 0, 1, None, []],
     "network": [*TEXT, None, "container:x", "ns:/proc/1/ns/net", "-x", "a b", "a\n", "slirp4netns:port", "x" * 300],
+    "allow_hosts": [*LIST, *alone("http://a.test a.test/x a.test:0 * @nobody"), [None]],
+    "allow_addresses": [*LIST, *alone("10.0.0.1/8 x a.test"), [None]],
+    "inject": [
+        *LIST,
+        *(["a.test KEY"], ["a.test x-api-key"], ["http://a.test x KEY"], ["*.a.test x KEY"], ["a.test:* x KEY"]),
+        *(["@npm x KEY"], ["model x KEY"], ["mcp x KEY"], ["a.test Host KEY"], ["a.test content-length KEY"]),
+        *(["a.test x_y KEY"], ["a.test X: Bearer KEY"], ["a.test X: {}{} KEY"], ["a.test X:{} KEY"]),
+        *(["a.test X: {}\n KEY"], ["a.test x K-Y"], ["a.test  KEY"]),
+        [{"host": "a.test", "header": "x: {} ", "secret": "KEY"}],
+        [{"host": "a.test", "header": "x", "secret": "KEY", "allowed": ["get /"]}],
+        [{"host": "a.test", "header": "x", "secret": "KEY", "allowed": ["GET"]}],
+        ["a.test x KEY", "a.test:443 X: {} OTHER"],
+        ["a.test x KEY", {"host": "a.test", "header": "y", "secret": "KEY", "allowed": ["GET /*"]}],
+    ],
+    "tell_network": ["true", "", 0, 1, None, []],
+    "host_mcp_servers": [
+        *(None, 3, "x", [], ["a"], {"a": 3}, {"a": []}, {"a": ""}, {"a": "'"}, {"a": {}}, {3: "x"}, {"a": None}),
+        *({"container_runner": "x"}, {"a b": "x"}, {"": "x"}, {"a" * 33: "x"}),
+        *({"a": {"command": "x", **more}} for more in ({"url": "http://a"}, {"headers": {"a": "b"}}, {"type": "http"})),
+        *({"a": {"command": "x", **more}} for more in ({"args": "y"}, {"env": {"A B": ""}}, {"timeout": 3})),
+        *({"a": {"url": url}} for url in ("ftp://a", "http://u:p@a/", "http://a/ b", "a.test")),
+        {"a": {"url": "http://a", "headers": {"a\nb": "c"}}},
+        {"a": {"url": "http://a", "headers": {"a": "b\n"}}},
+    ],
     "memory": [*SIZE_TRAPS, "5m", 1, "100"],
     "cpu_shares": [*WHOLE, None, 1, 262145],
     "cpus": [True, "1", "", 0, 0.001, -1, float("nan"), float("inf"), 10**400, [], {}],
@@ -421,6 +481,7 @@ BAD: dict[str, list[Any]] = {
         [{"source": "/a", "target": "/b", "read_only": "true"}],
     ],
     "workspace_mode": CHOICE,
+    "workspace_target": CHOICE,
     "carry": CHOICE,
     "carry_ignored": [*LIST, [" a"], ["a "], ["#a"], ["!a"], ["a\n"]],
     "history": [*(bad for bad in WHOLE if bad != 0 or isinstance(bad, bool)), None, -1, 2**31, "All"],
@@ -545,7 +606,8 @@ def test_what_is_no_table_is_refused(mapping: Any) -> None:
     [
         ({"cpus": 1, "cpu_quota": 5000}, "cpus"),
         ({"cpus": 1, "cpu_period": 5000}, "cpus"),
-        ({"network": "none", "ports": ["80"]}, "ports"),
+        ({"network": "none", "ports": ["80", "80/udp"]}, "ports[1]"),
+        ({"network": "gateway", "ports": ["80/udp"]}, "ports[0]"),
         ({"network": "host", "ports": ["80"]}, "ports"),
         ({"ports": ["80", "80:81"]}, "ports[1]"),
         ({"volumes": ["/a:/x", "/b:/y", "/c:/x/"]}, "volumes[2]"),
@@ -567,6 +629,8 @@ def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], w
     "fields",
     [
         {"cpu_period": 100_000, "cpu_quota": 50_000},
+        {"network": "none", "ports": ["80"]},
+        {"network": "gateway", "ports": ["80", "0.0.0.0:81:80"]},
         {"network": "mine", "ports": ["80", "80/udp", "0.0.0.0:81:80", "[::1]:80:80"]},
         {"volumes": ["/a:/x", "/a:/y", "/b:/x/z"], "tmpfs": ["/workspace/cache", "/tmp/x"]},
     ],

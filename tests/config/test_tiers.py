@@ -246,7 +246,7 @@ def test_an_operators_file_in_the_workspace_is_refused_because_the_agent_can_wri
         ("", {"environ": {"CONTAINER_RUNNER_VOLUMES": "x"}}, "CONTAINER_RUNNER_VOLUMES", "environment", "--volumes"),
         ("", {"flags": {"cpus": "many"}}, "cpus", "--cpus", "0.01"),
         ("[defaults]\ncpus = 1", {"flags": {"cpu_quota": "2000"}}, "cpus", "{} [defaults]", "either"),
-        ('[defaults]\nnetwork = "none"', {"flags": {"ports": ["80"]}}, "ports", "--ports", "none"),
+        ('[defaults]\nnetwork = "host"', {"flags": {"ports": ["80"]}}, "ports", "--ports", "none"),
     ],
 )
 def test_an_error_names_the_source_and_what_is_allowed(
@@ -326,3 +326,21 @@ def test_an_image_that_is_named_in_the_workspace_is_no_default(place: Place, mon
 
     assert place.ask(file=None).settings["image"].value is None
     assert effective(agent="bot", workspace=place.folder / "else", environ={}).settings["image"].value == "evil"
+
+
+def test_the_image_that_was_built_with_an_agent_is_for_its_runs(place: Place) -> None:
+    remember_built("mine:claude", place.file)
+    remember_built("mine:codex", place.file, kind="codex")
+
+    assert place.ask().config.image == "mine:claude"
+    assert place.ask(flags={"agent_kind": "codex"}).config.image == "mine:codex"
+    assert place.ask('[agents.bot]\nagent_kind = "codex"').config.image == "mine:codex"
+    assert place.ask(flags={"agent_kind": "qwen"}).settings["image"].value is None
+
+
+@pytest.mark.parametrize("key", ["agent_kind = 'codex'", "base_url = 'https://evil.example'"])
+def test_the_workspace_does_not_say_which_agent_works_or_where_its_model_is(place: Place, key: str) -> None:
+    (place.workspace / ".container-runner.toml").write_text(key)
+
+    with pytest.raises(ConfigError, match=key.split()[0]):
+        place.ask()

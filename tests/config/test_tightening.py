@@ -78,6 +78,11 @@ def test_a_workspace_may_tighten(place: Place, operator: str, local: str, expect
         ("", 'network = "host"'),
         ('network = "none"', 'network = "bridge"'),
         ("", 'network = "mine"'),
+        ('network = "mine"', 'network = "gateway"'),
+        ('network = "gateway"', 'network = "bridge"'),
+        ('network = "gateway"\nallow_hosts = ["a.test"]', 'allow_hosts = ["b.test"]'),
+        ('network = "gateway"', 'allow_addresses = ["10.0.0.0/8"]'),
+        ('inject = ["a.test x KEY"]', 'inject = ["a.test x OTHER"]'),
         ('workspace_mode = "ro"', 'workspace_mode = "rw"'),
         ('workspace_mode = "ro"', 'workspace_mode = "carried"'),
         ('workspace_mode = "carried"', 'workspace_mode = "rw"'),
@@ -129,6 +134,7 @@ VALUES: Mapping[str, str] = {
     "model": '"x"',
     "allowed_tools": '["Bash"]',
     "mcp_servers": '{ x = { env = { TOKEN = "hunter2" } } }',
+    "host_mcp_servers": '{ x = { command = "x", env = { TOKEN = "hunter2" } } }',
     "args": '["--token=hunter2"]',
     "timeout": "1",
     "grace": "1",
@@ -180,9 +186,9 @@ def test_tmpfs_and_labels_have_limits_there(place: Place, local: str, field: str
 
 
 def test_a_clash_is_laid_on_the_workspaces_file_if_it_came_with_it(place: Place) -> None:
-    refused = place.refusal('[defaults]\nports = ["80"]', 'network = "none"')
+    refused = place.refusal('[defaults]\nports = ["80/udp"]', 'network = "none"')
 
-    assert (refused.field, refused.source) == ("ports", str(place.local))
+    assert (refused.field, refused.source) == ("ports[0]", str(place.local))
 
 
 def link_to_a_file(place: Place) -> None:
@@ -243,7 +249,10 @@ SIZES = st.integers(6 * MIB, 8 * GIB)
 MOUNTS = st.sampled_from(["/a:/a", "/a:/a:ro", "/b:/b", "/c:/cache", "/c:/mnt:ro"])
 SPOKEN: dict[str, st.SearchStrategy[Any]] = {
     "ephemeral": st.booleans(),
-    "network": st.sampled_from(["none", "bridge", "host", "mine", "theirs"]),
+    "network": st.sampled_from(["none", "gateway", "bridge", "host", "mine", "theirs"]),
+    "allow_hosts": st.lists(st.sampled_from(["a.test", "b.test:22", "@npm"]), max_size=2),
+    "inject": st.lists(st.sampled_from(["a.test x-key KEY", "b.test x-key KEY"]), max_size=2, unique=True),
+    "allow_addresses": st.lists(st.sampled_from(["10.0.0.0/8", "::1"]), max_size=2),
     "memory": SIZES | st.sampled_from(["6m", "1g", "2g", "3g"]),
     "cpu_shares": st.integers(2, 2000),
     "cpus": st.floats(0.01, 8),
@@ -255,11 +264,12 @@ SPOKEN: dict[str, st.SearchStrategy[Any]] = {
     "volumes": st.lists(MOUNTS, max_size=3, unique=True),
     "protected": st.lists(st.sampled_from(["a", "b/c"]), max_size=2),
     "workspace_mode": st.sampled_from(["rw", "ro", "carried"]),
+    "workspace_target": st.sampled_from(["/workspace", "same"]),
     "carry": st.sampled_from(["auto", "overlay", "stream"]),
     "carry_ignored": st.lists(st.sampled_from([".env", "*.db"]), max_size=2),
     "history": st.sampled_from([0, 3, "all"]),
     "unprotected": st.lists(st.sampled_from([".git", ".git/hooks", ".envrc"]), max_size=2),
-    "credentials": st.sampled_from(["auto", "env", "file", "none"]),
+    "credentials": st.sampled_from(["auto", "env", "file", "inject", "none"]),
     "secrets": st.lists(st.sampled_from("ABC"), max_size=3),
     "optional_secrets": st.lists(st.sampled_from("ABC"), max_size=3),
     "ports": st.lists(st.sampled_from(["80", "81", "0.0.0.0:80:80"]), max_size=2, unique=True),
@@ -285,6 +295,8 @@ SPOKEN: dict[str, st.SearchStrategy[Any]] = {
     "env": st.dictionaries(st.sampled_from("XY"), st.sampled_from("12")),
     "ulimits": st.lists(st.sampled_from(["nofile=1:1", "nproc=9:9"]), max_size=2),
     "gpus": st.just("all"),
+    "host_mcp_servers": st.dictionaries(st.sampled_from("ab"), st.sampled_from(["x", "http://y.test/"]), max_size=1),
+    "tell_network": st.booleans(),
     "extra_args": st.lists(st.sampled_from(["--privileged", "--runtime=runsc"]), max_size=2),
 }
 
@@ -307,12 +319,24 @@ def spelled(table: Mapping[str, Any]) -> str:
 
 
 NOT_MORE = {"memory", "cpu_shares", "cpus", "cpu_quota", "pids_limit", "max_containers", "pool", "time_limit"}
-SAME = {"image", "engine", "user", "env", "ulimits", "gpus", "extra_args"}
-WITHIN = {"unprotected", "carry_ignored", "secrets", "optional_secrets", "ports", "add_host", "devices"}
+SAME = {"image", "engine", "user", "env", "ulimits", "gpus", "extra_args", "host_mcp_servers", "tell_network"}
+WITHIN = {
+    "allow_hosts",
+    "allow_addresses",
+    "inject",
+    "unprotected",
+    "carry_ignored",
+    "secrets",
+    "optional_secrets",
+    "ports",
+    "add_host",
+    "devices",
+}
 RANKS: dict[str, list[Any]] = {
     "ephemeral": [True, False],
     "read_only": [True, False],
     "workspace_mode": ["ro", "carried", "rw"],
+    "workspace_target": ["/workspace", "same"],
     "history": [0, 3, "all"],
     "pull": ["never", "missing", "always"],
 }
@@ -333,7 +357,8 @@ def is_as_tight(name: str, new: ContainerConfig, old: ContainerConfig) -> bool:
         return RANKS[name].index(value) <= RANKS[name].index(was)
     match name:
         case "network":
-            return bool(value == "none" or (was == "host" and value == "bridge"))
+            order = ["none", "gateway", "bridge", "host"]
+            return value == "none" or (value in order and was in order[2:] and order.index(value) < order.index(was))
         case "credentials":
             return bool(value == "none")
         case "carry":

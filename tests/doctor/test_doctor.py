@@ -199,6 +199,17 @@ async def test_a_daemon_that_is_elsewhere_is_not_started_here(
     assert "unset DOCKER_HOST" in str((await patient.checks())["daemon"].fix)
 
 
+async def test_a_daemon_that_wants_certificates_is_not_said_to_be_down(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "tcp://there:2376")
+    patient.engine.fp.register(["docker", "--version"], stdout="Docker version 28.2.2, build e6534b4")
+    said = "Error response from daemon: Client sent an HTTP request to an HTTPS server."
+    patient.answer("info", returncode=1, stderr=said)
+
+    assert "DOCKER_CERT_PATH" in str((await patient.checks())["daemon"].fix)
+
+
 @pytest.mark.parametrize(
     ("gid", "mode", "made"),
     [(0, 0o660, True), (1, 0o600, True), (1, 0o660, False)],

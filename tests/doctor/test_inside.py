@@ -26,6 +26,7 @@ def test_the_probe_is_a_script_for_every_shell(shell: str, tmp_path: Path) -> No
     assert {"Uid", "NoNewPrivs", "Seccomp", "CapBnd", "root", "tmp", "home", "workspace", "sessions"} <= said.keys()
     assert said["home"] == "yes"
     assert said["agent"].endswith("sh")
+    assert "nameless" not in said  # whoever runs this has a name
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,3 +47,12 @@ def test_a_port_that_only_root_may_open(
 
     assert checks["network"].status == status
     assert ("ip_unprivileged_port_start=80" in str(checks["network"].fix)) == (status == "fail")
+
+
+def test_a_uid_without_a_name_is_told(tmp_path: Path) -> None:
+    runner, options = request(tmp_path)
+    said = {name: (value,) for name, value in {**INSIDE, "Uid": "4242", "nameless": "yes"}.items()}
+
+    box = {check.name: check for check in check_inside(runner, options, engine(DOCKER), {}, said)}["box"]
+
+    assert (box.status, "4242" in box.found, "image build" in str(box.fix)) == ("warn", True, True)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from container_runner.engine.failures import classify, spawn_error
+from container_runner.agents import CommandRuntime
+from container_runner.box.guest import Report
+from container_runner.config.container import ContainerConfig
+from container_runner.engine.failures import STEP_TAIL, classify, sees_other_files, spawn_error, step_failed
 from container_runner.errors import (
+    CheckFailedError,
     ConfigError,
     ContainerGoneError,
     DiskFullError,
@@ -27,7 +32,10 @@ from container_runner.errors import (
     NetworkNotFoundError,
     PortError,
     PullFailedError,
+    SetupFailedError,
 )
+from container_runner.options import Agent, ExecuteOptions
+from container_runner.runner import ContainerRunner
 from container_runner.stream.command import Completed
 
 # Failures. Most texts were captured from docker 28.2 with engine 20.10 and from podman 4.3.
@@ -46,6 +54,15 @@ SAID: list[tuple[type[EngineError], int, str]] = [
     (EngineUnreachableError, 125,
      "Error: unable to connect to Podman socket: Get http://d/v4: dial unix /x: connection refused"),
     (EngineUnreachableError, 125, "Cannot connect to Podman. Please verify your connection to the Linux system"),
+    (EngineUnreachableError, 1, f"{DAEMON}Client sent an HTTP request to an HTTPS server."),
+    (EnginePermissionError, 1,
+     "the server probably has client authentication (--tlsverify) enabled; check your TLS client certification"
+     ' settings: Get "https://127.0.0.1:1/v1.50/info": remote error: tls: bad certificate'),
+    (EngineUnreachableError, 125,
+     'docker: error during connect: Head "https://127.0.0.1:1/_ping": tls: failed to verify certificate: x509:'
+     " certificate signed by unknown authority"),
+    (EngineUnreachableError, 1,
+     "Failed to initialize: unable to resolve docker endpoint: open /certs/ca.pem: no such file or directory"),
     (EnginePermissionError, 1,
      "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock"),
     (EnginePermissionError, 125, "Get http://x/_ping: dial unix /run/podman/podman.sock: connect: permission denied"),
@@ -115,6 +132,7 @@ SAID: list[tuple[type[EngineError], int, str]] = [
     (EngineUnreachableError, 1,
      'Failed to initialize: unable to resolve docker endpoint: context "nope": context not found: open /x: no such '
      'file or directory'),
+    (EngineUnreachableError, 1, 'unable to resolve docker endpoint: context "nope" does not exist'),
     (EngineUnreachableError, 1,
      f"{DAEMON}client version 1.43 is too old. Minimum supported API version is 1.44, please upgrade your client"),
     (EngineUnreachableError, 1,
@@ -261,3 +279,36 @@ def test_a_client_that_can_not_be_started(number: int, kind: type[Exception]) ->
 
     assert isinstance(error, kind)
     assert "s3cr3t" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (Report(ended=0, step="check", step_code=0), None),
+        (Report(ended=0, step="check", step_code=2), CheckFailedError),
+        (Report(ended=2, step="setup", step_code=2), SetupFailedError),
+        (Report(ended=0), CheckFailedError),  # it was not run
+    ],
+)
+def test_what_came_before_and_after_an_agent_decides(report: Report, expected: type | None, tmp_path: Path) -> None:
+    options = ExecuteOptions(prompt="hi", agent=Agent(name="bot"), check="true")
+    plan = ContainerRunner(CommandRuntime("cat"), ContainerConfig(image="an/image"), tmp_path).plan(options)
+
+    error = step_failed(report, plan, "x" * 100_000)
+
+    assert (error and type(error)) == expected
+    assert error is None or (len(error.stderr) <= STEP_TAIL and error.exit_code == (report.step_code or 0))
+
+
+@pytest.mark.parametrize(
+    ("said", "is_so"),
+    [
+        (f'docker: {DAEMON}invalid mount config for type "bind": bind source path does not exist: /usr.', True),
+        ("Error: statfs /usr: no such file or directory", True),
+        (f'docker: {DAEMON}invalid mount config for type "bind": bind source path does not exist: /nowhere.', False),
+        ("Error: statfs /nowhere: no such file or directory", False),
+        ("Error: No such image: /usr", False),
+    ],
+)
+def test_an_engine_that_misses_what_is_here_sees_other_files(said: str, is_so: bool) -> None:
+    assert sees_other_files(classify(Completed(returncode=125, stdout=b"", stderr=said), "run")) is is_so

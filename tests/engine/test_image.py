@@ -19,6 +19,7 @@ from container_runner.engine.image import (
     AgentPackage,
     Recipe,
     add_agent,
+    add_node,
     build,
     build_from_scratch,
 )
@@ -114,8 +115,8 @@ def test_what_could_be_more_than_a_name_is_refused(fields: dict[str, object], fi
     assert caught.value.field == field
 
 
-def test_the_three_agents_have_a_version_of_their_own() -> None:
-    assert {*AGENTS} == {"claude", "codex", "gemini"}
+def test_the_agents_have_a_version_of_their_own() -> None:
+    assert {*AGENTS} == {"claude", "codex", "gemini", "qwen", "opencode", "copilot"}
     for agent in AGENTS.values():
         assert agent.version[0].isdigit()
         assert "{version}" in agent.archive
@@ -256,7 +257,10 @@ async def test_an_image_can_be_made_without_a_registry(engine: Engine, tools: Pa
         members = {member.name.removeprefix("./"): member for member in archive}
         users = archive.extractfile(members["etc/passwd"])
         assert users is not None
-        assert b"agent:x:1000:1000:" in users.read()
+        named = users.read().splitlines()
+        assert {b"agent-%d:x:%d:%d:agent:/home/agent:/bin/sh" % (uid, uid, uid) for uid in (501, 1000, 1001)} <= {
+            *named
+        }
     assert members["usr/local/lib/claude/claude"].mode & stat.S_IXUSR
     assert members["usr/local/bin/claude"].linkname == "../lib/claude/claude"
     assert "usr/share/doc" not in members
@@ -308,6 +312,23 @@ async def test_a_tool_that_is_missing_is_named_before_anything_is_made(
 
     assert advice in caught.value.next_step
     assert not Path(engine.binary).with_name("calls").exists()
+
+
+def test_an_agent_that_runs_in_node_gets_the_one_of_npm(tmp_path: Path) -> None:
+    package, root = tmp_path / "node.tgz", tmp_path / "root.tar"
+    (tmp_path / "node").write_bytes(b"the program")
+    with tarfile.open(package, "w:gz") as tar:
+        tar.add(tmp_path / "node", "package/bin/node")
+    with tarfile.open(root, "w"):
+        pass
+
+    add_node(root, package)
+
+    with tarfile.open(root) as tar:
+        member = tar.getmember("usr/local/bin/node")
+        content = tar.extractfile(member)
+        assert content is not None
+        assert (member.mode, content.read()) == (0o755, b"the program")
 
 
 async def test_a_step_that_fails_from_scratch_is_named(engine: Engine, tools: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from container_runner.engine.locks import LockFile
-from container_runner.errors import StateError
+from container_runner.engine.locks import LockFile, claim
+from container_runner.errors import StateError, WorkspaceBusyError
 
 HOLDER = """
 import sys
@@ -225,3 +225,60 @@ async def test_a_held_lock_is_let_go_when_the_block_raises(path: Path) -> None:
     last = LockFile(path)
     assert last.try_acquire()
     last.release()
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "is_refused"),
+    [
+        ("/a", "/a", True),
+        ("/a", "/a/b", True),
+        ("/a/b/c", "/a", True),
+        ("/a", "/ab", False),
+        ("/a/b", "/a/c", False),
+        ("/a/\udcff", "/a/\udcff/b", True),
+    ],
+)
+@pytest.mark.parametrize("carried", [True, False])
+async def test_a_folder_is_carried_or_written_to_and_so_are_those_around_it(
+    tmp_path: Path, held: str, wanted: str, is_refused: bool, carried: bool
+) -> None:
+    first = await claim(tmp_path, held, carried=carried)
+    same = await claim(tmp_path, wanted, carried=carried)
+    same.release(remove=True)
+    assert len(list(tmp_path.glob("locks/*"))) == 1
+    if is_refused:
+        with pytest.raises(WorkspaceBusyError, match="is being worked on by a run with workspace_mode = "):
+            await claim(tmp_path, wanted, carried=not carried)
+        assert len(list(tmp_path.glob("locks/*"))) == 1
+        first.release(remove=True)
+    other = await claim(tmp_path, wanted, carried=not carried)
+    other.release(remove=True)
+    first.release(remove=True)
+    assert list(tmp_path.glob("locks/*")) == []
+
+
+async def test_a_claim_may_wait_for_the_end_of_another(tmp_path: Path) -> None:
+    first = await claim(tmp_path, "/a", carried=False)
+    async with anyio.create_task_group() as tasks:
+
+        async def end() -> None:
+            await anyio.wait_all_tasks_blocked()
+            first.release(remove=True)
+
+        tasks.start_soon(end)
+        second = await claim(tmp_path, "/a", carried=True, patient=True)
+    second.release(remove=True)
+
+
+async def test_a_claim_goes_with_who_had_it(tmp_path: Path) -> None:
+    with held_by_another(tmp_path / "locks/workspace.x.rw.lock") as holder:
+        (tmp_path / "locks/workspace.x.rw.lock").write_text("/a")
+        with pytest.raises(WorkspaceBusyError):
+            await claim(tmp_path, "/a", carried=True)
+        holder.kill()
+        holder.wait()
+
+        lock = await claim(tmp_path, "/a", carried=True)
+
+    assert list(tmp_path.glob("locks/*")) == [lock.path]
+    lock.release()

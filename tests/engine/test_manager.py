@@ -21,7 +21,13 @@ from container_runner.engine.engine import Engine
 from container_runner.engine.locks import LockFile
 from container_runner.engine.manager import DEADLINE_LABEL, DEADLINE_SLACK, STATE_LABEL, Containers, state_digest
 from container_runner.engine.owner import Owner
-from container_runner.errors import ContainerGoneError, EngineArgumentError, EngineError, StateError
+from container_runner.errors import (
+    ContainerGoneError,
+    EngineArgumentError,
+    EngineError,
+    ImageUnsuitableError,
+    StateError,
+)
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.runner import ContainerRunner
 from container_runner.stream.process import Process
@@ -127,6 +133,32 @@ async def test_one_that_has_ended_is_replaced(world: World, manager: Containers,
 
     assert got.created
     assert world.removed == ["old"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own", "kind"), [("s390x", "amd64", ImageUnsuitableError), ("amd64", "amd64", ContainerGoneError)]
+)
+async def test_one_that_ends_at_once_may_be_of_an_image_for_another_cpu(
+    fp: FakeProcess, fake_engine: FakeEngine, manager: Containers, plan: Any, theirs: str, own: str, kind: type
+) -> None:
+    fp.register(["docker", "image", "inspect", "--format={{.Architecture}}", "--", "i"], stdout=theirs)
+    fp.register(["docker", "version", "--format={{.Server.Arch}}"], stdout=own)
+
+    error = await manager.explained(ContainerGoneError("It does not run."), plan())
+
+    assert type(error) is kind
+    assert theirs == own or "another CPU, s390x, and this machine is amd64" in error.message
+
+
+async def test_why_one_ends_at_once_is_asked_of_no_engine_that_is_away(
+    fp: FakeProcess, fake_engine: FakeEngine, manager: Containers, plan: Any
+) -> None:
+    fp.register(["docker", "image", "inspect", fp.any()], stderr="Cannot connect to the Docker daemon", returncode=1)
+
+    error = await manager.explained(gone := ContainerGoneError("It does not run."), plan())
+
+    assert error is gone
+    assert await manager.explained(gone, plan(ephemeral=True)) is gone
 
 
 async def test_one_that_was_good_a_moment_ago_is_not_looked_for_again(

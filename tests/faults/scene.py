@@ -250,11 +250,15 @@ class Scene:
         tries: int = 1,
         patience: float = PATIENCE,
     ) -> float:
-        """Wait until nothing is left, add the row, and return the seconds since the fault. Fails if there is."""
+        """Wait until nothing is left, add the row, and return the seconds since the fault. Fails if there is.
+
+        The patience begins now: until a busy machine has come here, it may have taken much of it.
+        """
+        end = time.monotonic() + patience
         while True:
             left = self.left(keep=keep) + also()
             seconds = time.monotonic() - since
-            if not left or seconds > patience:
+            if not left or time.monotonic() > end:
                 break
             time.sleep(0.05)
         row = Row(

@@ -13,6 +13,7 @@ import os
 import random
 import secrets
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -124,7 +125,10 @@ class Soak:
 
         def strike() -> None:
             if containers := scene.containers():
-                scene.engine.run(*verb, self.random.choice(containers), check=False)
+                try:
+                    scene.engine.run(*verb, self.random.choice(containers), check=False)
+                except subprocess.TimeoutExpired:  # dockerd 20.10, now and then, of a container that it has paused
+                    self.counts[f"{scene.engine.name} did not answer our own {' '.join(verb)} in a minute"] += 1
 
         await self.run(scene, strike)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from container_runner import Agent, ClaudeRuntime, ContainerConfig, ContainerRunner, ExecuteOptions
+from tests.faults.live_engine import SCRIPT as LIVE
 from tests.faults.scene import TABLE, Row, last, resources
 from tests.faults.test_consumer import tasks
 from tests.integration.engines import wait_until
@@ -79,6 +80,26 @@ def stepped(coroutine: Coroutine[Any, Any, T], strike: Callable[[int], None]) ->
             resume = lambda answer=answer: coroutine.send(answer)  # type: ignore[misc]  # noqa: E731  shorter than a function where it is used
 
 
+async def at_every_await(cancelled_at: Callable[[int], Awaitable[bool]]) -> tuple[int, float]:
+    """Cancel at the first await, at the second, and so on, until it ends by itself.
+
+    Returns:
+        How many awaits there are, and the longest time in seconds that one try took.
+    """
+    await cancelled_at(10**6)  # what is made once for all
+    before = resources()
+    worst = 0.0
+    for number in range(1, 1000):
+        began = time.monotonic()
+        ended = await cancelled_at(number)
+        worst = max(worst, time.monotonic() - began)
+        assert resources()["descriptors"] <= before["descriptors"], number
+        if ended:
+            return number - 1, worst
+    msg = "it never ended"
+    raise AssertionError(msg)
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize(
     ("how", "prompt", "wanted"),
@@ -128,26 +149,43 @@ def test_a_run_cancelled_at_every_await_leaves_nothing(
         assert not left, f"cancelled at await {number}: {left}"
         return not scope.cancel_called
 
-    async def main() -> tuple[int, float]:
-        await cancelled_at(10**6)  # what is made once for all runs
-        before = resources()
-        worst = 0.0
-        for number in range(1, 1000):
-            began = time.monotonic()
-            ended = await cancelled_at(number)
-            worst = max(worst, time.monotonic() - began)
-            assert resources()["descriptors"] <= before["descriptors"], number
-            if ended:
-                return number - 1, worst
-        msg = "it never ended"
-        raise AssertionError(msg)
-
-    awaits, worst = anyio.run(main, backend=backend)
-    assert awaits > 8
+    awaits, worst = anyio.run(at_every_await, cancelled_at, backend=backend)
+    assert awaits > 5
     assert saw[-1] == wanted
     what = f"the consumer is {how} at every await" + (" of a run that is stopped" if prompt == "stay" else "")
     TABLE.add(Row(fault=what, engine="fake", backend=backend, saw="cancelled",
                   left=0, seconds=worst, tries=awaits))  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_session_cancelled_at_every_await_leaves_nothing(tmp_path: Path, backend: str) -> None:
+    (containers := tmp_path / "containers").mkdir()
+    (fake := tmp_path / "docker").write_text(LIVE.replace("FOLDER", str(containers)))
+    fake.chmod(0o755)
+    config = ContainerConfig(engine=str(fake), image="any", network="none", credentials="none")
+    said: list[str] = []
+
+    async def talk() -> None:
+        runner = ContainerRunner(ClaudeRuntime(), config, tmp_path / "state")
+        async with runner.open_session(Agent(name="tester")) as session:
+            said.append((await session.turn("hello")).text)
+
+    async def cancelled_at(number: int) -> bool:
+        """Whether the session had ended before."""
+        before = tasks()
+        with anyio.CancelScope() as scope:
+            await stepped(talk(), lambda step: scope.cancel() if step == number else None)
+        assert tasks() == before, number
+        wait_until(lambda: not clients(containers), seconds=5)
+        left = [path.name for path in containers.iterdir()] + clients(containers)
+        assert not left, f"cancelled at await {number}: {left}"
+        return not scope.cancel_called
+
+    awaits, worst = anyio.run(at_every_await, cancelled_at, backend=backend)
+    assert awaits > 4
+    assert said[-1] == "ok"
+    TABLE.add(Row(fault="who holds a session is cancelled at every await", engine="fake", backend=backend,
+                  saw="cancelled", left=0, seconds=worst, tries=awaits))  # fmt: skip
 
 
 def clients(folder: Path) -> list[str]:

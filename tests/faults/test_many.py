@@ -11,15 +11,14 @@ from container_runner import Agent, CommandRuntime, ContainerRunner, ErrorMessag
 from container_runner.stream.messages import Message
 from tests.faults.scene import Scene, last, resources
 from tests.faults.test_consumer import tasks
-from tests.integration.engines import OWN
 from tests.integration.runs import lines_of, on, said
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
-IN_A_ROW = 200
-AT_ONCE = 100
+IN_A_ROW = 40
+AT_ONCE = 40
 IN_FLIGHT = 4
-"""How many of the runs in a row are under way at a time, so that 200 do not take all day."""
+"""How many of the runs in a row are under way at a time, so that they do not take all day."""
 
 
 def test_runs_at_once_get_each_its_own_messages(scene: Scene) -> None:
@@ -48,7 +47,7 @@ def test_runs_at_once_get_each_its_own_messages(scene: Scene) -> None:
 FLOOD = 'yes "a line of some forty bytes, and more" | head -c 1000000; exit 3'
 
 
-@on(*OWN)
+@on("docker", "podman")
 def test_agents_that_end_at_once_lose_no_byte_and_no_code_and_nothing_grows(scene: Scene) -> None:
     """Half of them say nothing and end with 0, half say 1 MB and end with 3.
 

@@ -70,11 +70,13 @@ def test_the_container_is_ended(scene: Scene, what: str, verb: list[str], backen
 
 def test_the_container_is_paused(scene: Scene) -> None:
     """Nothing in it can act then, not even our watchdog; the container goes."""
+    timeout = 12  # to find the container and to pause it takes a busy engine some seconds
 
     async def main() -> tuple[list[Message], float]:
         messages: list[Message] = []
         since = 0.0
-        async with contextlib.aclosing(scene.runner().execute(scene.options(PROMPT, timeout=2, grace=1))) as stream:
+        options = scene.options(PROMPT, timeout=timeout, grace=1)
+        async with contextlib.aclosing(scene.runner().execute(options)) as stream:
             async for message in stream:
                 messages.append(message)
                 if len(messages) == 1:
@@ -84,7 +86,7 @@ def test_the_container_is_paused(scene: Scene) -> None:
         return messages, since
 
     messages, since = anyio.run(main, backend=scene.loop)
-    scene.settle("the container is paused, then a timeout", last(messages), since=since + 2)
+    scene.settle("the container is paused, then a timeout", last(messages), since=since + timeout)
     assert last(messages) == "total_timeout (container)"
 
 

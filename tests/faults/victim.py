@@ -2,7 +2,8 @@
 
 It prints "ready" before it starts, a line with each message's type, and "done" with the last message's kind at the
 end. With "then": "break" it stops reading at the first message of the agent's. With "pool": N it keeps N containers
-ready, says "warm" when they are, and runs nothing.
+ready, says "warm" when they are, and runs nothing. With "session" it holds one open, to whose agent the prompt goes;
+with "sdk" it is claude-agent-sdk that does. With "command" it runs that instead, which has a tool that never returns.
 """
 
 from __future__ import annotations
@@ -14,15 +15,27 @@ from typing import Any
 
 import anyio
 
-from container_runner import Agent, ClaudeRuntime, ContainerConfig, ContainerRunner, ErrorMessage, ExecuteOptions
+from container_runner import (
+    KINDS,
+    AcpRuntime,
+    Agent,
+    CommandRuntime,
+    ContainerConfig,
+    ContainerRunner,
+    ErrorMessage,
+    ExecuteOptions,
+    tool,
+)
 
 
 async def run(order: dict[str, Any]) -> None:
     config = ContainerConfig.from_mapping(order["config"])
-    runtime = ClaudeRuntime(order.get("program", "claude"))
+    runtime = AcpRuntime(order["acp"]) if "acp" in order else KINDS[order.get("kind", "claude")](order.get("program"))
     runner = ContainerRunner(runtime, config, order["state"])
+    if command := order.get("command"):
+        runner = ContainerRunner(CommandRuntime(command), config, order["state"], tools=[hang])
     prompt = order["prompt"] + "\n" + "x" * order.get("padding", 0)
-    agent = Agent(name=order["agent"], workspace=order["workspace"])
+    agent = Agent(name=order["agent"], workspace=order["workspace"], **order.get("fields", {}))
     options = ExecuteOptions(prompt=prompt, agent=agent, **order.get("options", {}))
     say("ready")
     if size := order.get("pool"):
@@ -31,6 +44,12 @@ async def run(order: dict[str, Any]) -> None:
                 await anyio.sleep(0.02)
             say("warm")
             await anyio.sleep_forever()
+    if order.get("session"):
+        async with runner.open_session(options) as session:
+            async for said in session:
+                say(str(getattr(said, "type", said)))
+    if order.get("sdk"):
+        await query_by_sdk(runner, order)
     saw = "nothing"
     async with contextlib.aclosing(runner.execute(options)) as messages:
         async for message in messages:
@@ -40,6 +59,23 @@ async def run(order: dict[str, Any]) -> None:
                 break
         say("stopping")
     say(f"done {saw}")
+
+
+@tool
+async def hang() -> None:
+    """Never return."""
+    await anyio.sleep_forever()
+
+
+async def query_by_sdk(runner: ContainerRunner, order: dict[str, Any]) -> None:
+    from claude_agent_sdk import ClaudeAgentOptions, query
+
+    from container_runner.sdk import ContainerTransport
+
+    options = ClaudeAgentOptions(cwd=order["workspace"], permission_mode="bypassPermissions")
+    transport = ContainerTransport.from_options(options, runner, agent=order["agent"])
+    async for message in query(prompt=order["prompt"], options=options, transport=transport):
+        say(type(message).__name__)
 
 
 def say(word: str) -> None:

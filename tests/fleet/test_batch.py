@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,13 @@ from container_runner.agents import ClaudeRuntime
 from container_runner.config.container import ContainerConfig
 from container_runner.errors import ConfigError, EngineNotFoundError, StateError
 from container_runner.fleet import batch
-from container_runner.fleet.batch import ResultFile, Watch, run_batch
+from container_runner.fleet.batch import Watch, run_batch
 from container_runner.fleet.job import Job, JobResult
+from container_runner.fleet.node import Here
+from container_runner.fleet.results import ResultFile
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.runner import ContainerRunner
+from container_runner.stream.messages import Message
 from container_runner.testing import FakeEngine
 
 
@@ -112,7 +117,7 @@ async def test_a_result_is_in_the_file_when_its_job_has_ended(
 
     assert seen == [1, 2]
     assert path.stat().st_mode & 0o777 == 0o600
-    assert rows(path)[0] | {"started": "", "duration": 0, "digest": ""} == {
+    assert rows(path)[0] | {"started": "", "duration": 0, "digest": "", "run": ""} == {
         "id": "1",
         "digest": "",
         "outcome": "succeeded",
@@ -121,14 +126,39 @@ async def test_a_result_is_in_the_file_when_its_job_has_ended(
         "exit_code": 0,
         "session_id": "11111111-2222-4333-8444-555555555555",
         "turns": 1,
-        "tokens": 0,
+        "tokens": None,
         "cost_usd": None,
         "started": "",
         "duration": 0,
         "result": "one",
         "structured_output": None,
+        "denied": [],
         "attempts": 1,
+        "stderr": "",
+        "run": "",
+        "branch": None,
+        "files": 0,
+        "findings": [],
+        "node": "",
     }
+
+
+async def test_a_check_decides_how_a_job_went_and_its_words_are_kept(
+    fake_engine: FakeEngine, runner: ContainerRunner, tmp_path: Path
+) -> None:
+    fake_engine.reply("fine")
+    fake_engine.fail("check_failed")
+    fake_engine.fail("setup_failed")
+    jobs = [job(runner, name, setup="true", check="make test") for name in ("good", "bad", "unready")]
+
+    with ResultFile(tmp_path / "results") as results:
+        good, bad, unready = await run_batch(jobs, at_once=1, results=results, retries=3)
+
+    assert good.succeeded
+    assert (bad.kind, bad.exit_code, bad.stderr) == ("check_failed", 1, "1 failed\n")
+    assert unready.kind == "setup_failed"
+    # What a check says is a result, and no outage: another try would be another agent's work.
+    assert (bad.attempts, bad.was_run, unready.was_run) == (1, True, True)
 
 
 async def test_what_is_finished_is_not_run_again(
@@ -170,6 +200,8 @@ async def test_what_failed_can_be_tried_again_and_its_last_line_counts(
         ({"workspace": "/elsewhere"}, True),
         ({"resume": "abc"}, True),
         ({"json_schema": {"type": "object"}}, True),
+        ({"check": "make test"}, True),
+        ({"setup": "npm ci"}, True),
         ({"max_budget_usd": 5}, False),
         ({"timeout": 5.0}, False),
         ({"include_partial_messages": True}, False),
@@ -231,7 +263,7 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes) 
     "field", [field.name for field in attrs.fields(JobResult) if field.name != "structured_output"]
 )
 def test_a_line_with_a_field_of_another_type_is_no_result(runner: ContainerRunner, field: str) -> None:
-    raw = json.loads(result_of(job(runner, "1")).to_json()) | {field: ["x"]}
+    raw = json.loads(result_of(job(runner, "1")).to_json()) | {field: {"x": 1}}
 
     with pytest.raises(ValueError, match="no result"):
         JobResult.parse(json.dumps(raw).encode())
@@ -368,6 +400,26 @@ async def test_a_workspace_that_goes_away_fails_its_job_alone(
     results = await run_batch(jobs, at_once=1, watch=watch)
 
     assert [result.kind for result in results] == [None, "config", None]
+
+
+async def test_a_failure_that_is_none_of_ours_ends_its_job_alone(
+    fake_engine: FakeEngine, runner: ContainerRunner
+) -> None:
+    for text in ("one", "two", "three"):
+        fake_engine.reply(text)
+
+    class Broken(Here):
+        async def run(self, job: Job, **calls: Any) -> AsyncGenerator[Sequence[Message]]:
+            async with aclosing(super().run(job, **calls)) as messages:
+                async for some in messages:
+                    yield some
+                    if job.id == "2":
+                        raise ValueError("embedded null byte")
+
+    results = await run_batch([job(runner, str(number)) for number in (1, 2, 3)], at_once=2, on=Broken())
+
+    assert [result.kind for result in results] == [None, "agent", None]
+    assert "embedded null byte" in (results[1].message or "")
 
 
 # What never ran, what may pass, and what it may cost
@@ -510,3 +562,21 @@ async def test_a_job_that_is_refused_is_named_by_its_place(runner: ContainerRunn
 
     with pytest.raises(ConfigError, match=r"jobs\.jsonl:7"):
         await run_batch([lost])
+
+
+async def test_what_is_no_job_is_told_as_such() -> None:
+    with pytest.raises(ConfigError, match="jobs must be each a Job"):
+        await run_batch(["hello"])  # type: ignore[list-item]  # it is no job
+
+
+async def test_what_its_watcher_raises_ends_a_batch(fake_engine: FakeEngine, runner: ContainerRunner) -> None:
+    class Enough(Exception):  # noqa: N818  it is no error
+        pass
+
+    def said(_: Job, message: Message) -> None:
+        raise Enough
+
+    fake_engine.reply("done")
+
+    with pytest.RaisesGroup(Enough):
+        await run_batch([job(runner, "1")], watch=Watch(said=said))

@@ -11,6 +11,7 @@ where the engine is, so `--engine PROGRAM` is all that it takes to use it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pwd
 import shlex
@@ -41,7 +42,7 @@ BY_ROOT = ("docker", "podman", *TODAY)
 MACHINE = "machine"
 """The whole machine of test_machine.py is no engine, but tests run in it."""
 
-PLACES = ("docker", "podman", *TODAY, MACHINE, "podman-rootless")
+PLACES = (MACHINE, "docker", "podman", *TODAY, "podman-rootless")
 """Where tests run, and in which order they begin there: the longest first."""
 
 LABEL = "container-runner.run"
@@ -146,6 +147,9 @@ class DockerDaemon:
     client: Sequence[str] = ("docker",)
     """The command of a client for it."""
 
+    hosts: Sequence[str] = ()
+    """More addresses that it listens on."""
+
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -174,7 +178,7 @@ class DockerDaemon:
             *self.within,
             *("sh", "-c", 'ip link set lo up; exec "$@"', "sh"),
             "dockerd",
-            f"--host={self.host}",
+            *(f"--host={host}" for host in (self.host, *self.hosts)),
             f"--data-root={self.folder}/data",
             f"--exec-root={self.folder}/exec",
             f"--pidfile={self.folder}/pid",
@@ -250,7 +254,7 @@ class Engines:
             What was still there of runs and of the engines, and should not have been. It is gone now.
         """
         self._at_end.close()
-        wait_until(lambda: not processes_of(self.folder), seconds=10)
+        wait_until(lambda: not processes_of(self.folder), seconds=30)
         for pid, command in processes_of(self.folder).items():
             self._left.append(f"the process {command}")
             with contextlib.suppress(ProcessLookupError):
@@ -395,6 +399,12 @@ def find(program: str) -> str:
 def installed_for_tests() -> list[str]:
     """The packages that `scripts/setup` installed on this machine."""
     return INSTALLED.read_text().split() if INSTALLED.exists() else []
+
+
+@functools.cache
+def is_ours(name: str) -> bool:
+    """Whether the machine's docker or podman is there for the tests alone, and so may be started more than once."""
+    return is_root() and {"docker": "docker.io", "podman": "podman"}[name] in installed_for_tests()
 
 
 def docker_answers(environment: Mapping[str, str], client: Sequence[str] = ("docker",)) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.engines import NAMES, PLACES, Engines, RealEngine
+from tests.integration.engines import NAMES, PLACES, Engines, RealEngine, is_ours
 from tests.integration.images import Unavailable
 from tests.integration.runs import Box
 
@@ -22,12 +23,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Give the tests with the big image more time, and keep the tests of the engines that were asked for."""
     for item in items:
         if item.get_closest_marker("engine"):
-            assert {group_of(item.nodeid)} == engine_names(item), f"{item.nodeid} would run in a process of its own"
-        if item.get_closest_marker("engine") and os.environ.get("CI") == "true":
-            # An engine on a busy machine fails now and then by itself, and one of hundreds of tests must not decide.
-            # What was tried again is listed at the end; what fails twice fails.
-            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=1))
-        if "claude_image" in getattr(item, "fixturenames", ()):
+            assert {engine_of(item.nodeid)} == engine_names(item), f"{item.nodeid} would run in a process of its own"
+        if os.environ.get("CI") == "true":
+            # A busy machine fails now and then by itself, and one of ten thousand tests must not decide. What was
+            # tried again is listed at the end; what fails twice fails. What is left behind is told once, at the end of
+            # a process's last test, and would be gone for a second try.
+            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=1, rerun_except=[LeftBehindError.__name__]))
+        if {"claude_image", "agents_image"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.timeout(600))
     items.sort(key=turn)  # with `pytest -n` the groups are dealt out in this order
     if wanted := config.getoption("--engine"):
@@ -37,8 +39,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def turn(item: pytest.Item) -> int:
     """When a test's group is dealt out: what takes long comes first, so that at the end nobody waits for it alone."""
-    group = group_of(item.nodeid)
-    return PLACES.index(group) if group in PLACES else len(PLACES)
+    engine = engine_of(item.nodeid)
+    return PLACES.index(engine) if engine else len(PLACES)
 
 
 def engine_names(item: pytest.Item) -> set[str]:
@@ -59,14 +61,35 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def group_of(nodeid: str) -> str:
-    """An engine's tests, so that it is started once, and no test counts what another has on it; else those of a file.
+    """An engine's tests, so that no test counts what another has on it; else those of a file.
+
+    The longest ones' are cut in parts, each with an engine of its own, if the engine is one that is ours to start.
+    """
+    file = nodeid.partition("::")[0]
+    engine = engine_of(nodeid)
+    return f"{engine} {part_of(file)}" if engine in IN_PARTS and is_ours(engine) else engine or file
+
+
+@functools.cache
+def part_of(file: str) -> str:
+    """The faults, the rest, and what has the big images in it: they take a minute to import."""
+    source = (Path(__file__).parents[2] / file).read_text()
+    return "agents" if BIG_IMAGE.search(source) else file.split("/")[1]
+
+
+def engine_of(nodeid: str) -> str:
+    """The engine that a test is with, or "".
 
     It goes by the name, for the process that deals out the tests has nothing else of them.
     """
     file, _, name = nodeid.partition("::")
     engine = ENGINE.search(name) if file.startswith(("tests/faults/", "tests/integration/")) else None
-    return engine[1] if engine else file
+    return engine[1] if engine else ""
 
+
+IN_PARTS = ("docker", "podman")
+
+BIG_IMAGE = re.compile(r"claude_image|agents_image|images\.(?:agents|claude)\b")
 
 ENGINE = re.compile(rf"(?:\[|-)({'|'.join(sorted(PLACES, reverse=True))})(?:\]|-)")
 """A place among a test's parameters; podman-rootless is tried before podman."""
@@ -75,13 +98,20 @@ ENGINE = re.compile(rf"(?:\[|-)({'|'.join(sorted(PLACES, reverse=True))})(?:\]|-
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Let the fixture `engine` be those that the nearest mark `on` names: the test's own, or its module's."""
-    if mark := metafunc.definition.get_closest_marker("on"):
+    own = [mark for mark in metafunc.definition.own_markers if mark.name == "on"]
+    assert len(own) < 2, f"{metafunc.definition.nodeid} has two marks `on`, and the lower one would count"
+    mark = metafunc.definition.get_closest_marker("on")
+    if mark and "engine" in metafunc.fixturenames:
         metafunc.definition.add_marker(pytest.mark.parametrize("engine", on(*mark.args), indirect=True))
 
 
 def on(*names: str) -> list[object]:
     """Parameters for a fixture that is one of these engines."""
     return [pytest.param(name, marks=pytest.mark.engine) for name in names]
+
+
+class LeftBehindError(AssertionError):
+    """Something of a run or of an engine is there when the tests of a process have ended, of whichever test it was."""
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +122,8 @@ def engines() -> Iterator[Engines]:
         yield engines
     finally:
         left = engines.stop()
-    assert not left
+    if left:
+        raise LeftBehindError(", ".join(left))
 
 
 @pytest.fixture(params=on(*NAMES))
@@ -144,9 +175,13 @@ def workspace(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 @pytest.fixture
-def box(engine: RealEngine, workspace: Path) -> Box:
-    """Makes runs on each of the engines in turn."""
-    return Box.make(engine, workspace)
+def box(engine: RealEngine, workspace: Path) -> Iterator[Box]:
+    """Makes runs on each of the engines in turn. What they keep goes with the test."""
+    box = Box.make(engine, workspace)
+    yield box
+    if any(box.state.glob("locks/container.*")):
+        for container in box.containers():
+            engine.remove(container)
 
 
 @pytest.fixture
@@ -156,10 +191,23 @@ def claude_image(engine: RealEngine) -> str:
         return engine.images.claude
 
 
-def new_engines() -> Engines:
+@pytest.fixture
+def agents_image(engine: RealEngine) -> str:
+    """The name of the image with the real agents that are not claude."""
+    with skipped_if_unavailable():
+        return engine.images.agents
+
+
+def new_folder() -> Path:
+    """A folder of the tests' own, in which engines are started."""
     # Not pytest's tmp_path: only root may walk it, and sockets need short paths.
     folder = Path(tempfile.mkdtemp(prefix="cr-", dir="/var/tmp"))
     folder.chmod(0o755)
+    return folder
+
+
+def new_engines() -> Engines:
+    folder = new_folder()
     # TERM unwinds like Ctrl-C, so that the engines are stopped then too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return Engines(folder)

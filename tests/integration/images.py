@@ -1,22 +1,22 @@
-"""Images for the tests and for `make demo`, made from files of this machine: no registry is asked.
+"""Images for the tests, made from files of this machine: no registry is asked.
 
-`tiny` is busybox (or, where there is none, the machine's own tools) with the scripted agent of `tests/images`.
+`tiny` is that of the demo, with the agent of `tests/images` too.
 `claude` is Debian with git, Python and the real claude CLI of npm; `claude-offline` in it talks to the stand-in for
 the Messages API, `tests/messages_api.py`, that it starts in the same container, so it needs no network and no account.
+`agents` is the same with the other agents, and the stand-ins of `tests/model_apis.py`.
 
 `python -m tests.integration` makes ready in the cache what takes long to make.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import io
 import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -25,25 +25,26 @@ from pathlib import Path
 
 import attrs
 
+from container_runner.agents.packages import NODE, PACKAGES
+from container_runner.engine.image import add_agent, add_node
+from container_runner.errors import ImageUnsuitableError
+from container_runner.testing import scripted
+from container_runner.testing.scripted import (
+    GROUP,
+    PASSWD,
+    add_file,
+    add_folder,
+    add_link,
+    add_programs,
+    add_scripted,
+)
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "container-runner-tests"
 """Downloads, and images that take long to make. It may be deleted at any time."""
 
 TESTS = Path(__file__).parent.parent
 CLAUDE_VERSION = "2.1.330"
-
-PATH = "/usr/local/bin:/usr/bin:/bin"
-TOOLS = (
-    "sh awk cat cut date dd env false grep head id kill ln ls mkdir mkfifo mv ps rm sed seq setsid sleep sort stat "
-    "tail tee timeout touch tr true uname wc yes"
-)
-"""Where there is no busybox, these programs of the machine are taken."""
-
-PASSWD = """\
-root:x:0:0:root:/root:/bin/sh
-agent:x:1000:1000:agent:/home/agent:/bin/sh
-nobody:x:65534:65534:nobody:/nonexistent:/bin/sh
-"""
-GROUP = "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"
+AGENT_SDK_VERSION = "0.2.189"
 
 CLAUDE_OFFLINE = """\
 #!/bin/sh
@@ -54,6 +55,28 @@ until [ -s "$port" ]; do sleep 0.05; done
 export ANTHROPIC_BASE_URL="http://127.0.0.1:$(cat "$port")"
 export ANTHROPIC_API_KEY="${ANTHROPIC_API_KEY:-none}" CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1
 exec claude "$@"
+"""
+
+
+__all__ = ["GROUP", "PASSWD", "add_file", "add_folder", "add_link", "add_programs"]
+"""What other tests make images of, too."""
+
+
+AGENTS = ("codex", "gemini", "qwen", "opencode", "copilot")
+"""What the image `agents` has, by the kinds of agents."""
+
+STAND_IN = "http://127.0.0.1:8631"
+"""Where the stand-ins for their APIs listen, in the same container."""
+
+AGENT_OFFLINE = f"""\
+#!/bin/sh
+# The real agent, whose model's API is the stand-in in this container.
+port=$(mktemp)
+python3 /opt/model_apis.py --port {STAND_IN.rpartition(":")[2]} --port-file "$port" --requests /tmp/requests.jsonl \\
+  </dev/null >/dev/null 2>&1 &
+until [ -s "$port" ]; do sleep 0.05; done
+program=${{0##*/}}
+exec "${{program%-offline}}" "$@"
 """
 
 
@@ -96,8 +119,8 @@ class Images:
 
     @cached_property
     def git(self) -> str:
-        """`tiny` with git, and GNU's find and tar, of this machine."""
-        programs = {name: path for name in ("find", "git", "tar", "xargs") if (path := shutil.which(name))}
+        """`tiny` with git, perl, and GNU's find and tar, of this machine."""
+        programs = {name: path for name in ("find", "git", "perl", "tar", "xargs") if (path := shutil.which(name))}
 
         def add(archive: tarfile.TarFile) -> None:
             add_tiny(archive)
@@ -117,13 +140,32 @@ class Images:
         base = claude_base()
 
         def add(archive: tarfile.TarFile) -> None:
-            with tarfile.open(base) as packed:
-                for member in packed:
-                    archive.addfile(member, packed.extractfile(member) if member.isreg() else None)
+            copy_archive(base, archive)
             add_file(archive, "usr/local/bin/claude-offline", CLAUDE_OFFLINE.encode(), mode=0o755)
             add_file(archive, "opt/messages_api.py", (TESTS / "messages_api.py").read_bytes())
 
         return self._import("claude", add)
+
+    @cached_property
+    def agents(self) -> str:
+        """About 1.3 GB: Debian, git, Python 3, and the real codex, gemini, qwen, opencode and copilot.
+
+        Each has a `codex-offline` beside it, which starts the stand-ins of `model_apis.py` in the same container, at
+        `STAND_IN`.
+
+        Raises:
+            Unavailable: its parts are not in the cache and can not be fetched.
+        """
+        base = agents_base()
+
+        def add(archive: tarfile.TarFile) -> None:
+            copy_archive(base, archive)
+            for name in AGENTS:
+                add_file(archive, f"usr/local/bin/{name}-offline", AGENT_OFFLINE.encode(), mode=0o755)
+            for name in ("messages_api.py", "model_apis.py"):
+                add_file(archive, f"opt/{name}", (TESTS / name).read_bytes())
+
+        return self._import("agents", add)
 
     def _import(self, name: str, add: Callable[[tarfile.TarFile], None]) -> str:
         image = f"container-runner-test/{name}"
@@ -132,85 +174,31 @@ class Images:
         return image
 
 
+def add_tiny(archive: tarfile.TarFile) -> None:
+    """Add all that the image `tiny` has."""
+    add_scripted(archive)
+    for agent in (TESTS / "images").iterdir():
+        add_file(archive, f"usr/local/bin/{agent.name}", agent.read_bytes(), mode=0o755)
+
+
 def import_image(engine: str, image: str, add: Callable[[tarfile.TarFile], None]) -> None:
-    """Make an image of the files that `add` adds to an archive.
+    """See `scripted.import_image`.
 
     Raises:
         Unavailable: the engine did not take it; the message holds what it said.
     """
-    client = subprocess.Popen(
-        [engine, "import", f"--change=ENV PATH={PATH}", "-", image],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    with client:
-        assert client.stdin is not None
-        assert client.stderr is not None
-        # A client that fails ends early: the reason is what it says then, not our broken pipe.
-        with (
-            contextlib.suppress(BrokenPipeError),
-            client.stdin as pipe,
-            tarfile.open(fileobj=pipe, mode="w|") as archive,
-        ):
-            add(archive)
-        told = client.stderr.read().decode(errors="replace")
-    if client.returncode != 0:
-        msg = f"{engine} did not import the image {image}: {told}"
-        raise Unavailable(msg)
+    try:
+        scripted.import_image(engine, image, add)
+    except ImageUnsuitableError as error:
+        raise Unavailable(f"{engine}: {error.message} {error.stderr}") from None
 
 
-def add_file(archive: tarfile.TarFile, name: str, content: bytes, *, mode: int = 0o644) -> None:
-    """Add a file of root's."""
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = len(content), mode
-    archive.addfile(member, io.BytesIO(content))
-
-
-def add_folder(archive: tarfile.TarFile, name: str, *, mode: int = 0o755) -> None:
-    """Add an empty folder of root's."""
-    member = tarfile.TarInfo(name)
-    member.type, member.mode = tarfile.DIRTYPE, mode
-    archive.addfile(member)
-
-
-def add_link(archive: tarfile.TarFile, name: str, target: str) -> None:
-    """Add a symbolic link."""
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = tarfile.SYMTYPE, target
-    archive.addfile(member)
-
-
-def add_tiny(archive: tarfile.TarFile) -> None:
-    """Add all that the image `tiny` has."""
-    for folder in ("bin", "dev", "etc", "home", "proc", "sys", "usr/bin", "usr/local/bin"):
-        add_folder(archive, folder)
-    add_folder(archive, "tmp", mode=0o1777)
-    add_file(archive, "etc/passwd", PASSWD.encode())
-    add_file(archive, "etc/group", GROUP.encode())
-    if busybox := shutil.which("busybox"):
-        add_programs(archive, {"busybox": busybox})
-        applets = subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split()
-        for applet in applets:
-            if applet != "busybox":
-                add_link(archive, f"bin/{applet}", "busybox")
-    else:
-        add_programs(archive, {tool: path for tool in TOOLS.split() if (path := shutil.which(tool))})
-    for agent in (TESTS / "images").iterdir():
-        add_file(archive, f"usr/local/bin/{agent.name}", agent.read_bytes(), mode=0o755)
-    add_link(archive, "usr/local/bin/claude", "scripted-agent")
-
-
-def add_programs(archive: tarfile.TarFile, programs: dict[str, str], *, folder: str = "bin") -> None:
-    """Add programs of this machine to a folder, and the libraries that they load."""
-    libraries = set[str]()
-    for name, path in programs.items():
-        add_file(archive, f"{folder}/{name}", Path(path).read_bytes(), mode=0o755)
-        # It fails, and prints no path, for a program that is linked statically.
-        listed = subprocess.run(["ldd", path], check=False, capture_output=True, text=True).stdout
-        libraries.update(re.findall(r"(/\S+) \(0x", listed))
-    for library in sorted(libraries):
-        add_file(archive, library.lstrip("/"), Path(library).read_bytes(), mode=0o755)
+def copy_archive(source: Path, archive: tarfile.TarFile, *, without: str = "") -> None:
+    """Add all that is in another archive, but for one file."""
+    with tarfile.open(source) as packed:
+        for member in packed:
+            if not without or member.name.removeprefix("./") != without:
+                archive.addfile(member, packed.extractfile(member) if member.isreg() else None)
 
 
 def claude_base() -> Path:
@@ -243,17 +231,70 @@ def make_claude_base(target: Path) -> None:
             archive.add(root, ".", filter=lambda member: None if member.ischr() or member.isblk() else member)
 
 
+def agent_sdk() -> Path:
+    """A folder with the Python package claude-agent-sdk and what it needs, for the Python of Debian with claude in it.
+
+    Raises:
+        Unavailable: it is not in the cache and can not be fetched.
+    """
+    with tarfile.open(claude_base()) as archive:
+        names = (member.name for member in archive)
+        found = next(filter(None, (re.match(r"\./usr/bin/python(3\.\d+)$", name) for name in names)))
+    version = found[1]
+
+    def fetch(target: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        platforms = [f"--platform=manylinux_2_{glibc}_{platform.machine()}" for glibc in (17, 28, 34)]
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            # Without the claude that is in its wheel: 380 MB.
+            source = f"claude-agent-sdk=={AGENT_SDK_VERSION}"
+            no_wheel = "--no-binary=claude-agent-sdk"
+            call(*pip, "download", "--no-deps", no_wheel, f"--dest={folder}", source)
+            with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as package:
+                package.extractall(folder, filter="data")
+            only = ("--only-binary=:all:", f"--python-version={version}", *platforms)
+            call(*pip, "install", *only, f"--target={target}", "anyio", "jsonschema", "mcp>=1.23,<3", "sniffio")
+            next(Path(folder).glob("*/src/claude_agent_sdk")).rename(target / "claude_agent_sdk")
+
+    return cached(f"claude-agent-sdk-{AGENT_SDK_VERSION}-{version}-{platform.machine()}", fetch)
+
+
 def claude_package() -> Path:
     """npm's package of the native binary for this machine."""
-    cpu = {"x86_64": "x64", "aarch64": "arm64"}[platform.machine()]
-    name = f"claude-code-linux-{cpu}"
+    name = f"claude-code-linux-{cpu()}"
+    return npm_package(f"@anthropic-ai/{name}@{CLAUDE_VERSION}", f"{name}-{CLAUDE_VERSION}")
+
+
+def agents_base() -> Path:
+    """The archive of Debian with the other agents in it, made if the cache does not have it (two minutes, 1.3 GB)."""
+    versions = "-".join(PACKAGES[name].version for name in AGENTS)
+    return cached(f"agents-{versions}-{platform.machine()}.tar", make_agents_base)
+
+
+def make_agents_base(target: Path) -> None:
+    with tarfile.open(target, "w") as archive:
+        copy_archive(claude_base(), archive, without="usr/local/bin/claude")
+    add_node(target, npm_package(f"node-linux-{cpu()}@{NODE}", f"node-{NODE}-{cpu()}"))
+    for name in AGENTS:
+        agent = PACKAGES[name]
+        source = agent.archive.format(cpu=cpu(), version=agent.version)
+        add_agent(target, npm_package(source, f"{name}-{agent.version}-{cpu()}"), agent)
+
+
+def cpu() -> str:
+    """This machine's kind of processor, as npm's packages call it."""
+    return {"x86_64": "x64", "aarch64": "arm64"}[platform.machine()]
+
+
+def npm_package(package: str, name: str) -> Path:
+    """A package of npm's, kept in the cache by this name."""
 
     def fetch(target: Path) -> None:
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            call("npm", "pack", "--silent", f"--pack-destination={folder}", f"@anthropic-ai/{name}@{CLAUDE_VERSION}")
+            call("npm", "pack", "--silent", "--ignore-scripts", f"--pack-destination={folder}", package)
             next(Path(folder).iterdir()).rename(target)
 
-    return cached(f"{name}-{CLAUDE_VERSION}.tgz", fetch)
+    return cached(f"{name}.tgz", fetch)
 
 
 def cached(name: str, make: Callable[[Path], None]) -> Path:

@@ -32,8 +32,8 @@ PYTHON = "3.13"
 PLACES = ("docker", "podman", "podman-rootless")
 """The engines there; root has the first two, and an ordinary user the last."""
 
-SECONDS = 1500
-"""For all of it. Beside other tests on two cores it takes a half."""
+SECONDS = 2400
+"""For all of it. Beside other tests on two cores it takes a quarter to a half."""
 
 SCRIPT = """\
 # The machine is up. As root, with nobody to answer a question.

@@ -26,6 +26,7 @@ from container_runner import (
     OutputLine,
     ResultMessage,
     Runtime,
+    Tool,
     ToolResultBlock,
     UserMessage,
 )
@@ -89,9 +90,12 @@ class Box:
         ours = {"engine": self.engine.binary, "image": self.engine.images.tiny}
         return ContainerConfig(**{**ours, "network": "none", "credentials": "none", **fields})
 
-    def runner(self, runtime: Runtime | None = None, *, state: Path | None = None, **fields: Any) -> ContainerRunner:
+    def runner(
+        self, runtime: Runtime | None = None, *, state: Path | None = None, tools: Sequence[Tool] = (), **fields: Any
+    ) -> ContainerRunner:
         """A runner whose configuration has these fields."""
-        return ContainerRunner(runtime or ClaudeRuntime(), self.config(**fields), state_dir=state or self.state)
+        config = self.config(**fields)
+        return ContainerRunner(runtime or ClaudeRuntime(), config, state_dir=state or self.state, tools=tools)
 
     def options(self, prompt: str, *, agent: str = "tester", **fields: Any) -> ExecuteOptions:
         """A request; `workspace` among the fields is the agent's."""

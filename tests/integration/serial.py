@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.fixtures import group_of
+from tests.integration.fixtures import engine_of
 
 PORT = Path("/dev/ttyS1")
 
@@ -16,7 +16,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Tell of the test itself, and of what is before and after it if that is worth it."""
     if str(report.outcome) != "rerun" and (report.when == "call" or not report.passed):
         said = {
-            "engine": group_of(report.nodeid),
+            "engine": engine_of(report.nodeid),
             "test": report.nodeid.partition("[")[0],
             "outcome": report.outcome,
             "told": report.longreprtext[-5000:],

@@ -21,17 +21,18 @@ import attrs
 import pytest
 
 from container_runner.records.summary import RunSummary
-from container_runner.runner.carrier import unfetched
+from container_runner.runner.left import unfetched
 from container_runner.workspace.carry import LAYERS, Carry
 from container_runner.workspace.changes import Changes
 from container_runner.workspace.shadow import Shadow
-from tests.integration.engines import OWN
+from tests.integration.engines import OWN, TODAY
 from tests.integration.runs import ON_OWN_ROOTFUL, Box, on
 
 pytestmark = on(*OWN)
 
 WAYS = pytest.mark.parametrize("way", ["overlay", "stream"])
-GIT = ("git", "-c", "user.name=me", "-c", "user.email=me@x", "-c", "init.defaultBranch=main")
+WHO = {f"GIT_{who}_{what}": "agent" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+GIT = ("git", "-c", "safe.directory=*", "-c", "user.name=me", "-c", "user.email=me@x", "-c", "init.defaultBranch=main")
 
 
 @attrs.frozen
@@ -43,7 +44,7 @@ class Carried:
 
     def run(self, prompt: str, **fields: Any) -> RunSummary:
         """A run of `sh` from start to end."""
-        asked = {name: fields.pop(name) for name in ("timeout", "grace") & fields.keys()}
+        asked = {"from_run": fields.pop("from_run", None)}
         runner = self.box.runner(workspace_mode="carried", carry=self.way, **fields)
         ended: list[RunSummary] = []
 
@@ -111,7 +112,14 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def make_files(box: Box) -> None:
     """Files that an agent will edit, delete, and leave alone."""
-    for name, text in {"a": "1\n", "b": "2\n", "sub/c d": "3\n", "sub/e\nf": "4\n", "run": "#!/bin/sh\n"}.items():
+    for name, text in {
+        "a": "1\n",
+        "b": "2\n",
+        "sub/c d": "3\n",
+        "sub/e\nf": "4\n",
+        "run": "#!/bin/sh\n",
+        "old/x": "5\n",
+    }.items():
         file = box.workspace / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
@@ -126,18 +134,20 @@ def own(box: Box) -> None:
         os.chown(path, *box.engine.owner, follow_symlinks=False)
 
 
-def commit(box: Box) -> str:
-    """Make a repository of the workspace; its first commit."""
-    os.chown(box.workspace, os.geteuid(), os.getegid())  # git works in nobody else's folder
+def commit(box: Box, message: str = "first") -> str:
+    """Commit all of the workspace, of which this makes a repository; that commit."""
     subprocess.run([*GIT, "init", "-q"], cwd=box.workspace, check=True)
     subprocess.run([*GIT, "add", "--all"], cwd=box.workspace, check=True)
-    subprocess.run([*GIT, "commit", "-q", "-m", "first"], cwd=box.workspace, check=True)
+    subprocess.run([*GIT, "commit", "-q", "-m", message], cwd=box.workspace, check=True)
     said = subprocess.run([*GIT, "rev-parse", "HEAD"], cwd=box.workspace, check=True, capture_output=True, text=True)
     own(box)
     return said.stdout.strip()
 
 
-EDITS = "echo more >>a; rm b; mkdir new; echo x >new/x; mv 'sub/c d' c; chmod +x a; ln -sf run link; true"
+EDITS = (
+    "echo more >>a; rm b; mkdir new; echo x >new/x; mv 'sub/c d' c; chmod +x a; ln -sf run link; "
+    "rm -r old; mkdir old; echo y >old/y; true"
+)
 EDITED = {
     "a": "755 1\nmore\n",
     "c": "644 3\n",
@@ -145,11 +155,15 @@ EDITED = {
     '"sub/e\\nf"': "644 4\n",
     "run": "755 #!/bin/sh\n",
     "link": "000 run",
+    "old/y": "644 y\n",
 }
 
 
 @WAYS
-def test_what_an_agent_does_comes_out_and_the_folder_is_as_it_was(carried: Carried) -> None:
+def test_what_an_agent_does_comes_out_and_the_folder_is_as_it_was(
+    carried: Carried, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "container_runner")
     make_files(carried.box)
     before = tree(carried.box.workspace)
 
@@ -159,7 +173,24 @@ def test_what_an_agent_does_comes_out_and_the_folder_is_as_it_was(carried: Carri
     assert carried.result(summary.run_id) == EDITED
     assert tree(carried.box.workspace) == before
     assert summary.changes is not None
-    assert (summary.changes.files, summary.changes.findings) == (6, ())
+    assert (summary.changes.files, summary.changes.findings) == (8, ())
+    assert "the box is asked" not in caplog.text
+    carried.nothing_is_left()
+
+
+@WAYS
+@on(*TODAY)
+def test_a_whole_run_on_engines_of_today(carried: Carried) -> None:
+    make_files(carried.box)
+
+    first = carried.run(f"sh {EDITS}")
+    second = carried.run("sh rm c; echo again >>a", from_run=first.run_id)
+    carried.take(second.run_id)
+
+    wanted = {name: facts for name, facts in EDITED.items() if name != "c"} | {"a": "755 1\nmore\nagain\n"}
+    assert carried.result(second.run_id) == wanted
+    assert (carried.box.workspace / "a").read_text() == "1\nmore\nagain\n"
+    assert not (carried.box.workspace / "c").exists()
     carried.nothing_is_left()
 
 
@@ -178,9 +209,7 @@ def test_commits_come_out_of_a_repository(carried: Carried) -> None:
         "git config core.fsmonitor 'touch /workspace/ran'; echo x >.git/hooks/pre-commit; cat ignored || true"
     )
 
-    summary = carried.run(f"sh {work}", image=box.engine.images.git, env={
-        f"GIT_{who}_{what}": "agent" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-    })  # fmt: skip
+    summary = carried.run(f"sh {work}", image=box.engine.images.git, env=WHO)
 
     assert summary.outcome == "succeeded", summary.message
     others = {".gitignore": "644 ignored\n", "untracked": "644 u\n", "late": "644 late\n"}
@@ -195,25 +224,88 @@ def test_commits_come_out_of_a_repository(carried: Carried) -> None:
     carried.take(summary.run_id, branch="agent/work")
 
     for words in (["status"], ["diff"], ["add", "--all"], ["commit", "-q", "-m", "theirs"]):
-        subprocess.run([*GIT, "-c", "safe.directory=*", *words], cwd=box.workspace, check=True)
-    compare = [*GIT, "-c", "safe.directory=*", "diff", "--name-only", "agent/work", "HEAD"]
+        subprocess.run([*GIT, *words], cwd=box.workspace, check=True)
+    compare = [*GIT, "diff", "--name-only", "agent/work", "HEAD"]
     assert subprocess.run(compare, cwd=box.workspace, check=True, capture_output=True).stdout == b""
     assert (box.workspace / "a").read_text() == "1\nmore\n"
     assert not (box.workspace / "ran").exists()
 
 
 @WAYS
-@ON_OWN_ROOTFUL
-def test_a_run_that_takes_too_long_is_fetched(carried: Carried) -> None:
-    make_files(carried.box)
+def test_a_run_begins_with_what_another_has_left(carried: Carried) -> None:
+    """Its files and its commits, whatever the folder is by then; and what git ignores as the folder has it."""
+    box = carried.box
+    make_files(box)
+    (box.workspace / ".gitignore").write_text("ignored\n")
+    commit(box)
+    (box.workspace / "ignored").write_text("i\n")
+    own(box)
+    git = {"image": box.engine.images.git, "env": WHO}
+    first = carried.run(f"sh {EDITS}; git add --all; git commit -q -m 'by the agent'; echo late >late", **git)
+    assert first.outcome == "succeeded", first.message
+    (box.workspace / "users").write_text("u\n")
+    (box.workspace / "run").unlink()
+    commit(box, "theirs")
+    before = tree(box.workspace)
 
-    summary = carried.run("sh echo x >c; rm a\nsleep 100", timeout=8.0, grace=1)
+    work = (
+        "git log --format=%s >log; git status --porcelain >status; cat ignored >>log; "
+        "rm new/x; echo again >>a; git add --all; git commit -q -m 'once more'; git fsck >/dev/null"
+    )
+    second = carried.run(f"sh {work}", from_run=first.run_id[:12], **git)
 
-    assert summary.kind == "total_timeout"
-    found = carried.result(summary.run_id)
-    assert found["c"] == "644 x\n"
-    assert "a" not in found
+    assert second.outcome == "succeeded", second.message
+    assert tree(box.workspace) == before
+    ignored = "i\n" if carried.way == "overlay" else ""
+    wanted = EDITED | {".gitignore": "644 ignored\n", "late": "644 late\n", "a": "755 1\nmore\nagain\n"}
+    wanted |= {"log": f"644 by the agent\nfirst\n{ignored}", "status": "644 ?? late\n?? log\n?? status\n"}
+    del wanted["new/x"]
+    assert carried.result(second.run_id) == wanted
+    assert second.changes is not None
+    assert second.changes.findings == ()
+    head = second.changes.head
+    assert head is not None
+    assert carried.git("log", "--format=%s", head, "--").splitlines() == ["once more", "by the agent", "first"]
     carried.nothing_is_left()
+
+    carried.take(first.run_id)
+    carried.take(second.run_id)
+
+    assert (box.workspace / "a").read_text() == "1\nmore\nagain\n"
+    assert (box.workspace / "users").read_text() == "u\n"
+    assert not any((box.workspace / name).exists() for name in ("b", "new/x"))
+
+
+@WAYS
+def test_what_was_committed_in_a_submodule_comes_out(carried: Carried) -> None:
+    box = carried.box
+    make_files(box)
+    library = box.new_folder("library")
+    (library / "l").write_text("1\n")
+    for words in (["init", "-q"], ["add", "l"], ["commit", "-qm", "first"]):
+        subprocess.run([*GIT, *words], cwd=library, check=True)
+    commit(box)
+    words = ["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library), "mod"]
+    subprocess.run([*GIT, *words], cwd=box.workspace, check=True)
+    commit(box, "with a submodule")
+    own(box)
+
+    work = "cd mod; echo 2 >l; git commit -qam within; cd ..; git commit -qam around; git fsck >/dev/null"
+    summary = carried.run(f"sh {work}", image=box.engine.images.git, env=WHO)
+
+    assert summary.outcome == "succeeded", summary.message
+    assert summary.changes is not None
+    assert summary.changes.findings == ()
+    carried.nothing_is_left()
+
+    carried.take(summary.run_id, branch="agent")
+
+    def said(*words: str) -> str:
+        return subprocess.run([*GIT, *words], cwd=box.workspace, check=True, capture_output=True, text=True).stdout
+
+    assert said("-C", "mod", "log", "--format=%s", "agent") == "within\nfirst\n"
+    assert said("-C", "mod", "rev-parse", "agent") == said("rev-parse", "agent:mod")
+    assert (box.workspace / "mod/l").read_text() == "2\n"
 
 
 KILLED = """

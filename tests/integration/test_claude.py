@@ -73,6 +73,7 @@ def test_claude_edits_a_file_of_the_workspace(box: Box) -> None:
     assert (box.workspace / "made.txt").stat().st_uid == uid
     result = result_of(messages)
     assert result.result == f"done: {uid}"
+    assert result.usage is not None
     assert result.usage.output_tokens > 0
     assert result.permission_denials == []
     assert box.containers() == []
@@ -89,7 +90,7 @@ def test_claude_uses_several_tools_in_its_turns(box: Box) -> None:
 
     assert (box.workspace / "a.txt").read_text() == "alpha"
     assert "alpha" in tool_output(messages)
-    assert result_of(messages).num_turns >= 4
+    assert (result_of(messages).num_turns or 0) >= 4
 
 
 @ON_OWN_ROOTFUL
@@ -274,6 +275,7 @@ def test_a_timeout_while_a_tool_runs_leaves_no_process_of_it(box: Box) -> None:
     assert "ps -eo args" in processes
     assert "tail" not in processes
     assert "claude" not in processes.replace(box.engine.images.claude, "")
+    box.engine.remove(container)
 
 
 @ON_ROOTFUL

@@ -14,8 +14,10 @@ import time
 
 import pytest
 
-from tests.integration.engines import wait_until
-from tests.integration.runs import COMMAND, ON_DOCKER, ON_ROOTFUL, Box
+from tests.integration.engines import OWN, wait_until
+from tests.integration.runs import COMMAND, ON_DOCKER, ON_OWN_ROOTFUL, Box, on
+
+pytestmark = on(*OWN)  # what is ours, whatever the engine's age
 
 WAIT = 60
 """Seconds after which a command hangs."""
@@ -47,13 +49,29 @@ def test_text_is_for_people(box: Box) -> None:
     assert box.containers() == []
 
 
+@ON_OWN_ROOTFUL
+@pytest.mark.parametrize("apply", ["clean", "never"])
+def test_a_chat_with_any_acp_agent_works_on_a_copy_whose_changes_are_told(box: Box, apply: str) -> None:
+    given = ("--acp=acp-agent", "--carried", f"--apply={apply}")
+
+    code, stdout, stderr = finish(box.cli("chat", "sh echo hi >made.txt; pwd", *given))
+
+    assert code == 0, stderr
+    assert "done: /workspace" in stdout
+    assert "made.txt" in stderr
+    assert (box.workspace / "made.txt").exists() == (apply == "clean")
+    assert ("It is applied." in stderr) == (apply == "clean")
+    assert ("container-runner apply" in stderr) == (apply == "never")
+    assert box.containers() == []
+
+
 @ON_DOCKER
 def test_json_is_for_programs(box: Box) -> None:
     code, stdout, stderr = finish(box.cli("run", "hello", "--json"))
 
     messages = [json.loads(line) for line in stdout.splitlines()]
     assert (code, stderr) == (0, "")
-    assert [message["type"] for message in messages] == ["system", "assistant", "result"]
+    assert [message["type"] for message in messages] == ["system", "assistant", "result", "changes"]
 
 
 @ON_DOCKER
@@ -91,7 +109,7 @@ def test_exit_codes_tell_failures_apart(box: Box, prompt: str, flags: list[str],
     assert box.containers() == []
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_agent_and_leaves_nothing(box: Box, number: signal.Signals) -> None:
     with box.cli("run", "sleep 1000") as process:
@@ -107,7 +125,7 @@ def test_a_signal_stops_the_agent_and_leaves_nothing(box: Box, number: signal.Si
     assert box.containers() == []
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("flags", [["--json"], []], ids=["json", "text"])
 def test_a_signal_is_obeyed_also_while_nobody_reads_what_we_write(box: Box, flags: list[str]) -> None:
     prompt = "sh : >begun\nflood 30 100000\nsh : >ended"
@@ -122,7 +140,7 @@ def test_a_signal_is_obeyed_also_while_nobody_reads_what_we_write(box: Box, flag
     assert box.containers() == []
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_a_signal_before_the_agent_has_started_leaves_nothing(box: Box) -> None:
     with box.cli("run", "sleep 1000") as process:
         wait_until(lambda: bool(box.containers()), seconds=20)
@@ -133,7 +151,7 @@ def test_a_signal_before_the_agent_has_started_leaves_nothing(box: Box) -> None:
     assert box.containers() == []
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_a_second_signal_does_not_wait_and_the_container_ends_by_itself(box: Box) -> None:
     with box.cli("run", "ignore-term", "--grace=8") as process:
         started(process)
@@ -151,7 +169,7 @@ def test_a_second_signal_does_not_wait_and_the_container_ends_by_itself(box: Box
     assert box.containers() == []
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_output_that_nobody_reads_any_more_ends_the_run(box: Box, flags: list[str]) -> None:
     with box.cli("run", "flood 1000000000 100", *flags) as process:
@@ -176,7 +194,7 @@ def test_argv_prints_the_commands_and_runs_nothing(box: Box) -> None:
     assert code == 0, stderr
     words = [ids.sub("ID", word) for line in json.loads(listed) for word in line]
     assert shlex.split(ids.sub("ID", text), comments=True) == words
-    assert [line[1] for line in json.loads(listed)] == ["run"]
+    assert [line[1] for line in json.loads(listed)] == ["run", "exec"]
     assert not box.state.exists()
     assert box.containers() == []
 

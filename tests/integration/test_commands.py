@@ -9,8 +9,10 @@ import select
 import subprocess
 import time
 
-from tests.integration.engines import wait_until
-from tests.integration.runs import COMMAND, ON_DOCKER, ON_ROOTFUL, Box
+from tests.integration.engines import OWN, wait_until
+from tests.integration.runs import COMMAND, ON_DOCKER, ON_OWN_ROOTFUL, Box, on
+
+pytestmark = on(*OWN)  # what is ours, whatever the engine's age
 
 WAIT = 60
 """Seconds after which a command hangs."""
@@ -93,7 +95,7 @@ def read_until(fd: int, word: str, seconds: float = WAIT) -> str:
     return said
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_a_run_at_work_is_listed_as_in_use_and_survives_prune(box: Box) -> None:
     with box.cli("run", "sleep 60", "--agent=busy") as process:
         wait_until(lambda: any(row["status"] == "running" for row in listed(box)), seconds=WAIT)
@@ -110,7 +112,7 @@ def test_a_run_at_work_is_listed_as_in_use_and_survives_prune(box: Box) -> None:
     assert box.containers() == []
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_prune_removes_a_kept_container_that_has_ended_and_says_why(box: Box) -> None:
     box.run("hello", agent="bot", ephemeral=False)
     (row,) = listed(box)

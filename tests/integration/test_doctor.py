@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.engines import RealEngine
-from tests.integration.runs import COMMAND, ON_DOCKER, ON_OWN_ROOTFUL, ON_ROOTFUL, Box, on
+from tests.integration.engines import OWN, RealEngine
+from tests.integration.runs import COMMAND, ON_DOCKER, ON_OWN_ROOTFUL, Box, on
+
+pytestmark = on(*OWN)  # what is ours, whatever the engine's age
 
 
 def doctor(box: Box, *flags: str, environ: Mapping[str, str] | None = None) -> tuple[int, dict[str, dict[str, str]]]:
@@ -53,6 +55,16 @@ def test_where_a_run_works_it_says_so_and_leaves_nothing(box: Box) -> None:
     assert box.containers() == []
 
 
+@ON_DOCKER
+def test_of_a_workspace_that_is_carried_to_the_probe_no_run_is_left(box: Box) -> None:
+    code, checks = doctor(box, "--carried")
+
+    assert (code, failed(checks)) == (0, []), checks
+    (shadow,) = box.state.glob("carried/*/shadow.git")
+    words = ["git", f"--git-dir={shadow}", "for-each-ref", "--format=%(refname)", "refs/container-runner/"]
+    assert subprocess.run(words, check=True, capture_output=True, text=True).stdout == ""
+
+
 @on("podman-rootless")
 def test_limits_that_do_not_hold_are_named(box: Box) -> None:
     if not Path("/sys/fs/cgroup/memory").is_dir():
@@ -66,7 +78,7 @@ def test_limits_that_do_not_hold_are_named(box: Box) -> None:
     assert ("unified_cgroup_hierarchy" if has_systemd else "as root") in checks["limits"]["fix"]
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_limits_that_hold_are_measured(box: Box) -> None:
     assert doctor(box, "--memory=64m", "--pids-limit=99")[1]["limits"]["status"] == "ok"
 
@@ -94,7 +106,7 @@ def test_an_image_without_a_shell(box: Box) -> None:
     assert box.containers() == []
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_an_agent_that_the_image_lacks(box: Box) -> None:
     code, checks = doctor(box, "--command=no-such-agent --fast")
 
@@ -137,7 +149,7 @@ def test_a_workspace_on_a_file_system_that_is_read_only(box: Box) -> None:
         subprocess.run(["umount", box.workspace], check=True)
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("mode", [None, 0o555])
 def test_a_workspace_that_is_not_there_or_is_closed_passes_after_one_line(mode: int | None, box: Box) -> None:
     if os.getuid() != 0:

@@ -37,7 +37,7 @@ def killed(box: Box, *flags: str) -> None:
 
 
 def test_an_ephemeral_container_goes(box: Box) -> None:
-    killed(box)
+    killed(box, "--rw")
 
     wait_until(lambda: not box.containers(), seconds=60)
     assert box.containers() == []

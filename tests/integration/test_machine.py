@@ -21,9 +21,9 @@ BOTH = ("docker", "podman-rootless")
 TESTS: dict[Callable[..., object], Sequence[str]] = {
     test_doctor.test_where_a_run_works_it_says_so_and_leaves_nothing: BOTH,
     test_limits.test_memory_swap_processes_and_processor_time_are_limited: PLACES,
-    test_limits.test_an_agent_that_wanted_more_memory_is_told_so: PLACES,
+    test_limits.test_an_agent_that_wanted_more_memory_is_told_so: BOTH,
     test_limits.test_a_kept_container_has_the_same_limits_and_outlives_an_agent_that_went_over_them: BOTH,
-    test_kill.test_an_ephemeral_container_goes: PLACES,
+    test_kill.test_an_ephemeral_container_goes: BOTH,
     test_kill.test_a_kept_container_stays_without_the_agents_processes: BOTH,
 }
 """The engines there that each runs on. A run takes some ten seconds there."""
@@ -46,7 +46,7 @@ def machine() -> Machine:
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(2700)
 @pytest.mark.parametrize("place", [MACHINE])
 @pytest.mark.parametrize(
     "ran",

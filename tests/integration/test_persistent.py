@@ -91,7 +91,7 @@ def test_agents_have_containers_of_their_own(box: Box) -> None:
     assert len(box.containers()) == 2
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("verb", ["stop", "kill", "pause"])
 def test_a_container_that_does_not_run_is_replaced(box: Box, verb: str) -> None:
     first = keep(box)
@@ -103,7 +103,7 @@ def test_a_container_that_does_not_run_is_replaced(box: Box, verb: str) -> None:
     assert first != second
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 async def test_runs_that_begin_together_share_one_container(box: Box, anyio_backend: str) -> None:
     ended: list[str] = []
 
@@ -120,14 +120,14 @@ async def test_runs_that_begin_together_share_one_container(box: Box, anyio_back
     assert len(box.containers()) == 1
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_beyond_max_containers_the_oldest_are_removed(box: Box) -> None:
     kept = [keep(box, labels={"number": str(number)}, max_containers=2) for number in range(3)]
 
     assert {*box.containers()} == {*kept[1:]}
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_container_in_use_is_never_cleaned_up(box: Box) -> None:
     async with box.at_work("sleep 60", ephemeral=False) as used:
@@ -139,7 +139,7 @@ async def test_a_container_in_use_is_never_cleaned_up(box: Box) -> None:
         assert box.containers() == [used]
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_leaving_one_run_does_not_touch_another_in_the_same_container(box: Box) -> None:
     runner = box.runner(ephemeral=False)
@@ -192,7 +192,7 @@ async def test_what_a_run_has_started_may_clear_up_when_it_is_stopped(box: Box, 
         assert not (box.workspace / "lock").exists()
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_stop_removes_a_container_of_ours_and_no_other(box: Box) -> None:
     runner = box.runner(ephemeral=False)
@@ -215,7 +215,7 @@ async def test_stop_removes_a_container_of_ours_and_no_other(box: Box) -> None:
         box.engine.remove(other)
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_prune_keeps_what_runs_and_removes_what_has_ended(box: Box) -> None:
     for number in range(2):
@@ -234,7 +234,7 @@ async def test_prune_keeps_what_runs_and_removes_what_has_ended(box: Box) -> Non
     assert box.containers() == [kept]
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_a_manager_without_a_runner(box: Box) -> None:
     """Finds and makes containers, and runs commands in them that end with their reader."""
 

@@ -11,7 +11,10 @@ import pytest
 from container_runner import Agent, ConfigError, ContainerRunner
 from container_runner.engine.pool import Pool
 from container_runner.stream.messages import Message
-from tests.integration.runs import ON_DOCKER, ON_ROOTFUL, Box, error_of, messages_of, result_of, tool_output
+from tests.integration.engines import OWN
+from tests.integration.runs import ON_DOCKER, ON_OWN_ROOTFUL, Box, error_of, messages_of, on, result_of, tool_output
+
+pytestmark = on(*OWN)  # what is ours, whatever the engine's age
 
 
 def agent(box: Box) -> Agent:
@@ -48,7 +51,7 @@ async def test_each_container_serves_one_run_and_another_takes_its_place(box: Bo
     assert box.containers() == []
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_more_runs_than_ready_containers_all_succeed(box: Box) -> None:
     runner = box.runner(pool=1)
@@ -68,7 +71,7 @@ async def test_more_runs_than_ready_containers_all_succeed(box: Box) -> None:
     assert box.containers() == []
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_nothing_of_a_run_is_in_a_container_that_waits(box: Box) -> None:
     runner = box.runner(pool=1, env={"TOKEN": "s3cret-value"})
@@ -81,7 +84,7 @@ async def test_nothing_of_a_run_is_in_a_container_that_waits(box: Box) -> None:
         assert tool_output(messages) == "it is there"
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_run_with_another_workspace_takes_none(box: Box) -> None:
     """The same agent's name makes no difference."""
@@ -98,7 +101,7 @@ async def test_a_run_with_another_workspace_takes_none(box: Box) -> None:
         assert waiting in box.containers()
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_container_that_has_ended_is_replaced(box: Box) -> None:
     runner = box.runner(pool=1)
@@ -114,7 +117,7 @@ async def test_a_container_that_has_ended_is_replaced(box: Box) -> None:
     assert box.containers() == []
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_what_protected_the_workspace_was_replaced(box: Box) -> None:
     """A container whose mount of a file has ended is not used."""
@@ -140,7 +143,7 @@ async def test_what_protected_the_workspace_was_replaced(box: Box) -> None:
         await full(pool, 1)
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("after", [0.0, 0.1, 0.3, 1.0])
 async def test_nothing_is_left_when_the_block_is_cancelled(box: Box, after: float) -> None:

@@ -15,7 +15,6 @@ from tests.integration.engines import OWN
 from tests.integration.runs import (
     ON_DOCKER,
     ON_OWN_ROOTFUL,
-    ON_ROOTFUL,
     Box,
     error_of,
     lines_of,
@@ -23,6 +22,8 @@ from tests.integration.runs import (
     on,
     said,
 )
+
+pytestmark = on(*OWN)  # what is ours, whatever the engine's age
 
 MIB = 1024**2
 
@@ -70,7 +71,7 @@ async def test_200000_messages_arrive_in_order_and_in_memory_that_does_not_grow(
     assert most - before < 60 * MIB
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["trio"])
 async def test_a_reader_that_is_slow_loses_nothing_and_hoards_nothing(box: Box) -> None:
     count = 100_000
@@ -87,7 +88,7 @@ async def test_a_reader_that_is_slow_loses_nothing_and_hoards_nothing(box: Box) 
     assert numbers == [*range(count)]
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize(
     ("size", "nap", "ephemeral"),
@@ -117,7 +118,7 @@ async def test_a_reader_that_sleeps_while_the_agent_ends_loses_nothing(
         box.engine.remove(container)
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_reader_that_is_busy_with_the_result_is_no_agent_that_does_not_leave(box: Box) -> None:
     async with messages_of(box.runner(), box.options("hello", result_timeout=1)) as messages:
@@ -127,7 +128,7 @@ async def test_a_reader_that_is_busy_with_the_result_is_no_agent_that_does_not_l
                 await anyio.sleep(3)
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_a_line_of_100_mb_arrives_whole_and_the_next_one_after_it(box: Box) -> None:
     size = 100_000_000
 
@@ -139,7 +140,7 @@ def test_a_line_of_100_mb_arrives_whole_and_the_next_one_after_it(box: Box) -> N
     assert second == b"next"
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_a_line_over_the_limit_is_counted_and_the_next_one_is_whole(box: Box) -> None:
     size, before = 100_000_000, memory()
 
@@ -160,7 +161,7 @@ def test_bytes_arrive_as_they_were_written(box: Box) -> None:
     assert lines_of(box.run("go", CommandRuntime(["printf", "%b", octal]))) == wanted
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_the_last_words_come_also_if_we_look_after_the_agent_just_then(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +171,7 @@ def test_the_last_words_come_also_if_we_look_after_the_agent_just_then(
         assert lines_of(box.run("go", shell(f"sleep 0.{tenths}; echo last words"))) == [b"last words"]
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_json_that_is_not_utf8_is_still_a_message(box: Box) -> None:
     line = r'{"type":"assistant","message":{"content":[{"type":"text","text":"caf\351"}]}}\n'
 
@@ -192,7 +193,7 @@ def test_a_flood_of_1_gb_on_stderr_holds_nothing_up(box: Box) -> None:
     assert memory() - before < 60 * MIB
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_a_prompt_of_5_mb_arrives_whole(box: Box) -> None:
     prompt = "-" + "--help $(id) 'é\n" * 300_000
 
@@ -213,6 +214,6 @@ def test_a_prompt_is_text_to_no_shell_and_no_parser(box: Box, prompt: str) -> No
     assert b"".join(lines_of(messages)).decode() == prompt.encode().hex()
 
 
-@ON_ROOTFUL
+@ON_OWN_ROOTFUL
 def test_an_agent_that_does_not_read_its_prompt_is_none_the_worse(box: Box) -> None:
     assert lines_of(box.run("x" * 1_000_000, shell("exec <&-; echo done"))) == [b"done"]

@@ -24,11 +24,11 @@ VARYING = (
     (r"(container-runner\.(?:run|state|config|host|boot|pid|started|deadline))=[0-9a-f]+", r"\1=N"),
     (r"(container-runner-(?:keeper|project-[0-9a-f]{8}))-[0-9a-f]{12}", r"\1-RUN"),
     (r"project-[0-9a-f]{8}", "project-PATH"),
-    (r"run [0-9a-f]{12}\b", "run RUN"),
+    (r"\b(run|changes|apply|branch|discard) [0-9a-f]{12}\b", r"\1 RUN"),
+    (r"layers/[0-9a-f]{32}/", "layers/RUN/"),
     (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME"),
     (r"\b\d+\.\d s\b", "SECONDS"),
     (r"\b\d+s\b", "AGE"),
-    (r"dead \(\d+\)", "dead (PID)"),
     (r" +", " "),  # columns are as wide as what is in them
 )
 """What differs from run to run, and what stands for it when two outputs are compared."""

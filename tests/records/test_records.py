@@ -216,3 +216,11 @@ def test_who_looks_at_a_transcript_does_not_keep_its_writer_from_locking_it(tmp_
 
         with path.open() as another, pytest.raises(BlockingIOError):
             fcntl.flock(another, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize(("word", "is_name"), [("bot", True), ("0badc0de", False)])
+def test_who_names_an_agent_for_a_run_is_told_how(tmp_path: Path, word: str, is_name: bool) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Records(tmp_path).find(word)
+
+    assert ("--agent=NAME" in str(caught.value)) is is_name

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytest_subprocess import FakeProcess
 
+from container_runner.box.plan import Plan
 from container_runner.records.scrubber import Scrubber
+from container_runner.runner.planning import make_plan
 from container_runner.testing import FakeEngine
 from tests.records.written import KEY, RESULT, all_of, lines, options, recorder, runner, said, summary, take
 
@@ -69,6 +73,39 @@ def test_values_become_their_names_longest_first() -> None:
     scrubber = Scrubber({"SHORT": "abcd", "LONG": "abcdef", "TINY": "abc", "EMPTY": ""})
 
     assert scrubber.text("abcdef abcd abc") == "[LONG] [SHORT] abc"
+
+
+async def test_what_another_plan_than_the_first_has_is_in_no_record(
+    fake_engine: FakeEngine, fp: FakeProcess, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def planned(*args: Any, **more: Any) -> Plan:
+        made.append(f"t0ken-number-{len(made)}")
+        plan = make_plan(*args, **more)
+        return attrs.evolve(plan, hidden={**plan.hidden, "TOKEN": made[-1]})
+
+    monkeypatch.setattr("container_runner.runner.runner.make_plan", planned)
+    busy = "docker: Error response from daemon: context deadline exceeded"
+    fp.register(["docker", "run", fp.any()], returncode=125, stderr=busy)
+    fake_engine.messages([*(f"it is t0ken-number-{number}" for number in range(3)), RESULT])
+
+    await all_of(runner(state))
+
+    assert len(made) == 3  # the first one, one with our folders, and one for the second start
+    written = b"".join(path.read_bytes() for path in (state / "runs" / "bot").iterdir()).decode()
+    assert written.count("it is [TOKEN]") == 3
+    assert "t0ken" not in written
+
+
+def test_values_can_be_added() -> None:
+    scrubber = Scrubber({"TOKEN": "first-token"})
+    assert scrubber.text("first-token second-token") == "[TOKEN] second-token"
+
+    scrubber.add({"TOKEN": "second-token"})
+
+    assert scrubber.text("first-token second-token") == "[TOKEN] [TOKEN]"
+    assert scrubber.may_hold(b"second-token")
 
 
 def lines_of(text: str, width: int, end: str) -> str:

@@ -125,7 +125,7 @@ async def test_a_failed_run_is_an_error(fake_engine: FakeEngine, runner: Contain
     run = found["run"]
     assert (attributes(run)["error.type"], attributes(run)["process.exit.code"]) == ("agent_failed", 7)
     assert run.status.status_code is StatusCode.ERROR
-    assert run.status.description == "The agent exited with code 7."
+    assert run.status.description == "claude exited with code 7."
     assert attributes(found["exec"])["process.exit.code"] == 7
 
 

@@ -19,14 +19,17 @@ import anyio
 import attrs
 import pytest
 
-from container_runner import Agent, CommandRuntime, ContainerConfig, ContainerRunner, ExecuteOptions
-from container_runner.errors import ConfigError, EngineError, WorkspaceError
+from container_runner import Agent, ClaudeRuntime, CommandRuntime, ContainerConfig, ContainerRunner, ExecuteOptions
+from container_runner.errors import ConfigError, ConflictError, EngineError, WorkspaceError
 from container_runner.records.summary import RunSummary
-from container_runner.runner.carrier import fetch_left, together, unfetched
+from container_runner.runner.carrier import together
+from container_runner.runner.left import fetch_left, unfetched
 from container_runner.workspace.carry import Carry
+from container_runner.workspace.changes import Changes
 from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.target import Journal, Step
 from tests import carried_engine
+from tests.workspace.scene import commit, git, make_folder
 
 
 @attrs.frozen
@@ -140,6 +143,39 @@ async def test_the_commands_are_those_of_the_plan(scene: Scene) -> None:
     ]
 
 
+async def test_what_was_committed_in_a_submodule_is_fetched_and_given_to_it(scene: Scene) -> None:
+    """The outer repository names that commit, so without it its branch could not be checked out."""
+    library = make_folder(scene.folder / "library", {"l": "1\n", "kept": "1\n"})
+    git(scene.workspace, "init", "-q")
+    git(scene.workspace, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library), "a lib")
+    commit(scene.workspace)
+    theirs = git(scene.workspace / "a lib", "rev-parse", "HEAD").strip()
+    who = "git -c user.name=a -c user.email=a@x commit -qam"
+
+    summary = await scene.run(f"(cd 'a lib'; echo 2 >l; {who} within); {who} around; echo 3 >'a lib/l'")
+
+    assert summary.outcome == "succeeded", summary.message
+    changes = await Changes.open(scene.workspace, summary.run_id, scene.state)
+    ((path, head),) = ((module.path, module.head) for module in changes.modules)
+    assert (path, changes.findings, head != theirs) == (b"a lib", (), True)
+    assert git(scene.workspace / "a lib", "rev-parse", "HEAD").strip() == theirs
+
+    made = await changes.branch("fix")
+
+    assert made.left_out == (b"a lib/l",)
+    assert git(scene.workspace, "rev-parse", "fix:a lib").strip() == head
+    assert git(scene.workspace / "a lib", "log", "--format=%s", "fix").splitlines() == ["within", "first"]
+    git(scene.workspace, "checkout", "-q", "fix")
+    git(scene.workspace, "submodule", "--quiet", "update", "--no-fetch")
+    assert (scene.workspace / "a lib/l").read_text() == "2\n"
+    assert scene.left == []
+
+    git(scene.workspace / "a lib", "checkout", "-q", "-b", "other", theirs)
+    with pytest.raises(ConflictError, match="checked out"):
+        await changes.branch("other")
+    assert git(scene.workspace, "branch", "--list", "other") == ""
+
+
 async def test_a_run_whose_agent_fails_is_fetched_as_well(scene: Scene) -> None:
     summary = await scene.run("echo x >c; exit 3")
 
@@ -189,22 +225,48 @@ async def test_a_container_that_is_killed_in_the_middle_of_the_way_out(scene: Sc
     assert scene.left == []
 
 
-async def test_what_can_not_be_fetched_now_is_fetched_by_the_next_run(scene: Scene) -> None:
-    (scene.engine / "stuck").touch()
-    first = await scene.run("echo x >c")
+@pytest.mark.parametrize(
+    ("fault", "told"), [("stuck", "is cut off"), ("hangs", "Nothing came out of the box for 0.3 seconds")]
+)
+async def test_what_can_not_be_fetched_now_is_fetched_by_the_next_run(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, fault: str, told: str
+) -> None:
+    (scene.engine / fault).touch()
+    with monkeypatch.context() as patched:
+        if fault == "hangs":
+            patched.setattr("container_runner.runner.carrier.PATIENCE", 0.3)
+        first = await scene.run("echo x >c")
 
     assert first.kind == "workspace"
     assert first.message is not None
     assert "is not fetched yet" in first.message
+    assert told in first.message
     assert first.changes is None
     assert [carry.run for carry in unfetched(scene.state)] == [first.run_id]
 
-    (scene.engine / "stuck").unlink()
+    (scene.engine / fault).unlink()
     second = await scene.run("echo y >d")
 
     assert (await scene.result(first)) == {"a": "1\n", "b": "2\n", "c": "x\n"}
     assert (await scene.result(second)) == {"a": "1\n", "b": "2\n", "d": "y\n"}
     assert unfetched(scene.state) == []
+    assert scene.left == []
+
+
+async def test_a_volume_that_can_not_be_removed_is_told_and_goes_with_the_next_run(scene: Scene) -> None:
+    (scene.engine / "keeps").touch()
+    first = await scene.run("echo x >c")
+
+    assert first.kind == "cleanup"
+    assert first.message is not None
+    assert first.message.startswith(f"container-runner-{first.run_id} may be left.")
+    assert (await scene.result(first)) == {"a": "1\n", "b": "2\n", "c": "x\n"}
+    assert first.changes is not None
+    assert unfetched(scene.state) == []
+
+    (scene.engine / "keeps").unlink()
+    await scene.run("exit 0")
+
     assert scene.left == []
 
 
@@ -278,15 +340,142 @@ async def test_a_run_whose_process_is_killed_is_fetched_by_the_next(
     assert scene.left == []
 
 
+async def test_a_run_begins_with_what_another_has_left_whatever_the_folder_is(scene: Scene) -> None:
+    first = await scene.run("echo x >c; rm b")
+    (scene.workspace / "a").write_text("the user's\n")
+
+    second = await scene.run("cat a c >d; echo y >c", from_run=first.run_id[:10])
+
+    assert await scene.result(second) == {"a": "1\n", "c": "y\n", "d": "1\nx\n"}
+    changes = await Changes.open(scene.workspace, second.run_id, scene.state)
+    assert [(file.path, file.status) for file in changes.files] == [(b"b", "deleted"), (b"c", "added"), (b"d", "added")]
+    await changes.apply()
+    found = {path.name: path.read_text() for path in scene.workspace.iterdir()}
+    assert found == {"a": "the user's\n", "c": "y\n", "d": "1\nx\n"}
+    assert scene.left == []
+
+
+async def test_any_number_of_runs_begin_with_one_at_once(scene: Scene) -> None:
+    first = await scene.run("echo x >c")
+    done: list[RunSummary] = []
+
+    async def fork(name: str) -> None:
+        done.append(await scene.run(f"cat c >{name}", from_run=first.run_id))
+
+    async with anyio.create_task_group() as tasks:
+        for name in ("d", "e"):
+            tasks.start_soon(fork, name)
+
+    found = [await scene.result(summary) for summary in done]
+    base = {"a": "1\n", "b": "2\n", "c": "x\n"}
+    assert sorted(found, key=str) == [base | {"d": "x\n"}, base | {"e": "x\n"}]
+
+
+async def test_a_run_that_was_killed_is_fetched_before_another_begins_with_it(
+    scene: Scene, victim: subprocess.Popen[str]
+) -> None:
+    assert victim.stdout is not None
+    victim.stdout.readline()
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait()
+    (carry,) = unfetched(scene.state)
+
+    summary = await scene.run("cat c >d", from_run=carry.run)
+
+    assert await scene.result(summary) == {"a": "1\n", "b": "2\n", "c": "x\n", "d": "x\n"}
+
+
+async def test_what_a_killed_run_had_begun_with_is_what_it_is_fetched_with(scene: Scene) -> None:
+    first = await scene.run("echo x >c; rm b")
+    (scene.engine / "stuck").touch()
+    second = await scene.run("echo y >d", from_run=first.run_id)
+    assert second.changes is None
+    (scene.engine / "stuck").unlink()
+
+    await scene.run("exit 0")
+
+    assert await scene.result(second) == {"a": "1\n", "c": "x\n", "d": "y\n"}
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("ffff", "There is no run 'ffff' whose work is kept: from_run must be the id of a run"),
+        ("other", "was on another folder, "),
+        ("discarded", "Nothing came out of run "),
+        ("", "2 runs begin with "),
+    ],
+)
+async def test_a_run_that_left_nothing_here_is_none_to_begin_with(scene: Scene, named: str, told: str) -> None:
+    other = scene.folder / "other"
+    other.mkdir(mode=0o777)
+    elsewhere = await Elsewhere(scene.folder).run("echo x >c")
+    discarded = await scene.run("echo x >c")
+    await (await Changes.open(scene.workspace, discarded.run_id, scene.state)).discard()
+    shadow = await Shadow.open(scene.workspace, scene.state)
+    for run in ("aaaa1", "aaaa2"):
+        await shadow.start(run)
+        await shadow.set_ref(run, "result", await shadow.ref(run, "base"))
+    names = {"other": elsewhere.run_id, "discarded": discarded.run_id, "": "aaaa"}
+
+    with pytest.raises(ConfigError) as caught:
+        await scene.run("exit 0", from_run=names.get(named, named))
+
+    assert told in str(caught.value)
+    assert scene.verbs.count("run") == 2
+
+
+class Elsewhere(Scene):
+    @property
+    def workspace(self) -> Path:
+        return self.folder / "other"
+
+
+async def test_a_mounted_folder_begins_with_nothing_else(scene: Scene) -> None:
+    with pytest.raises(ConfigError, match="workspace_mode"):
+        await scene.run("exit 0", config={"workspace_mode": "rw"}, from_run="abc")
+
+
+class Claude(Scene):
+    """With an agent that has sessions."""
+
+    def runner(self, **config: Any) -> ContainerRunner:
+        program = carried_engine.write_claude(self.folder)
+        return ContainerRunner(ClaudeRuntime(str(program)), super().runner(**config).config, self.state)
+
+
+async def test_a_session_goes_on_from_its_own_work_until_that_is_applied_or_discarded(scene: Scene) -> None:
+    claude = Claude(scene.folder)
+    base = {"a": "1\n", "b": "2\n"}
+    first = await claude.run("echo 1 >c")
+    assert (first.session_id, first.outcome) == ("one", "succeeded")
+
+    fork = await claude.run("cat c >d", resume="one", fork=True)
+    assert (fork.session_id, await claude.result(fork)) == ("fork", base | {"c": "1\n", "d": "1\n"})
+    assert await claude.result(await claude.run("exit 0", resume="one", from_run="folder")) == base
+    third = await claude.run("cat d >e", resume="fork")
+    assert await claude.result(third) == base | {"c": "1\n", "d": "1\n", "e": "1\n"}
+
+    await (await Changes.open(scene.workspace, third.run_id, scene.state)).apply()
+    (scene.workspace / "c").write_text("the user's\n")
+    fourth = await claude.run("echo 2 >d", resume="fork")
+    assert await claude.result(fourth) == base | {"c": "the user's\n", "d": "2\n", "e": "1\n"}
+
+    await (await Changes.open(scene.workspace, fourth.run_id, scene.state)).discard()
+    fifth = await claude.run("exit 0", resume="fork")
+    assert await claude.result(fifth) == base | {"c": "the user's\n", "d": "1\n", "e": "1\n"}
+
+
 async def test_a_run_on_the_same_folder_that_mounts_it_is_refused(scene: Scene, victim: subprocess.Popen[str]) -> None:
     assert victim.stdout is not None
     victim.stdout.readline()
 
     summary = await scene.run("exit 0", config={"workspace_mode": "rw"})
 
-    assert summary.kind == "state"
+    assert summary.kind == "workspace_busy"
     assert summary.message == f"{scene.workspace} is being worked on by a run with workspace_mode = carried."
     assert (await scene.run("exit 0")).outcome == "succeeded"
+    assert len(list(scene.state.glob("locks/workspace.*"))) == 1
 
 
 async def test_a_pool_is_refused(scene: Scene) -> None:
@@ -301,6 +490,23 @@ async def test_a_folder_that_can_not_be_kept_ends_the_run_before_it_starts(scene
     summary = await scene.run("exit 0")
 
     assert summary.kind == "workspace"
+    assert scene.left == []
+
+
+async def test_a_repository_that_borrows_objects_is_refused_unless_they_are_named(scene: Scene) -> None:
+    objects = make_folder(scene.folder / "theirs", {"l": "1\n"}).resolve() / ".git/objects"
+    shutil.rmtree(scene.workspace)
+    git(scene.folder, "clone", "--quiet", "--shared", "theirs", "project")
+    scene.workspace.chmod(0o777)
+
+    refused = await scene.run("exit 0")
+    taken = await scene.run("git log --format=%s >log", config={"volumes": [f"{objects}:{objects}:ro"]})
+
+    assert refused.kind == "workspace"
+    assert refused.message is not None
+    assert refused.message.endswith(f"borrows the objects in {objects}.")
+    assert (taken.outcome, taken.message) == ("succeeded", None)
+    assert (await scene.result(taken))["log"] == "first\n"
     assert scene.left == []
 
 

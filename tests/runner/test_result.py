@@ -10,9 +10,16 @@ import anyio
 import pytest
 
 from container_runner import errors
-from container_runner.agents import ClaudeRuntime, CommandRuntime
+from container_runner.agents import ClaudeRuntime, CodexRuntime, CommandRuntime
 from container_runner.config.container import ContainerConfig
-from container_runner.errors import ConfigError, ContainerRunnerError, OutOfMemoryError, TotalTimeoutError, error_class
+from container_runner.errors import (
+    ConfigError,
+    ContainerRunnerError,
+    OutOfMemoryError,
+    PermissionDeniedError,
+    TotalTimeoutError,
+    error_class,
+)
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.records.records import Records
 from container_runner.runner import ContainerRunner
@@ -37,6 +44,7 @@ async def test_a_run_gives_what_it_came_to(fake_engine: FakeEngine, runner: Cont
     result = await runner.run(options())
 
     assert (result.text, result.session_id, result.turns, result.cost_usd) == ("4", "abc", 1, 0.25)
+    assert result.usage is not None
     assert (result.usage.total, result.structured_output, result.changes) == (13, {"sum": 4}, None)
     assert result.messages == ()
     assert result.record is not None
@@ -137,3 +145,75 @@ def test_an_error_that_was_told_knows_its_exit_code_and_signal() -> None:
     assert told.to_error().exit_code == 137
     killed = ErrorMessage(kind="agent_killed", message="M.", next_step="N.", signal=11).to_error()
     assert getattr(killed, "signal", None) == 11
+
+
+def call(key: str, name: str, *, is_error: bool) -> list[dict[str, Any]]:
+    """A call of a tool, and what it gave back."""
+    use = {"type": "tool_use", "id": key, "name": name, "input": {}}
+    gave = {"type": "tool_result", "tool_use_id": key, "content": "…", "is_error": is_error}
+    return [
+        {"type": "assistant", "message": {"content": [use]}},
+        {"type": "user", "message": {"content": [gave]}},
+    ]
+
+
+def success(*denied: tuple[str, str]) -> dict[str, Any]:
+    denials = [{"tool_use_id": key, "tool_name": name} for key, name in denied]
+    return {"type": "result", "subtype": "success", "is_error": False, "permission_denials": denials}
+
+
+DENIED = call("1", "Bash", is_error=True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "fails"),
+    [
+        ([*DENIED, success(("1", "Bash"))], True),
+        ([*call("0", "Read", is_error=False), *DENIED, success(("1", "Bash"))], True),
+        ([*DENIED, *call("2", "Write", is_error=False), success(("1", "Bash"))], False),
+        ([*DENIED, success()], False),
+        ([*call("1", "ExitPlanMode", is_error=True), success(("1", "ExitPlanMode"))], False),
+    ],
+    ids=["nothing but a refusal", "a refusal at last", "another way was found", "no refusal", "a plan"],
+)
+async def test_an_agent_that_gives_up_at_a_refusal_has_failed(
+    fake_engine: FakeEngine, runner: ContainerRunner, lines: list[Any], fails: bool
+) -> None:
+    fake_engine.messages(lines)
+
+    if not fails:
+        await runner.run(options())
+        return
+    with pytest.raises(PermissionDeniedError, match="not permitted to use Bash") as caught:
+        await runner.run(options())
+    assert caught.value.tools == ("Bash",)
+    assert "--allowed-tool" in caught.value.next_step
+
+
+async def test_another_agents_lines_come_to_the_same(fake_engine: FakeEngine, tmp_path: Path) -> None:
+    fake_engine.transcript(Path(__file__).parents[1] / "data/agents/codex.jsonl")
+    runner = ContainerRunner(CodexRuntime(), ContainerConfig(image="my/codex"), tmp_path / "state")
+
+    result = await runner.run(options())
+
+    assert (result.text, result.turns, result.cost_usd) == ("All done.", None, None)
+    assert result.session_id == "01a21ae6-ae51-7733-8117-2510a46baad9"
+    assert result.usage is not None
+    assert (result.usage.input_tokens, result.usage.cache_read_input_tokens) == (180, 20)
+    assert result.record is not None
+    with Records(runner.state_dir).open(result.record) as transcript:
+        text = os.read(transcript, 65536).decode()
+    assert '"original":{"type":"turn.completed"' in text.replace(" ", "")
+    assert result.record.summary.turns is None
+
+
+async def test_an_agent_that_is_not_in_the_image_is_told_with_how_to_get_one(
+    fake_engine: FakeEngine, tmp_path: Path
+) -> None:
+    fake_engine.fail("command_not_found")
+    runner = ContainerRunner(CodexRuntime(), ContainerConfig(image="my/codex"), tmp_path / "state")
+
+    with pytest.raises(errors.CommandNotFoundError) as caught:
+        await runner.run(options())
+
+    assert "container-runner image build codex" in caught.value.next_step

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from pytest_subprocess import FakeProcess
 
 from container_runner.agents import ClaudeRuntime, CommandRuntime
+from container_runner.agents.acp import AcpRuntime
 from container_runner.box import script
 from container_runner.box.argv import DOCKER, PODMAN, PODMAN_ROOTLESS
 from container_runner.box.mounts import mount_table
@@ -36,7 +37,7 @@ from container_runner.engine.engine import Engine
 from container_runner.errors import AgentFailedError, ConfigError
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.records.sessions import Sessions
-from container_runner.runner import ContainerRunner
+from container_runner.runner import ContainerRunner, diagnosis
 from container_runner.runner import run as run_module
 from container_runner.stream import command as command_module
 from container_runner.stream.command import Completed
@@ -135,6 +136,20 @@ def test_an_exec_can_be_turned_to_a_container_that_was_found(tmp_path: Path) -> 
     assert plan.exec_in(plan.container) == plan.exec
 
 
+def test_a_session_in_a_container_of_a_pool_is_told_things_by_the_name_of_who_made_it(tmp_path: Path) -> None:
+    """The script in there was started for the pool, and its FIFO has that id."""
+    goose = ContainerRunner(AcpRuntime("goose", "acp"), ContainerConfig(image="i", engine="docker"), tmp_path)
+    live = ExecuteOptions(prompt="", agent=Agent(name="bot"))
+    waiting, plan = goose.plan(live), goose.plan(live)
+
+    taken = plan.taken_by(waiting)
+
+    assert plan.digest == waiting.digest
+    assert taken.feed[-1] == waiting.run_id != plan.run_id
+    assert taken.container == waiting.container
+    assert taken.run_id == plan.run_id
+
+
 @pytest.mark.parametrize(
     ("change", "same"),
     [
@@ -206,6 +221,19 @@ def test_what_an_agents_container_is_told_on_stdin(tmp_path: Path) -> None:
     assert told.fields["mounts"].strip("\n").split("\n") == plan.mounted.in_kernel(mount_table()[0])
     assert not re.search(rb"\nset -- ", plan.stdin())
     assert b"\nset -- claude -p " in plan.stdin(with_command=True)
+
+
+def test_a_setup_and_a_check_travel_on_stdin_and_are_shown(tmp_path: Path) -> None:
+    plan = runner(tmp_path).plan(options("2 + 2?", setup="echo 'a\nb'", check="make test"), engine=ENGINES[0])
+
+    told = Stdin.of(plan.stdin()).fields
+
+    assert (told["setup"], told["check"]) == ("echo 'a\nb'", "make test")
+    assert not any("make test" in word for command in plan.commands for word in command)
+    assert plan.told_on_stdin.splitlines()[:2] == [
+        "# before the agent: sh -c \"echo 'a\\nb'\"",
+        '# after the agent: sh -c "make test"',
+    ]
 
 
 @pytest.mark.parametrize(("size", "fits"), [(128 * 1024, True), (128 * 1024 + 1, False)])
@@ -702,7 +730,8 @@ async def test_an_agent_whose_container_ends_with_its_time_is_told_of_the_limit(
 ) -> None:
     fp.register(["docker", "run", fp.any()], returncode=143, stderr=f"container-runner: started {known_id}\n")
     fake_engine.reply("never said")
-    monkeypatch.setattr(run_module.Run, "_is_overdue", property(lambda _: True))
+    for module in (run_module, diagnosis):
+        monkeypatch.setattr(module, "is_overdue", lambda _: True)
 
     error = await failure(runner(tmp_path, time_limit="1m"))
 
@@ -999,3 +1028,22 @@ async def test_a_session_that_is_not_there_is_told_and_never_listed(fake_engine:
     assert error.kind == "session_not_found"
     assert "sessions list" in error.next_step
     assert Sessions(tmp_path / "state").of("bot") == []
+
+
+@pytest.mark.parametrize("error", [ValueError("embedded null byte"), AgentFailedError("It is odd.")])
+async def test_an_end_that_goes_wrong_leaves_no_agent(
+    fake_engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def stop(_: object) -> list[Message]:
+        raise error
+
+    fake_engine.messages([{"type": "system", "subtype": "init"}], hang=True)
+    monkeypatch.setattr(run_module.Run, "stop", stop)
+    with anyio.CancelScope() as scope:
+        async with aclosing(runner(tmp_path, credentials="none").execute(options())) as messages:
+            async for _ in messages:
+                scope.cancel()
+
+    assert scope.cancelled_caught
+    assert "rm" in [call.argv[1] for call in fake_engine.calls]
+    assert all(call.returncode is not None for call in fake_engine.calls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 import tracemalloc
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from container_runner.errors import ConfigError
-from container_runner.stream.lines import HEAD_SIZE, LineSplitter, OversizedLine
+from container_runner.stream.lines import HEAD_SIZE, Exact, LineSplitter, OversizedLine
 
 STREAMS = st.lists(st.sampled_from([b"\n", b"\r", b"\r\n", b"{}", b"\xff\x00", "ü\u2028".encode(), b"x" * 50])).map(
     b"".join
@@ -138,3 +139,48 @@ def test_an_oversized_line_is_a_message() -> None:
     assert line.to_dict() == {"type": "oversized", "size": 9_999, "head": "{\ufffd\x1b"}
     assert orjson.loads(line.to_json()) == line.to_dict()
     assert repr(line) == "OversizedLine(9999 bytes, '{\ufffd\\x1b'…)"
+
+
+OURS = re.compile(rb"container-runner: [a-z-]+ 0123\b[^\n]*\n")
+
+
+def exactly(stream: bytes, sizes: list[int]) -> tuple[bytes, list[bytes]]:
+    """What *stream*, cut into chunks of these sizes, comes to: its own bytes, and our lines."""
+    exact, pieces, at = Exact(OURS, b"container-runner: "), list[bytes | OversizedLine](), 0
+    for size in [*sizes, len(stream)]:
+        pieces += exact.push(stream[at : at + size])
+        at += size
+    pieces += exact.flush()
+    found = [piece for piece in pieces if isinstance(piece, bytes)]
+    assert len(found) == len(pieces)
+    return (
+        b"".join(piece for piece in found if not OURS.match(piece + b"\n")),
+        [piece for piece in found if OURS.match(piece + b"\n")],
+    )
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"a", b"\r\n", b"\n", b"\xff", b"contain", b"container-runner: ", b"ended 0123", b"c"]),
+        max_size=12,
+    ),
+    st.lists(st.integers(1, 9), max_size=30),
+)
+def test_exactly_what_was_said_comes_out_however_it_was_cut(parts: list[bytes], sizes: list[int]) -> None:
+    said = b"".join(parts)
+    if OURS.search(said + b"\n"):
+        return  # nobody else knows the token
+    end = b"container-runner: ended 0123 7\n"
+
+    assert exactly(said + end, sizes) == (said, [end[:-1]])
+
+
+def test_what_can_not_begin_a_line_of_ours_is_handed_on_at_once() -> None:
+    exact = Exact(OURS, b"container-runner: ")
+
+    assert exact.push(b"half a li") == [b"half a li"]
+    assert exact.push(b"ne\r\n") == [b"ne\r\n"]
+    assert exact.push(b"x cont") == [b"x "]
+    assert exact.push(b"inent") == [b"continent"]
+    assert exact.push(b"container-runner: is a program") == []
+    assert exact.push(b"y" * 5000) == [b"container-runner: is a program" + b"y" * 5000]

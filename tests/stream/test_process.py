@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -498,6 +499,18 @@ async def test_terminate_kills_what_does_not_listen(monkeypatch: pytest.MonkeyPa
     await process.read(30)
 
     assert await end(process) == -signal.SIGKILL
+
+
+async def test_a_signal_leaves_the_exit_code_to_who_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Popen looks whether the child has ended, and collects it: asyncio then says 255."""
+    monkeypatch.setattr(subprocess.Popen, "send_signal", lambda *_: pytest.fail("it may have been collected"))
+    process = await Process.start(sh("trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done"))
+    await process.read(30)
+
+    await process.terminate()
+
+    assert process.returncode == 7
+    process.close()
 
 
 async def test_terminate_after_the_end_does_nothing() -> None:

@@ -99,6 +99,14 @@ async def test_lines_become_messages_and_blank_ones_none() -> None:
         assert stream.result is result
 
 
+async def test_behind_the_line_that_says_that_the_agent_left_it_needs_no_time_to_leave() -> None:
+    script = f"echo '{OK}'; echo 'left it 12'; sleep 0.5"
+    async with Reader(script, options(result_timeout=0.1), left_line=b"left it") as stream:
+        (result,) = await all_of(stream)
+
+        assert isinstance(result, ResultMessage)
+
+
 class Chunks:
     """A process that has said all at once."""
 
@@ -464,6 +472,16 @@ async def test_a_clock_is_kept_between_two_looks(monkeypatch: pytest.MonkeyPatch
             await stream.read()
 
 
+async def test_an_agent_that_waits_for_us_is_not_silent() -> None:
+    answers = iter([True] * 6)
+
+    async with Reader("sleep 1000", options(idle_timeout=0.1), is_owed=lambda: next(answers, False)) as stream:
+        with anyio.fail_after(20), pytest.raises(IdleTimeoutError):
+            await stream.read()
+
+    assert list(answers) == []
+
+
 async def test_a_clock_runs_also_during_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine may not answer."""
     monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 0.05)
@@ -631,8 +649,10 @@ async def test_a_command_on_the_host_is_ended_also_by_a_second_cancellation(anyi
 async def test_a_grandchild_that_floods_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_module, "EXIT_GRACE", 0.2)
 
-    with anyio.fail_after(20):
-        *_, error = await on_host("setsid yes & sleep 0.2; exit 3")
+    long_line = "x" * 4_000  # what floods is bytes; a million lines would be this machine's speed
+
+    with anyio.fail_after(60):
+        *_, error = await on_host(f"setsid yes {long_line} & sleep 0.2; exit 3")
 
     assert isinstance(error, ErrorMessage)
     assert error.exit_code == 3

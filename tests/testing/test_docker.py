@@ -33,7 +33,12 @@ class Place:
         return subprocess.run(
             [COMMAND, "run", *words, *own, "--credentials=none", "--agent=bot"],
             cwd=self.folder / "work",
-            env={**os.environ, "DOCKER_FAKE_CALLS": str(self.folder / "calls"), **variables},
+            env={
+                **os.environ,
+                "CONTAINER_RUNNER_WORKSPACE_MODE": "rw",
+                "DOCKER_FAKE_CALLS": str(self.folder / "calls"),
+                **variables,
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -137,3 +142,10 @@ def test_it_needs_no_pytest() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
     assert not {"pytest", "pytest_subprocess", "anyio"} & set(loaded)
+
+
+def test_a_carried_workspace_can_not_be_played_and_says_so(place: Place) -> None:
+    done = place.run("Hello", **place.replies({"text": "Hi."}), CONTAINER_RUNNER_WORKSPACE_MODE="carried")
+
+    assert done.returncode == 5
+    assert "on a mounted workspace only; give --rw" in done.stdout

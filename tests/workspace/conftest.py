@@ -12,7 +12,7 @@ import pytest
 
 from container_runner.stream.pipe import open_pipe
 from container_runner.workspace.manifest import MANIFEST, Facts, Manifest
-from container_runner.workspace.shadow import Shadow
+from container_runner.workspace.shadow import Shadow, Start
 from container_runner.workspace.tar import Source
 from container_runner.workspace.way_out import OUT, Outcome, receive
 
@@ -21,6 +21,7 @@ Git = Callable[..., str]
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
+    (tmp_path / "state").mkdir()
     return tmp_path / "state"
 
 
@@ -87,12 +88,30 @@ class Box:
             async for records in manifest.records():
                 self.before |= records
 
-    async def out(self, *, before: bool = True, overlay: bool = False, may_be_empty: bool = False) -> Outcome:
+    async def out(
+        self,
+        *,
+        before: bool = True,
+        overlay: bool = False,
+        may_be_empty: bool = False,
+        run: str = "r",
+        start: Start | None = None,
+        below: str | None = None,
+    ) -> Outcome:
         """The way out."""
         argv = ["sh", "-c", OUT, "sh", str(self.folder)]
         async with open_pipe(argv, env=self._env, stdin=None) as pipe:
             known = self.before if before else None
-            return await receive(self.shadow, "r", pipe, before=known, overlay=overlay, may_be_empty=may_be_empty)
+            return await receive(
+                self.shadow,
+                run,
+                pipe,
+                before=known,
+                overlay=overlay,
+                start=start,
+                below=below,
+                may_be_empty=may_be_empty,
+            )
 
 
 @pytest.fixture
@@ -103,7 +122,23 @@ def programs(anyio_backend: str, tmp_path: Path) -> str:
         return os.environ["PATH"]
     folder = tmp_path / "bin"
     folder.mkdir()
-    names = ["sh", "find", "tar", "xargs", "head", "chmod", "cat", "mv", "rm", "mkdir", "cp", "ln", "mkfifo", "touch"]
+    names = [
+        "sh",
+        "find",
+        "tar",
+        "xargs",
+        "head",
+        "chmod",
+        "rmdir",
+        "cat",
+        "mv",
+        "rm",
+        "mkdir",
+        "cp",
+        "ln",
+        "mkfifo",
+        "touch",
+    ]
     for name in names:
         (folder / name).symlink_to(busybox)
     git = shutil.which("git")

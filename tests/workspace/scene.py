@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
+
 from container_runner.workspace.changes import Changes
 from container_runner.workspace.shadow import Shadow
 
@@ -102,12 +104,17 @@ def _files(folder: Path) -> set[bytes]:
     return {os.fsencode(path.relative_to(folder)) for path in found if ".git" not in path.relative_to(folder).parts}
 
 
-async def ran(workspace: Path, state: Path, edit: Edit, run: str = RUN) -> Shadow:
-    """The shadow after a run in which *edit* was done to a copy of the workspace."""
+async def ran(workspace: Path, state: Path, edit: Edit, run: str = RUN, after: str | None = None) -> Shadow:
+    """The shadow after a run in which *edit* was done to a copy of the workspace, or of what run *after* has left."""
     shadow = await Shadow.open(workspace, state)
-    await shadow.start(run)
+    start = None if after is None else await shadow.left_by(after)
+    await shadow.start(run, start)
     copy = state / f"box-{run}"
-    shutil.copytree(workspace, copy, symlinks=True)
+    if start is None:
+        shutil.copytree(workspace, copy, symlinks=True)
+    else:
+        copy.mkdir()
+        await anyio.run_process(["tar", "-x"], cwd=copy, input=await shadow.git("archive", start.files))
     edit(copy)
     base, user = await shadow.ref(run, "base"), await shadow.ref(run, "user")
     git_dir = shadow.folder / "shadow.git"
@@ -118,7 +125,8 @@ async def ran(workspace: Path, state: Path, edit: Edit, run: str = RUN) -> Shado
     (state / "scene-index").unlink(missing_ok=True)
     git(copy, "update-index", "--add", "-z", "--stdin", stdin=b"".join(b"%s\0" % file for file in files), env=env)
     tree = git(copy, "write-tree", env=env).strip()
-    result = (await shadow.git("commit-tree", tree, "-p", str(base), "-m", "The work")).decode().strip()
+    parent = str(base) if start is None else start.files
+    result = (await shadow.git("commit-tree", tree, "-p", parent, "-m", "The work")).decode().strip()
     await shadow.set_ref(run, "result", result)
     has_git = shadow.is_repository and (copy / ".git").exists()
     if has_git and git(copy, "rev-parse", "-q", "--verify", "HEAD", ok=(0, 1)).strip() not in ("", user):
@@ -128,5 +136,5 @@ async def ran(workspace: Path, state: Path, edit: Edit, run: str = RUN) -> Shado
     return shadow
 
 
-async def changes_of(workspace: Path, state: Path, edit: Edit, run: str = RUN) -> Changes:
-    return await Changes.load(await ran(workspace, state, edit, run), run)
+async def changes_of(workspace: Path, state: Path, edit: Edit, run: str = RUN, *, after: str | None = None) -> Changes:
+    return await Changes.load(await ran(workspace, state, edit, run, after), run)

@@ -15,12 +15,6 @@ from tests.workspace.scene import FILES, LINES, RUN, changes_of, commit, everyth
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    (tmp_path / "state").mkdir()
-    return tmp_path / "state"
-
-
 @pytest.fixture(params=["git", "no git"])
 def any_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return make_folder(tmp_path / "work", FILES, is_repository=request.param == "git")

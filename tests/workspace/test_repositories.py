@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from container_runner.workspace.repositories import enclosing_repository, git_folder, read_index
+from container_runner.errors import WorkspaceError
+from container_runner.workspace.repositories import borrowed, enclosing_repository, git_folder, read_index
+from container_runner.workspace.repository import check_objects, find_repository
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
@@ -88,3 +90,86 @@ def test_the_repository_around_a_folder(tmp_path: Path) -> None:
 
     assert enclosing_repository(tmp_path / "top/a/b") == tmp_path / "top"
     assert enclosing_repository(tmp_path / "top") is None
+
+
+def objects_of(folder: Path) -> Path:
+    """The git folder of what looks like a repository."""
+    for name in ("info", "pack"):
+        (folder / ".git/objects" / name).mkdir(parents=True)
+    (folder / ".git/refs").mkdir()
+    (folder / ".git/HEAD").write_text("ref: refs/heads/main\n")
+    return folder / ".git"
+
+
+BORROWED = {
+    "alternates": "{private}",
+    "of alternates": "{private}",
+    "relative": "../../../private/.git/objects",
+    "through a link": "../../../link/objects",
+    "quoted": '"{private}"',
+    "of an odd line": "nowhere\x0b\n# {private}\n{private}",
+}
+
+
+@pytest.mark.parametrize(
+    "way", [*BORROWED, "objects", "objects/pack", "objects/info", "objects/info/alternates", "none"]
+)
+def test_where_a_repository_reads_objects(tmp_path: Path, way: str) -> None:
+    private, git = objects_of(tmp_path / "private"), objects_of(tmp_path / "work")
+    (tmp_path / "link").symlink_to(private)
+    if way in BORROWED:
+        lender = objects_of(tmp_path / "lender") if way == "of alternates" else git
+        (git / "objects/info/alternates").write_text(f"{lender / 'objects'}\n")
+        line = BORROWED[way].format(private=private / "objects")
+        (lender / "objects/info/alternates").write_text(f"{line}\n")
+    elif way != "none":
+        place, there = git / way, private / way
+        if place.is_dir():
+            shutil.rmtree(place)
+        place.symlink_to(there)
+
+    found = borrowed(git)
+
+    where = git / "objects/info/alternates" if way == "objects/info/alternates" else private
+    assert any(str(folder).strip('"').startswith(str(where)) for folder in found) == (way != "none")
+    assert way != "none" or found == []
+
+
+def test_a_repository_that_borrows_is_refused_unless_it_is_named_from_where(tmp_path: Path) -> None:
+    private, git = objects_of(tmp_path / "private"), objects_of(tmp_path / "work")
+    module = git / "modules/m"
+    shutil.copytree(private, module)
+    repository = find_repository(tmp_path / "work")
+    assert repository is not None
+    check_objects(repository, ())
+
+    (git / "objects/info/alternates").write_text(f"{private / 'objects'}\n")
+    with pytest.raises(WorkspaceError) as caught:
+        check_objects(repository, ["/elsewhere"])
+    assert f"--volume={private}/objects:{private}/objects:ro" in caught.value.next_step
+    check_objects(repository, [str(private)])
+
+    (module / "objects/info/alternates").write_text(f"{private / 'objects'}\n")
+    with pytest.raises(WorkspaceError) as caught:
+        check_objects(repository, [str(private)])
+    assert caught.value.next_step.endswith(f"`git repack -a -d && rm objects/info/alternates` in {module}.")
+
+
+@pytest.mark.parametrize("way", ["folder", "file"])
+def test_a_repository_whose_rest_is_another_ones_is_refused(tmp_path: Path, way: str) -> None:
+    private, work = objects_of(tmp_path / "private"), tmp_path / "work"
+    git = objects_of(work)
+    if way == "file":
+        own = work / "x/worktrees/w"
+        own.mkdir(parents=True)
+        (own / "HEAD").write_text("ref: refs/heads/main\n")
+        shutil.rmtree(git)
+        git.write_text("gitdir: x/worktrees/w\n")
+        git = own
+    else:
+        (git / "commondir").write_text("./\n")
+        assert find_repository(work) is not None
+    (git / "commondir").write_text(f"{private}\n")
+
+    with pytest.raises(WorkspaceError):
+        find_repository(work)

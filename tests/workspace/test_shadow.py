@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
+import anyio
 import pytest
 
 from container_runner.workspace.shadow import Shadow
@@ -48,6 +50,19 @@ async def test_a_second_snapshot_sees_what_changed_since(work: Path, state: Path
     assert (await files(shadow, second))["a"] == ("100644", b"A\n")
     (work / "a").write_text("a\n")
     assert await shadow.snapshot() == first
+
+
+async def test_several_may_make_it_at_once(work: Path, state: Path) -> None:
+    opened: list[Shadow] = []
+
+    async def make() -> None:
+        opened.append(await Shadow.open(work, state))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(6):
+            tasks.start_soon(make)
+
+    assert len({await shadow.snapshot() for shadow in opened}) == 1
 
 
 async def test_a_folder_without_git_is_carried_whole(tmp_path: Path, state: Path) -> None:
@@ -112,3 +127,43 @@ async def test_what_a_killed_process_left_is_removed_when_it_is_old(work: Path, 
     await Shadow.open(work, state)
 
     assert [path.name for path in shadow.folder.glob("scratch-*")] == ["scratch-new"]
+
+
+@pytest.mark.parametrize("way", ["objects", "objects/pack", "alternates"])
+async def test_nothing_is_borrowed_from_where_an_agent_may_have_led(
+    work: Path, state: Path, user: Git, tmp_path: Path, way: str
+) -> None:
+    user("init", "-q", "-b", "main", at="private")
+    (tmp_path / "private/secret").write_text("secret\n")
+    user("add", "-A", at="private")
+    user("commit", "-qm", "secret", at="private")
+    user("repack", "-adq", at="private")
+    objects = tmp_path / "private/.git/objects"
+    for git, dot in ((work / ".git/modules/m", work / "m/.git"), (work / "n/.git", None)):
+        git.mkdir(parents=True)
+        user("init", "-q", "-b", "main", "--bare", at=git)
+        (git / "refs/heads/main").symlink_to(tmp_path / "private/.git/refs/heads/main")
+        if way == "alternates":
+            (git / "objects/info/alternates").write_text(f"{objects}\n")
+        else:
+            shutil.rmtree(git / way)
+            (git / way).symlink_to(objects / way.removeprefix("objects").lstrip("/"))
+        if dot is not None:
+            dot.parent.mkdir()
+            dot.write_text(f"gitdir: {git}\n")
+    user("init", "-q", "--bare", str(work / ".git/modules/own"))
+    user("init", "-q", "--bare", str(work / f".git/modules/x\n{objects.parent}"))
+
+    shadow = await Shadow.open(work, state)
+
+    borrowed = [work / ".git/objects", work / ".git/modules/own/objects"]
+    assert (shadow.objects / "info/alternates").read_text() == "".join(f"{each}\n" for each in borrowed)
+    assert [it.at for it in (await shadow.contents()).repositories] == [b""]
+
+
+async def test_a_repository_that_was_cut_off_is_made_again(work: Path, state: Path) -> None:
+    shadow = Shadow(work, state)
+    shadow.git_dir.mkdir(parents=True)
+    (shadow.git_dir / "HEAD").write_text("ref: refs/heads/main\n")
+
+    await (await Shadow.open(work, state)).start("r")

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 
 from container_runner.errors import ConflictError, StateError, WorkspaceError
@@ -20,12 +21,6 @@ from container_runner.workspace.shadow import Shadow
 from tests.workspace.scene import FILES, LINES, RUN, changes_of, everything, look, make_folder, ran, write
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    (tmp_path / "state").mkdir()
-    return tmp_path / "state"
 
 
 @pytest.fixture
@@ -175,6 +170,29 @@ async def test_after_a_kill_the_next_command_undoes_it_and_goes_on(work: Path, s
     assert len(applied.paths) == 13
     assert not list(work.glob(".container-runner-*"))
     assert (work / "a").read_text().endswith("eight\n")
+
+
+@pytest.mark.parametrize(("moment", "is_done"), [("make", False), ("plan", False), ("carry_out", True)])
+async def test_a_cancelled_apply_is_all_or_nothing(
+    work: Path, state: Path, monkeypatch: pytest.MonkeyPatch, moment: str, is_done: bool
+) -> None:
+    changes = await changes_of(work, state, everything)
+    before, real = look(work), getattr(target.Target, moment)
+
+    def cancelled(*words: object) -> object:
+        scope.cancel()
+        return real(*words)
+
+    with anyio.CancelScope() as scope, monkeypatch.context() as patched:
+        patched.setattr(target.Target, moment, cancelled)
+        await changes.apply()
+    assert scope.cancelled_caught
+    assert (look(work) == before, (work / "blob").exists()) == (not is_done, is_done)
+    assert not list(work.glob(".container-runner-*"))
+
+    await changes.apply()
+
+    assert (work / "sub/deep").read_text() == "a file now\n"
 
 
 async def test_what_the_user_changed_after_a_kill_is_kept(work: Path, state: Path) -> None:

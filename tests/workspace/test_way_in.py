@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +54,9 @@ async def carried(
     shadow = await Shadow.open(folder, state)
     box = state.parent / "inside"
     box.mkdir()
-    stream = send(shadow, history=history, ignored=ignored, run=run)
+    start = None if run is None else await shadow.left_by(run)
+    below = await shadow.snapshot()
+    stream = send(shadow, history=history, ignored=ignored, start=start, below=below)
     found: dict[bytes, Facts] = {}
     async with open_pipe(
         ["sh", "-c", IN, "sh", str(box)], env={"PATH": path, "HOME": "/nonexistent"}, stdin=stream
@@ -289,6 +293,30 @@ async def test_ignored_files_go_along_if_they_are_named(work: Path, state: Path,
     assert {name for name in inside.manifest if name.startswith(b".env")} == {b".env.local", b".env.test"}
 
 
+async def test_no_file_of_the_users_comes_by_what_a_repository_says(
+    work: Path, state: Path, user: Git, programs: str, home: Path
+) -> None:
+    """An earlier agent may have made the repository, or have led its index to another one's."""
+    (home / "key").write_text("secret\n")
+    (home / "ignores").write_text("mine\n")
+    user("config", "--global", "core.excludesFile", str(home / "ignores"))
+    user("init", "-q", at="work/nested")
+    user("init", "-q", at="other")
+    (work.parent / "other/secret").write_text("secret\n")
+    user("add", "secret", at="other")
+    (work / "nested/.git/index").symlink_to(work.parent / "other/.git/index")
+    for at in ("work", "work/nested"):
+        user("config", "core.excludesFile", str(home / "key"), at=at)
+
+    inside = await carried(work, state, programs)
+
+    for at in (".git", "nested/.git"):
+        assert (inside.folder / at / "info/exclude").read_text().startswith("mine\n")
+    assert inside.git("status", "--porcelain") == "?? nested/\n"
+    files = [path for path in inside.folder.rglob("*") if path.is_file()]
+    assert not any(b"secret" in path.read_bytes() for path in files)
+
+
 async def test_nothing_that_git_obeys_goes_along(work: Path, state: Path, user: Git, programs: str) -> None:
     (work / ".git/hooks").mkdir(exist_ok=True)
     (work / ".git/hooks/post-checkout").write_text("#!/bin/sh\n")
@@ -322,3 +350,56 @@ async def test_what_an_earlier_run_has_left_can_be_carried_in(
     assert (inside.folder / "new").read_text() == "2\n"
     assert (inside.folder / "a").read_text() == "a\n"
     inside.git("fsck")
+
+
+async def test_a_filter_counts_in_what_an_earlier_run_has_left_as_well(
+    work: Path, state: Path, user: Git, box: Box, programs: str
+) -> None:
+    (work / ".gitattributes").write_text("*.bin filter=upper\n")
+    user("config", "filter.upper.clean", "tr a-z A-Z")
+    (work / "kept.bin").write_text("kept\n")
+    (work / "changed.bin").write_text("old\n")
+    user("add", "-A")
+    user("commit", "-qm", "filtered")
+    user("update-index", "--refresh")
+    await box.shadow.start("r")
+    shutil.rmtree(box.folder)
+    shutil.copytree(work, box.folder, symlinks=True)
+    box.sh("echo new >changed.bin")
+    await box.out(before=False)
+
+    inside = await carried(work, state, programs, run="r")
+
+    assert inside.git("status", "--porcelain") == " M changed.bin\n"
+    assert (inside.folder / "kept.bin").read_text() == "kept\n"
+
+
+async def test_a_submodule_that_an_earlier_run_removed_is_not_there(
+    work: Path, state: Path, user: Git, box: Box, programs: str, tmp_path: Path
+) -> None:
+    user("init", "-q", at="other")
+    (tmp_path / "other/x").write_text("x\n")
+    user("add", "-A", at="other")
+    user("commit", "-qm", "other", at="other")
+    user("submodule", "--quiet", "add", str(tmp_path / "other"), "module")
+    user("commit", "-qm", "with a module")
+    await box.shadow.start("r")
+    shutil.rmtree(box.folder)
+    shutil.copytree(work, box.folder, symlinks=True)
+    box.sh("rm -rf module; echo a file now >module")
+    await box.out(before=False)
+
+    inside = await carried(work, state, programs, run="r")
+
+    assert (inside.folder / "module").read_text() == "a file now\n"
+
+
+async def test_a_reader_that_goes_away_leaves_nothing_open(work: Path, state: Path) -> None:
+    shadow = await Shadow.open(work, state)
+    for stop_after in (1, 2, 3):  # in front of the repository's files, in them, and in those of the folder
+        chunks = send(shadow, history="all", ignored=(), below=await shadow.snapshot())
+        for _ in range(stop_after):
+            await anext(chunks)
+        await chunks.aclose()
+    gc.collect()  # which warns of a generator that was left in the middle, and warnings are errors here
+    assert list(shadow.folder.glob("scratch-*")) == []

@@ -17,7 +17,7 @@ import pytest
 from container_runner.errors import WorkspaceError
 from container_runner.stream.pipe import Pipe
 from container_runner.workspace import manifest as manifest_module
-from container_runner.workspace import way_out
+from container_runner.workspace import work as work_module
 from container_runner.workspace.findings import Finding
 from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.tar import END, file, member, padding
@@ -335,8 +335,8 @@ async def test_a_file_through_a_link_is_a_file_in_a_folder(shadow: Shadow) -> No
 
 
 async def test_what_has_become_too_large_is_told(shadow: Shadow, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(way_out, "FILE_LIMIT", 100)
-    monkeypatch.setattr(way_out, "TOTAL_LIMIT", 150)
+    monkeypatch.setattr(work_module, "FILE_LIMIT", 100)
+    monkeypatch.setattr(work_module, "TOTAL_LIMIT", 150)
     records = manifest(
         A, KEEP, record(b"big", size=101), record(b"one", size=90), record(b"two", size=90), record(b"grown")
     )
@@ -444,8 +444,8 @@ ENDLESS = {
 
 @pytest.mark.parametrize("what", ENDLESS)
 async def test_what_has_no_end_is_given_up(shadow: Shadow, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    monkeypatch.setattr(way_out, "TOTAL_LIMIT", 10_000_000)
-    monkeypatch.setattr(way_out, "BYTES_LIMIT", 10_000_000)
+    monkeypatch.setattr(work_module, "TOTAL_LIMIT", 10_000_000)
+    monkeypatch.setattr(work_module, "BYTES_LIMIT", 10_000_000)
     monkeypatch.setattr(manifest_module, "NAMES_LIMIT", 50_000)
     tracemalloc.start()
 

@@ -1,0 +1,156 @@
+"""MCP servers of the host, as the box finds them at /mcp/NAME: streamable HTTP, as far as tools need it.
+
+Each message is one POST and has one answer in JSON. There are no streams and no sessions, which a server may leave out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, Final, Protocol
+
+import anyio
+import attrs
+import h11
+import orjson
+
+from container_runner.gateway.frames import Channel, Gone
+from container_runner.gateway.refused import Refused
+from container_runner.session import jsonrpc, mcp
+from container_runner.session.asks import ToolAnswer
+from container_runner.session.tools import Tool
+from container_runner.stream.decode import cost, fits
+
+MOST_BYTES: Final = 1024**2
+"""How long a message of the box's may be. Each of its connections may hold one in memory."""
+
+MOST_OPEN: Final = 128 * 1024**2
+"""How much memory the messages of a box that are being answered may take, as `cost` has it. A call is open for as long
+as its function runs."""
+
+BODY_TIMEOUT: Final = 30.0
+"""Seconds that a message may take to come."""
+
+
+class McpServer(Protocol):
+    """An MCP server, as it is asked."""
+
+    open: int
+    """What the messages take that are being answered, as `cost` has it. `serve` counts."""
+
+    @property
+    def token(self) -> str:
+        """What the box has to show."""
+        ...
+
+    async def answer(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """The answer to a message; None if it wants none."""
+        ...
+
+
+@attrs.define(eq=False)
+class ToolServer:
+    """The caller's functions."""
+
+    _tools: Sequence[Tool]
+    _call: Callable[[mcp.Called], Awaitable[ToolAnswer]]
+    token: str = attrs.field(repr=False)
+    open: int = 0
+
+    async def answer(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """See `McpServer`."""
+        if "id" not in message:  # a notification; a call is withdrawn by hanging up
+            return None
+        match mcp.respond(message, self._tools):
+            case mcp.Called() as called:
+                name = message["id"]
+                message.clear()  # a call may take long, and needs no more of it
+                return mcp.answered(name, await self._call(called))
+            case said:
+                return said
+
+
+async def serve(
+    server: McpServer,
+    method: str,
+    channel: Channel,
+    http: h11.Connection,
+    next_event: Callable[[], Awaitable[Any]],
+) -> int:
+    """Answer one request, whose head was read.
+
+    Args:
+        next_event: gives what the client says after it.
+
+    Returns:
+        The answer's status.
+
+    Raises:
+        Refused: it is too long, or does not come, or too many others are open.
+        Gone: the client has hung up. Whatever was done for it was cancelled.
+    """
+    said: bytes | None = None
+    if method == "POST":
+        body, has_left = await _body(next_event), False
+        with _counted(server, cost(body)):
+            async with anyio.create_task_group() as tasks:
+
+                async def wait_for_end() -> None:
+                    nonlocal has_left
+                    with contextlib.suppress(Gone):
+                        while await channel.receive():
+                            pass
+                    has_left = True
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(wait_for_end)
+                said = await _answer(server, body)
+                tasks.cancel_scope.cancel()
+        if has_left and said is None:
+            raise Gone
+    status = 405 if method != "POST" else 202 if said is None else 200  # 405 says that there is no stream to GET
+    with _counted(server, len(said or b"")):  # it is in memory until the client has read it
+        head = [(b"content-type", b"application/json")] if said else []
+        head += [(b"content-length", b"%d" % len(said or b"")), (b"connection", b"close")]
+        data = (http.send(h11.Response(status_code=status, headers=head)) or b"") + (said or b"")
+        said = None
+        await channel.send(data)
+    return status
+
+
+@contextlib.contextmanager
+def _counted(server: McpServer, price: int) -> Iterator[None]:
+    """Count a message as open."""
+    if server.open + price > MOST_OPEN:
+        raise Refused(503, "too many calls are open")
+    server.open += price
+    try:
+        yield
+    finally:
+        server.open -= price
+
+
+async def _body(next_event: Callable[[], Awaitable[Any]]) -> bytes:
+    body = bytearray()
+    with anyio.move_on_after(BODY_TIMEOUT):
+        while isinstance(event := await next_event(), h11.Data):
+            body += event.data
+            if len(body) > MOST_BYTES:
+                raise Refused(413, f"a message may be {MOST_BYTES} bytes long")
+        if isinstance(event, h11.EndOfMessage):
+            return bytes(body)
+        raise Gone
+    raise Refused(408, f"no whole message came in {BODY_TIMEOUT:g} seconds")
+
+
+async def _answer(server: McpServer, body: bytes) -> bytes | None:
+    """What is answered to the body of a POST; None if it wants no answer."""
+    try:
+        message = orjson.loads(body) if fits(body) else []
+    except orjson.JSONDecodeError:
+        return orjson.dumps(jsonrpc.refused(None, jsonrpc.PARSE_ERROR, "that is no JSON"))
+    if not isinstance(message, dict) or not jsonrpc.is_id(message.get("id")):
+        told = "one message a request, whose id is a text or a number"
+        return orjson.dumps(jsonrpc.refused(None, jsonrpc.INVALID_REQUEST, told))
+    said = await server.answer(message)
+    return None if said is None else orjson.dumps(said)

@@ -1,0 +1,1 @@
+"""Live agents: one process, many turns."""

@@ -1,0 +1,53 @@
+"""An engine with a live agent, for being cancelled: a script that keeps a container as a file."""
+
+SCRIPT = r"""#!/bin/sh
+# What the agent is told comes by a FIFO beside FOLDER.
+cd FOLDER || exit
+talk() {
+  while IFS= read -r line; do
+    case $line in
+      *initialize*) echo '{"type":"control_response","response":{"subtype":"success","request_id":"ours-1"}}' ;;
+      *'"user"'*) echo '{"type":"result","subtype":"success","is_error":false,"result":"ok","session_id":"s"}' ;;
+    esac
+  done
+  echo "container-runner: ended $token 0" >&2
+  printf '\ncontainer-runner: ended %s 0\n' "$token"
+}
+case $1 in
+  --version) echo 'Docker version 28.0.0, build fake' ;;
+  run)
+    for word; do case $word in --name=*) name=${word#--name=} ;; esac; done
+    : >"$name"
+    trap 'rm -f "$name" "../$name"' EXIT  # --rm
+    read -r lines || exit 70
+    header=
+    while [ "$lines" -gt 0 ]; do
+      IFS= read -r line || exit 70
+      header="$header$line
+" lines=$((lines - 1))
+    done
+    eval "$header"
+    mkfifo "../$name"
+    talk <"../$name" &
+    agent=$!
+    echo "container-runner: started $token" >&2
+    cat >/dev/null
+    kill "$agent" 2>/dev/null
+    wait
+    ;;
+  exec)
+    while [ "$1" != -- ]; do shift; done
+    for run; do :; done
+    name=$2
+    exec 1<>"../$name" || exit 69
+    echo "container-runner: feeding $run" >&2
+    exec cat
+    ;;
+  rm)
+    for word; do :; done
+    rm -f "$word"
+    ;;
+  ps) ;;
+  inspect) echo '[]' ;;
+esac
+"""
