@@ -44,8 +44,14 @@ PRIVATE: Final = (
 AGENT_STATE: Final = (".claude", ".claude.json", ".codex", ".gemini")
 """Folders and files of a home that hold an agent's credentials, and its memory of all your projects."""
 
+SHARED: Final = ("/home", "/media", "/mnt", "/opt", "/srv")
+"""Folders whose owner is not to be changed."""
+
 FIRST_PERSON: Final = 500
 """The least uid of a person, as macOS counts; Linux begins at 1000."""
+
+_TEMPORARY: Final = stat.S_ISVTX | stat.S_IWOTH
+"""The mode of folders in which every user may make files, and may not remove those of others."""
 
 LONGEST_PLACE: Final = 200
 """The longest path of a workspace at its own place. claude shortens the names of its folders beyond that."""
@@ -59,11 +65,16 @@ def resolve_workspace(agent: Agent) -> Path:
     """The workspace's real path.
 
     Raises:
-        ConfigError: it is no folder, or is one of the places that are never mounted.
+        ConfigError: it is no folder, or is one that is everybody's as /tmp is, or a place that is never mounted.
     """
     path = resolve_source(agent.workspace or "", "agent.workspace")
     if not path.is_dir():
         raise ConfigError("agent.workspace", str(agent.workspace), "a folder")
+    if path.stat().st_mode & _TEMPORARY == _TEMPORARY:
+        allowed = (
+            f"a folder of the agent's own, such as a new one in {path}, where other programs have files and sockets"
+        )
+        raise ConfigError("agent.workspace", str(agent.workspace), allowed)
     return path
 
 

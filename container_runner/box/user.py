@@ -9,6 +9,7 @@ from typing import Final
 
 import attrs
 
+from container_runner.box.sources import SHARED
 from container_runner.config.container import ContainerConfig
 from container_runner.errors import ConfigError
 
@@ -69,9 +70,10 @@ def check_workspace_access(user: User, workspace: Path, config: ContainerConfig)
     """
     if config.workspace_mode == "ro" or user.can_write(workspace):
         return
+    quoted = shlex.quote(str(workspace))
+    give = f"Make one in {quoted}" if str(workspace) in SHARED else f"Type: chown -R {user} {quoted}"
     allowed = (
-        f"a folder that the agent's user {user} can write. "
-        f"Type: chown -R {user} {shlex.quote(str(workspace))}, or let it only read with --workspace-mode=ro, "
-        "or choose another user with --user"
+        f"a folder that the agent's user {user} can write. {give}, "
+        "or let it only read with --workspace-mode=ro, or choose another user with --user"
     )
     raise ConfigError("agent.workspace", str(workspace), allowed)

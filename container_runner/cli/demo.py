@@ -12,10 +12,12 @@ from typing import Annotated
 import anyio
 from cyclopts import Parameter
 
+from container_runner.box.sources import SHARED, resolve_workspace
 from container_runner.cli.containers import EngineFlags, JsonFlag, open_engine
 from container_runner.cli.text import clean
 from container_runner.errors import ConfigError
 from container_runner.folders import expanded
+from container_runner.options import Agent
 
 GREETING = "greeting.txt"
 BEFORE = "Helo wrold\n"
@@ -61,18 +63,24 @@ def _greeting_in(folder: Path) -> Path:
     """The file that the agent edits, as it is before that.
 
     Raises:
-        ConfigError: the folder has other things in it.
+        ConfigError: the folder has other things in it, or is not to be given to an agent.
     """
     greeting = folder / GREETING
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if str(resolve_workspace(Agent(name="demo", workspace=folder))) in SHARED:
+            raise ConfigError(
+                "agent.workspace", str(folder), "a folder of the agent's own, and none that is everybody's"
+            )
         if any(entry.name != GREETING for entry in folder.iterdir()):
-            raise ConfigError("--workspace", str(folder), "an empty folder, or one that is not there yet")
+            raise ConfigError("agent.workspace", str(folder), "an empty folder, or one that is not there yet")
         greeting.unlink(missing_ok=True)  # it may be a link, or the agent's
         greeting.write_text(BEFORE)
         if os.geteuid() == 0:  # an agent does not run as root, so root's files are not its to change
             for path in (folder, greeting):
                 os.chown(path, 1000, 1000)
+    except ConfigError as error:
+        raise error.called("--workspace") from None
     except OSError as error:
         told = f"--workspace {error.filename}: {(error.strerror or 'it can not be written').lower()}"
         raise ConfigError("--workspace", str(folder), "a folder that can be written", told=told) from None

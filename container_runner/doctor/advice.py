@@ -11,16 +11,13 @@ import shlex
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 from container_runner.box.environment import host_environment
+from container_runner.box.sources import SHARED
 from container_runner.box.user import User
 from container_runner.config.container import ContainerConfig
 from container_runner.engine.engine import Engine
 from container_runner.engine.image import AGENTS
-
-SHARED: Final = ("/home", "/media", "/mnt", "/opt", "/srv")
-"""Folders whose owner is not to be changed."""
 
 
 def give(user: User, folder: Path, engine: Engine | None) -> str:

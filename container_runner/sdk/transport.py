@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
+from types import AsyncGeneratorType
 from typing import Any, Self
 
 import anyio
@@ -168,13 +168,15 @@ class ContainerTransport(Transport):
 
     async def close(self) -> None:
         """End claude, and remove what is left. It comes back, whatever claude does."""
-        if self._pump is not None:
-            await self._pump.aclose()
-            if self._pump.error is not None:
-                _log.debug("the session ended: %s", self._pump.error.message)
-        if self._reader is not None:
-            with contextlib.suppress(RuntimeError):  # it is being read, and ends there
-                await self._reader.aclose()
+        try:
+            if self._pump is not None:
+                await self._pump.aclose()
+                if self._pump.error is not None:
+                    _log.debug("the session ended: %s", self._pump.error.message)
+        finally:
+            reader = self._reader
+            if isinstance(reader, AsyncGeneratorType) and not reader.ag_running:  # one that is being read ends there
+                await reader.aclose()
 
     def is_ready(self) -> bool:
         """Whether claude can be told something."""

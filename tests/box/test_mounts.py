@@ -277,6 +277,18 @@ def test_a_workspace_must_be_a_folder(tmp_path: Path) -> None:
     )
 
 
+def test_a_folder_of_everybodys_files_is_no_workspace(tmp_path: Path, workspace: Path) -> None:
+    workspace.chmod(0o1777)
+    (workspace / "own").mkdir()
+
+    error = refused("agent.workspace", build, tmp_path, workspace)
+    assert str(error) == (
+        f"agent.workspace must be a folder of the agent's own, such as a new one in {workspace}, where other programs "
+        f"have files and sockets; got {str(workspace)!r}."
+    )
+    build(tmp_path, workspace / "own")
+
+
 @pytest.mark.parametrize("below", ["", "sessions", "sessions/other"])
 def test_the_state_folder_is_no_workspace_and_no_volume(tmp_path: Path, workspace: Path, below: str) -> None:
     state = tmp_path / "state"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from container_runner.errors import ImageUnsuitableError
+from container_runner.cli import demo as demo_command
+from container_runner.errors import ConfigError, ImageUnsuitableError
 from container_runner.testing import scripted
 from tests import played_engine
 from tests.cli.test_run import COMMAND
@@ -63,6 +64,22 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "--workspace must be an empty folder, or one that is not there yet" in done.stderr
     assert [path.name for path in kept.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o777])
+def test_a_folder_that_is_everybodys_keeps_its_owner(
+    tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shared := tmp_path / "shared").mkdir()
+    shared.chmod(mode)
+    before = shared.stat()
+    monkeypatch.setattr(f"{demo_command.__name__}.SHARED", (str(shared),) if mode == 0o777 else ())
+
+    with pytest.raises(ConfigError, match=r"--workspace must be a folder of the agent's own"):
+        demo_command._greeting_in(shared)
+    after = shared.stat()
+    assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
+    assert not any(shared.iterdir())
 
 
 def test_where_programs_are_none_of_linux_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

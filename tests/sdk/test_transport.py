@@ -219,6 +219,32 @@ async def test_a_client_that_is_cancelled_leaves_nothing(
     assert pump._process is None or pump._process.returncode is not None
 
 
+async def test_who_reads_is_closed_though_the_end_fails(
+    runner: ContainerRunner, anyio_backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    transport = ContainerTransport.from_options(options_of(tmp_path), runner)
+    with anyio.fail_after(60):
+        await transport.connect()
+        await transport.write('{"type": "user", "message": {"content": "one"}}\n')
+        reader = transport.read_messages()
+        assert (await anext(reader))["result"] == "said one"
+        async with anyio.create_task_group() as tasks:
+            with monkeypatch.context() as patch:
+                patch.setattr("container_runner.runner.pump.Pump.aclose", fail)
+                with pytest.raises(ZeroDivisionError):
+                    await transport.close()
+                with pytest.raises(StopAsyncIteration):  # though claude is there
+                    await anext(reader)
+                tasks.start_soon(anext, transport.read_messages(), None)
+                await anyio.wait_all_tasks_blocked()
+                with pytest.raises(ZeroDivisionError):  # and is no error of the reader's, which waits
+                    await transport.close()
+            await transport.close()
+
+
 def test_what_the_container_gets(runner: ContainerRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "of the host")
     (tmp_path / "project" / "plugin").mkdir(parents=True)
