@@ -71,9 +71,10 @@ def check_workspace_access(user: User, workspace: Path, config: ContainerConfig)
     if config.workspace_mode == "ro" or user.can_write(workspace):
         return
     quoted = shlex.quote(str(workspace))
-    give = f"Make one in {quoted}" if str(workspace) in SHARED else f"Type: chown -R {user} {quoted}"
+    chown = f"type: chown -R {user} {quoted} (git of root then wants a safe.directory)"
     allowed = (
-        f"a folder that the agent's user {user} can write. {give}, "
-        "or let it only read with --workspace-mode=ro, or choose another user with --user"
+        f"a folder that the agent's user {user} can write. Let it work on a copy with --carried, or only read with "
+        "--workspace-mode=ro, or choose another user with --user, or "
+        f"{f'make a folder in {quoted}' if str(workspace) in SHARED else chown}"
     )
     raise ConfigError("agent.workspace", str(workspace), allowed)

@@ -110,10 +110,13 @@ def print_table(what: str, rows: Sequence[Mapping[str, str]], agent: str | None)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows with their cells aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    """Rows with their cells aligned, by the width that a terminal gives them."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
     )
 
 

@@ -255,6 +255,8 @@ def line_of(file: str, table: str, key: str) -> str:
     for number, line in enumerate(lines, 1):
         if head := re.match(r"\s*\[+\s*([\w.-]+)", line):
             here = head[1]
+            if not table and here.partition(".")[0] == key:
+                return str(number)
         if here == table and re.match(rf"\s*{re.escape(key)}\s*[.=]", line):
             return str(number)
         if here == f"{table}.{key}":

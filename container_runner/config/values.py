@@ -38,7 +38,11 @@ ENGINE_SOCKETS = frozenset({"docker.sock", "podman.sock", "containerd.sock", "cr
 
 
 def _is_source(value: Any) -> bool:
-    return bool(is_line(value)) and value[0] in "/~" and PurePosixPath(value).name not in ENGINE_SOCKETS
+    return bool(is_line(value)) and value[0] in "/~"
+
+
+def _is_no_engine(value: Any) -> bool:
+    return PurePosixPath(value).name not in ENGINE_SOCKETS
 
 
 def _is_absolute(value: Any) -> bool:
@@ -76,11 +80,14 @@ class Mount:
     )
 
     source: str = attrs.field(
-        validator=law(
-            "a path that starts with / or ~ (an engine takes a relative one for the name of a volume),"
-            " and not an engine's socket, which gives away the machine",
-            _is_source,
-        )
+        validator=[
+            law(
+                "a path that starts with / or ~, such as $PWD/data (an engine takes a relative one for the name of a "
+                "volume; one of those goes by --extra-arg=--volume=NAME:/PATH)",
+                _is_source,
+            ),
+            law("no engine's socket, which gives away the machine", _is_no_engine),
+        ]
     )
     target: str = attrs.field(converter=_normalised, validator=law(_TARGET, _is_target))
     read_only: bool = attrs.field(default=False, validator=boolean)

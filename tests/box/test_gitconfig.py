@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -167,6 +169,27 @@ def test_a_filter_whose_program_may_be_missing_is_required(tmp_path: Path) -> No
     assert found["filter.lfs.required"] == found["filter.strip.required"] == "true"
     assert found["filter.strip.clean"] == "strip-it"
     assert found["filter.strip.smudge"] == "cat"
+
+
+@needs_git
+def test_git_logs_in_with_a_token_as_the_page_says(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/secrets.md").read_text()
+    (table,) = re.findall(r"```toml\n(\[defaults\].*?GIT_CONFIG.*?)```", page, re.DOTALL)
+    said = tomllib.loads(table)["defaults"]
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1", "GIT_ASKPASS": "false"}
+    environ |= {**said["env"], "GITHUB_TOKEN": "to%ken", "GIT_TERMINAL_PROMPT": "0"}
+
+    def git(*words: str, told: str = "") -> str:
+        done = subprocess.run(
+            ["git", *words], input=told, env=environ, cwd=tmp_path, capture_output=True, check=False, text=True
+        )
+        return done.stdout
+
+    assert said["secrets"] == ["GITHUB_TOKEN"]
+    asked = "protocol=https\nhost=%s\n\n"
+    assert "username=x-access-token\npassword=to%ken\n" in git("credential", "fill", told=asked % "github.com")
+    assert "to%ken" not in git("credential", "fill", told=asked % "example.com")
+    assert git("ls-remote", "--get-url", "git@github.com:me/it.git") == "https://github.com/me/it.git\n"
 
 
 @needs_git

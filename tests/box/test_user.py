@@ -109,12 +109,13 @@ def test_a_workspace_that_the_agent_can_not_write_is_refused_with_what_to_type(m
 
     assert caught.value.field == "agent.workspace"
     assert "chown -R 1000:1000 '/work space'" in caught.value.next_step
+    assert caught.value.next_step.index("--carried") < caught.value.next_step.index("chown")  # which git minds
 
 
 def test_nobody_is_told_to_give_away_a_folder_that_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
     be(monkeypatch, 0, 0)
     monkeypatch.setattr("container_runner.box.user.SHARED", ("/work space",))
-    with pytest.raises(ConfigError, match="Make one in '/work space', or") as caught:
+    with pytest.raises(ConfigError, match="make a folder in '/work space'") as caught:
         check_workspace_access(User(1000, 1000), folder(0, 0), ContainerConfig(image="i"))
 
     assert "chown" not in caught.value.next_step

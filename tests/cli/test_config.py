@@ -160,6 +160,12 @@ def test_what_is_refused_exits_with_2_and_names_it(home: Home, words: list[str],
         assert word in done.out + done.err
 
 
+def test_a_table_that_is_none_of_ours_is_named_with_its_line(home: Home) -> None:
+    home.operator('[agents.a]\nmodel = "opus"\n\n[default]\nimage = "i"\n')
+
+    assert f"{home.file}:4: default is no key here: perhaps defaults" in home.run("config").err
+
+
 @pytest.mark.usefixtures("mounted")
 def test_a_run_obeys_all_sources(home: Home, fake_engine: FakeEngine) -> None:
     home.operator('[defaults]\nimage = "i"\nmodel = "opus"\ncommand = "my-agent"\nmemory = "1g"\n')

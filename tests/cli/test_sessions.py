@@ -17,9 +17,11 @@ from typing import Any
 import anyio
 import orjson
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from container_runner.agents import ClaudeRuntime
+from container_runner.cli.logs import columns
 from container_runner.cli.show import print_rich
 from container_runner.config.container import ContainerConfig
 from container_runner.config.limits import RecordLimits
@@ -202,6 +204,14 @@ def test_runs_are_listed(fake_engine: FakeEngine, state: Path, cli: Cli) -> None
     assert [(run["agent"], run["prompt"]) for run in everybody] == [
         ("bot", "first\nline"), ("bot", "second"), ("other", "third"),
     ]  # fmt: skip
+
+
+def test_columns_are_as_wide_as_a_terminal_shows_them() -> None:
+    head, wide, narrow = columns([["FOLDER", "PROMPT"], ["/home/ユーザー/仕事", "x"], ["/home/me", "y"]]).split("\n")
+
+    shown = cell_len(wide.removesuffix("x"))
+    assert [cell_len(line[:-1]) for line in (wide, narrow)] == [shown, shown]
+    assert head.index("PROMPT") == narrow.index("y") == shown
 
 
 def test_where_there_is_nothing_to_list_it_says_so(state: Path, cli: Cli) -> None:

@@ -179,7 +179,9 @@ def test_a_mount_that_can_be_read_in_no_way_or_in_two_is_refused(text: Any) -> N
 def test_a_source_that_is_relative_or_not_text_is_refused(source: Any) -> None:
     error = refusal(Mount, source, "/b")
     assert error.field == "source"
-    assert "name of a volume" in error.allowed
+    assert "$PWD/data" in error.allowed
+    assert "--extra-arg=--volume=NAME:/PATH" in error.allowed
+    assert "socket" not in error.allowed
 
 
 @pytest.mark.parametrize(
