@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import attrs
 
@@ -219,8 +219,14 @@ _OF_THE_MESSAGE = frozenset(
 )
 """Headers that say what a request is, and where it goes."""
 
-_OWN_PLACES = frozenset({"mcp", "model"})
-"""Names that lead elsewhere at the gateway."""
+MODEL: Final = "model"
+"""The name at the gateway behind which the model's service is; no host may have it."""
+
+SERVERS: Final = "mcp"
+"""The one behind which MCP servers are, as /mcp/NAME."""
+
+ANYTHING: Final = ("* /*",)
+"""All methods and paths."""
 
 
 def _is_injectable(value: Any) -> bool:
@@ -229,7 +235,7 @@ def _is_injectable(value: Any) -> bool:
 
 def _is_one_host(value: Any) -> bool:
     rule = HostRule.parse(value) if isinstance(value, str) else None
-    return rule is not None and not rule.below and not value.endswith(":*") and value.lower() not in _OWN_PLACES
+    return rule is not None and not rule.below and not value.endswith(":*") and value.lower() not in (MODEL, SERVERS)
 
 
 @attrs.frozen
@@ -259,7 +265,7 @@ class Injection:
         validator=law("the name of a variable, without its value", is_variable, lambda _: NOT_SHOWN)
     )
     allowed: tuple[str, ...] = attrs.field(
-        default=("* /*",), converter=strings, validator=each('a method and a path, as "GET /v1/*"', _is_rule)
+        default=ANYTHING, converter=strings, validator=each('a method and a path, as "GET /v1/*"', _is_rule)
     )
 
     @classmethod

@@ -21,7 +21,6 @@ from platformdirs import PlatformDirs
 from container_runner.errors import WorkspaceError
 from container_runner.workspace.changes import NOTES, Changes, Notes, read_notes, write_notes
 from container_runner.workspace.git import check, git, open_git
-from container_runner.workspace.quarantine import Quarantine
 from container_runner.workspace.shadow import Shadow, Start
 
 CACHE: Final = PlatformDirs("container-runner").user_cache_path / "fleet"
@@ -188,7 +187,7 @@ async def take_home(shadow: Shadow, start: Start, luggage: Luggage, chunks: Asyn
         WorkspaceError: the objects are not whole, or not what they should be. Nothing has been taken over then.
     """
     run = luggage.run
-    async with Quarantine.open(shadow.git_dir, shadow.scratch()) as quarantine:
+    with shadow.quarantine() as quarantine:
         await quarantine.git("index-pack", "--stdin", "--strict", stdin=chunks)
         tips = [luggage.tree, *([luggage.head] if luggage.head else [])]
         known = [start.base, *([start.user] if start.user else [])]

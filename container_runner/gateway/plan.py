@@ -9,12 +9,12 @@ import attrs
 
 from container_runner.agents.runtime import Command, Credentials, Endpoint
 from container_runner.config.container import ContainerConfig
-from container_runner.config.values import PortBinding
+from container_runner.config.values import MODEL, SERVERS, PortBinding
 from container_runner.errors import ConfigError
 from container_runner.gateway.inject import routes_of, secrets_of
 from container_runner.gateway.offered import Hosted, plan_hosted
 from container_runner.gateway.proxy import Proxy
-from container_runner.gateway.route import SERVERS, Route, new_token
+from container_runner.gateway.route import Route, new_token
 from container_runner.gateway.told import network_told
 from container_runner.options import ExecuteOptions
 from container_runner.session.mcp import SERVER
@@ -25,9 +25,6 @@ PORT: Final = 3128
 
 KEPT_PORTS: Final = range(20_000, 30_000)
 """Where it does in a kept one, in which other runs may have theirs. Below the ports that connections are given."""
-
-ROUTE: Final = "model"
-"""The name of the route to the model's API."""
 
 TOOLS_URL: Final = "AGENT_TOOLS_URL"
 """Tells whoever is in the box where the MCP server is that the caller's functions are."""
@@ -173,14 +170,14 @@ def plan_gateway(
     secrets = dict(hosted_secrets)
     if found := _key(config, command, environ):
         name, endpoint = found
-        base = f"{here}/{ROUTE}"
+        base = f"{here}/{MODEL}"
         led = describe(attrs.evolve(options, agent=attrs.evolve(options.agent, base_url=base)))
         command = attrs.evolve(led, credentials=Credentials())  # the box gets none of them
         leading = [variable for variable, value in command.env.items() if value == base]
         own = next((config.env[variable] for variable in leading if variable in config.env), endpoint.upstream)
         header, _, shape = endpoint.headers[name].partition(": ")
         route = Route(
-            name=ROUTE,
+            name=MODEL,
             upstream=options.agent.base_url or own,
             headers={header: shape.format(environ[name].strip())},  # a newline at its end is nobody's intention
             allowed=endpoint.allowed,

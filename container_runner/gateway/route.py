@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import attrs
 
+from container_runner.config.values import ANYTHING
 from container_runner.gateway.refused import Refused
 
 KEY_HEADERS: Final = ("authorization", "x-api-key", "x-goog-api-key", "api-key", "cookie")
@@ -30,12 +31,6 @@ _ODD_PATH = re.compile(r"\.\.|//|\\|;|#|%(?:2e|2f|5c|00|25|23|3b|3f)", re.IGNORE
 """What a server might take for another path than the one that was allowed."""
 
 
-SERVERS: Final = "mcp"
-"""Behind which MCP servers are, as /mcp/NAME."""
-
-ALL: Final = ("* /*",)
-"""All methods and paths."""
-
 IN_PARTS: Final = ("range", "if-range")
 """Headers by which a part of an answer is asked for. A secret in two parts would not be found."""
 
@@ -51,7 +46,7 @@ class Route:
     headers: Mapping[str, str] = attrs.field(repr=False)
     """What is added to each request, such as {"x-api-key": the real key}. The names are in lower case."""
 
-    allowed: tuple[str, ...] = ALL
+    allowed: tuple[str, ...] = ANYTHING
     """A method and a path, as "POST /v1/messages"; either may be or hold `*`."""
 
     token: str = attrs.field(factory=lambda: new_token(), repr=False)
@@ -100,7 +95,7 @@ class Route:
             ";" in query or "#" in path or any(name in KEY_WORDS for name in names)
         ):  # some services split at ";" as well
             raise Refused(403, f"a key or a semicolon in the query, or a #, is not allowed by way of /{self.name}")
-        if (self.allowed != ALL and _ODD_PATH.search(bare)) or not any(
+        if (self.allowed != ANYTHING and _ODD_PATH.search(bare)) or not any(
             fnmatchcase(f"{method} {bare}", rule) for rule in self.allowed
         ):
             raise Refused(403, f"{method} {bare[:200]} is not allowed by way of /{self.name}")

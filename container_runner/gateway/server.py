@@ -19,13 +19,14 @@ import attrs
 import h11
 
 from container_runner.config.hosts import host_name
+from container_runner.config.values import SERVERS
 from container_runner.gateway import mcp
 from container_runner.gateway.frames import Channel, Gone
 from container_runner.gateway.headers import Headers, passed_on, without_fetching
 from container_runner.gateway.policy import Policy, addresses_of
 from container_runner.gateway.proxy import Proxy
 from container_runner.gateway.refused import Refused, Unsent
-from container_runner.gateway.route import SERVERS, Route, shows
+from container_runner.gateway.route import Route, shows
 from container_runner.gateway.splice import CHUNK, LOST, splice
 from container_runner.gateway.upstream import HEAD_LIMIT, Link, Links, connect, connect_by, counted, reset, secure
 from container_runner.gateway.veil import Veil

@@ -171,7 +171,8 @@ class Carrier:
             return None
         self.let_go()
         if self.carry.phase != "run":
-            return left_over(self.carry.volume or f"The folder of run {self.carry.run[:12]}", failed)
+            volumes = filter(None, [self.carry.volume])
+            return left_over(self.carry.volume or f"The folder of run {self.carry.run[:12]}", failed, *volumes)
         step = f"Nothing is lost: `container-runner changes {self.carry.run[:12]}` tries again, as the next start does."
         if isinstance(failed, WorkspaceError):
             step = f"{step} {failed.next_step}".rstrip()

@@ -91,10 +91,10 @@ async def info_of(engine: Engine, plan: Plan) -> ContainerInfo | None:
     return infos[0] if infos else None
 
 
-def left_over(name: str, error: Exception) -> CleanupError:
-    """What has this name may be left, because of *error*."""
+def left_over(what: str, error: Exception, *names: str) -> CleanupError:
+    """The error for what may be left, because of *error*: containers and volumes with these *names*, or a folder."""
     if isinstance(error, TimeoutError):
-        return CleanupError(f"Cleaning up took too long; {name} may be left.", left=(name,))
+        return CleanupError(f"Cleaning up took too long; {what} may be left.", left=names)
     if isinstance(error, ContainerRunnerError):
-        return CleanupError(f"{name} may be left. {error.message}", left=(name,), stderr=error.stderr)
-    return CleanupError(f"{name} may be left: {error!r}.", left=(name,))
+        return CleanupError(f"{what} may be left. {error.message}", left=names, stderr=error.stderr)
+    return CleanupError(f"{what} may be left: {error!r}.", left=names)

@@ -339,7 +339,7 @@ class Run:
                 if was_created:
                     await self._clean_up(max_containers)
         except Exception as error:  # of any kind: a hostile agent may find one, and must not outlive it
-            left = left_over(name, error)
+            left = left_over(name, error, name)
         else:
             return None
         await self._abandon()

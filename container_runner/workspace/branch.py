@@ -126,7 +126,7 @@ async def _tip(shadow: Shadow, run: str, base: str, result: str, head: str | Non
                     content = content.replace(b"\r\n", b"\n")
                 lines.append(b"M %s inline %s\ndata %d\n%s\n" % (entry.mode, _quoted(path), len(content), content))
     if not lines and parent:
-        await shadow.set_ref(run, TIP, parent)
+        await shadow.set_refs(run, {TIP: parent})
         return parent, tuple(left_out)
     # Of the run's own time, so that the same work is the same commit, however often it is asked for.
     when = (await shadow.git("show", "--no-patch", "--format=%ct", result)).decode().strip()
@@ -139,7 +139,7 @@ async def _tip(shadow: Shadow, run: str, base: str, result: str, head: str | Non
     made = await shadow.ref(run, TIP)
     assert made is not None  # noqa: S101  it was just made
     if parent and await tree_of(shadow, made) == await tree_of(shadow, parent):  # but for line endings, it had all
-        await shadow.set_ref(run, TIP, parent)
+        await shadow.set_refs(run, {TIP: parent})
         made = parent
     return made, tuple(left_out)
 

@@ -12,7 +12,7 @@ import attrs
 from container_runner.config.converter import structured, unstructured
 from container_runner.errors import WorkspaceError
 from container_runner.workspace import apply, branch
-from container_runner.workspace.findings import LONGEST, NOT_TAKEN, Finding, find, wanted
+from container_runner.workspace.findings import LONGEST, NOT_TAKEN, Difference, Entry, Finding, find, wanted
 from container_runner.workspace.lineage import note_applied, standing
 from container_runner.workspace.modules import Module
 from container_runner.workspace.objects import contents, difference, is_landmark, listing, merge, without
@@ -141,6 +141,7 @@ class Changes:
                 f"Nothing is kept of run {run}.", next_step="`container-runner logs --list` has the runs."
             )
         notes = await read_notes(shadow, refs.get(NOTES))
+        changed = await difference(shadow, base, result)
         return cls(
             run=run,
             base=base,
@@ -148,8 +149,8 @@ class Changes:
             head=head,
             commits=await _commits(shadow, head, refs.get("user")) if head is not None else (),
             modules=notes.modules,
-            files=await _files(shadow, base, result),
-            findings=(*await _found(shadow, base, result, notes), *notes.findings),
+            files=await _files(shadow, base, result, changed),
+            findings=(*await _found(shadow, result, changed, notes), *notes.findings),
             ignored=notes.ignored,
             shadow=shadow,
         )
@@ -229,7 +230,7 @@ class Changes:
     async def _write(self, now: str, tree: str) -> tuple[bytes, ...]:
         shadow = self._shadow
         before = (await shadow.git("commit-tree", now, "-m", f"The folder before run {self.run} was applied")).decode()
-        await shadow.set_ref(self.run, "before", before.strip())  # so that nothing of it can be lost
+        await shadow.set_refs(self.run, {"before": before.strip()})  # so that nothing of it can be lost
         return await apply.write(shadow, self.run, now, tree)
 
 
@@ -241,7 +242,7 @@ async def write_notes(shadow: Shadow, run: str, notes: Notes) -> None:
     import orjson
 
     oid = await shadow.git("hash-object", "-w", "--stdin", stdin=orjson.dumps(unstructured(notes)))
-    await shadow.set_ref(run, NOTES, oid.decode().strip())
+    await shadow.set_refs(run, {NOTES: oid.decode().strip()})
 
 
 async def read_notes(shadow: Shadow, oid: str | None) -> Notes:
@@ -251,33 +252,33 @@ async def read_notes(shadow: Shadow, oid: str | None) -> Notes:
     return Notes() if oid is None else structured(Notes, orjson.loads(await shadow.git("cat-file", "blob", oid)))
 
 
-async def _found(shadow: Shadow, base: str, result: str, notes: Notes) -> tuple[Finding, ...]:
-    changed, around = await difference(shadow, base, result), await listing(shadow, result, is_landmark)
+async def _found(shadow: Shadow, result: str, changed: Difference, notes: Notes) -> tuple[Finding, ...]:
+    around = await listing(shadow, result, is_landmark)
     seen: dict[bytes, bytes] = {}
     async for some in contents(shadow, wanted(changed, around), longest=LONGEST):
         seen |= some
     return find(changed, around, seen, protected=notes.protected, unprotected=notes.unprotected)
 
 
-async def _files(shadow: Shadow, base: str, result: str) -> tuple[ChangedFile, ...]:
-    words = ("diff-tree", "-r", "-z", "--no-renames", "--raw", "--numstat", "--no-ext-diff", "--no-textconv")
-    found, lines = {}, {}
-    rest = iter((await shadow.git(*words, base, result)).split(b"\0")[:-1])
-    for facts in rest:
-        if facts.startswith(b":"):
-            path = next(rest)
-            found[path] = _STATUS.get(facts[-1:], "modified")
-        else:
-            added, removed, path = facts.split(b"\t", 2)
-            lines[path] = None if added == b"-" else (int(added), int(removed))
+async def _files(shadow: Shadow, base: str, result: str, changed: Difference) -> tuple[ChangedFile, ...]:
+    words = ("diff-tree", "-r", "-z", "--no-renames", "--numstat", "--no-ext-diff", "--no-textconv")
+    said = (await shadow.git(*words, base, result)).split(b"\0")[:-1] if changed else []
+    lines = {path: (added, removed) for added, removed, path in (line.split(b"\t", 2) for line in said)}
     return tuple(
-        ChangedFile(path=path, status=status, added=count[0] if count else None, removed=count[1] if count else None)
-        for path, status in sorted(found.items())
-        for count in (lines.get(path),)
+        ChangedFile(path=path, status=_status(*changed[path]), added=_number(added), removed=_number(removed))
+        for path in sorted(changed)
+        for added, removed in (lines.get(path, (b"-", b"-")),)
     )
 
 
-_STATUS: Final[Mapping[bytes, Literal["added", "modified", "deleted"]]] = {b"A": "added", b"D": "deleted"}
+def _status(before: Entry | None, after: Entry | None) -> Literal["added", "modified", "deleted"]:
+    if before is None:
+        return "added"
+    return "deleted" if after is None else "modified"
+
+
+def _number(lines: bytes) -> int | None:
+    return None if lines == b"-" else int(lines)
 
 
 async def _commits(shadow: Shadow, head: str, user: str | None) -> tuple[Commit, ...]:

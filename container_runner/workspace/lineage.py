@@ -54,7 +54,7 @@ async def standing(shadow: Shadow, run: str, base: str, result: str, now: str) -
 async def note_applied(shadow: Shadow, run: str, result: str, taken: str) -> None:
     """Note that of *result* the tree of the commit *taken* was applied."""
     commit = await shadow.git("commit-tree", f"{taken}^{{tree}}", "-p", result, "-m", f"What was applied of run {run}")
-    await shadow.set_ref(run, APPLIED, commit.decode().strip())
+    await shadow.set_refs(run, {APPLIED: commit.decode().strip()})
 
 
 async def is_applied(shadow: Shadow, result: str) -> bool:

@@ -16,7 +16,6 @@ from container_runner.workspace.commits import LIMIT, take_commits
 from container_runner.workspace.findings import Finding
 from container_runner.workspace.git import git
 from container_runner.workspace.manifest import BYTES_LIMIT
-from container_runner.workspace.quarantine import Quarantine
 from container_runner.workspace.repositories import lenders
 from container_runner.workspace.repository import Repository
 from container_runner.workspace.shadow import Shadow
@@ -65,11 +64,12 @@ async def take_modules(
             continue
         said = await git("rev-parse", "--quiet", "--verify", "HEAD^{commit}", folder=module.folder, ok=(0, 1))
         user = said.decode().strip() or None
-        async with asked as box, Quarantine.open(shadow.git_dir, shadow.scratch()) as packs:
-            box.send(b"0 %s\n" % (user or "none").encode(), last=True)
-            found = await take_commits(Source(box, LIMIT + BYTES_LIMIT), packs, user)
-            if await box.wait() != 0:
-                raise cut_off()
+        with shadow.quarantine() as packs:
+            async with asked as box:
+                box.send(b"0 %s\n" % (user or "none").encode(), last=True)
+                found = await take_commits(Source(box, LIMIT + BYTES_LIMIT), packs, user)
+                if await box.wait() != 0:
+                    raise cut_off()
             if found.refused is not None:
                 findings.append(Finding("commits refused", module.at))
             elif found.head not in (None, user):

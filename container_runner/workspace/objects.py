@@ -57,6 +57,8 @@ async def contents(
     shadow: Shadow, oids: Collection[bytes], *, longest: int | None = None
 ) -> AsyncGenerator[dict[bytes, bytes]]:
     """The contents of blobs by their names, some at a time; without those that are longer than *longest*."""
+    if not oids:
+        return
     asked = b"".join(b"%s\n" % oid for oid in dict.fromkeys(oids))
     batch: list[bytes] = []
     size = 0
@@ -99,7 +101,7 @@ async def edited(shadow: Shadow, run: str, base: str, entries: Mapping[bytes, En
     stream = b"%sfrom %s\n%s\n" % (head.encode(), base.encode(), b"".join(lines))
     await shadow.git("fast-import", "--quiet", "--force", stdin=stream)
     commit = await shadow.ref(run, "wanted")
-    await shadow.set_ref(run, "wanted", None)
+    await shadow.set_refs(run, {"wanted": None})
     return commit or base
 
 

@@ -6,32 +6,25 @@ Where git fails in the middle, as on a full disk, what it had begun to write goe
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterable, AsyncIterator, Collection
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterable, Collection
 from pathlib import Path
 
 from container_runner.workspace.git import git
 
 
 class Quarantine:
-    """A folder of objects beside the shadow's own; git in it reads both, and writes here. Leaving it removes it.
+    """A folder of objects beside the shadow's own; git in it reads both, and writes here. See `Shadow.quarantine`.
 
     Args:
         git_dir: the shadow's.
+        folder: an empty one.
     """
 
     def __init__(self, git_dir: Path, folder: Path) -> None:
         self.folder = folder
         self._git_dir = git_dir
         self._objects = git_dir / "objects"
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, git_dir: Path, scratch: AbstractContextManager[Path]) -> AsyncIterator[Quarantine]:
-        """Make one in a folder that is removed afterwards."""
-        with scratch as folder:
-            (folder / "pack").mkdir()
-            yield cls(git_dir, folder)
+        (folder / "pack").mkdir()
 
     async def git(
         self, *words: str | bytes, stdin: bytes | AsyncIterable[bytes] = b"", ok: Collection[int] = (0,)

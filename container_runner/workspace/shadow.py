@@ -19,7 +19,7 @@ So `start` copies those into the shadow, in one pack: all of the first base, and
 have. (A ref in the user's repository would keep them too; but it would be a write there, and could not hold what is
 in no commit of theirs.) base has no parents, so that nothing of the history is needed to compare and to merge.
 
-**What is ignored.** The snapshot holds what `names` tells: tracked files, and those that are not ignored. In a box
+**What is ignored.** The snapshot holds what `contents` tells: tracked files, and those that are not ignored. In a box
 whose folder is an overlay the agent sees ignored files as well, and may change them. They are in no tree: what an agent
 did to them is told by the way out, as findings, and stays in the box.
 """
@@ -90,7 +90,7 @@ class Start:
 
 @attrs.frozen
 class Contents:
-    """What is carried of a folder."""
+    """What is carried of a folder. See `Shadow.contents`."""
 
     names: list[bytes]
     """The files and links, relative to it."""
@@ -169,22 +169,18 @@ class Shadow:
 
     # The folder as it is.
 
-    async def names(self) -> list[bytes]:
-        """What is carried: the files and links that are tracked, or not ignored, each relative to the workspace.
+    async def contents(self) -> Contents:
+        """What is carried: the files and links that are tracked, or not ignored.
 
         In submodules and other repositories inside the same; in a folder without git all. Never what is in a `.git`,
         the state folder, or a file of ours.
         """
-        return (await self.contents()).names
-
-    async def contents(self) -> Contents:
-        """What is carried: `names`, and the repositories to which they belong."""
         repositories: list[Repository] = []
         found = await self._found(repositories)
         return Contents(await anyio.to_thread.run_sync(self.carried, found), repositories)
 
     async def _found(self, repositories: list[Repository]) -> list[bytes]:
-        """See `names`; what can not be carried is not left out yet."""
+        """See `contents`; what can not be carried is not left out yet."""
         if self.repository is None:
             return await anyio.to_thread.run_sync(lambda: list(_walk(os.fsencode(self.workspace))))
         return await self._tracked(self.repository, repositories)
@@ -227,7 +223,7 @@ class Shadow:
         The index in which git remembers what it has read is ours and stays, so a second snapshot reads what changed.
         """
         index = self.folder / "index"
-        async with Quarantine.open(self.git_dir, self.scratch()) as work:
+        with self.quarantine() as work:
             mine, env = work.folder / "index", work.env
             if index.exists():
                 shutil.copy2(index, mine)  # with its time, by which git knows what it can not be sure of
@@ -275,10 +271,11 @@ class Shadow:
 
     async def left_by(self, run: str) -> Start | None:
         """What *run* has left, for another to begin with; None if nothing came out of it."""
-        base, result = await self.ref(run, "base"), await self.ref(run, "result")
+        refs = await self.refs(run)
+        base, result = refs.get("base"), refs.get("result")
         if base is None or result is None:
             return None
-        return Start(files=result, base=base, user=await self.ref(run, "user"), head=await self.ref(run, "head"))
+        return Start(files=result, base=base, user=refs.get("user"), head=refs.get("head"))
 
     async def user_head(self) -> str | None:
         """The commit that is HEAD in the user's repository; None without git, or without commits."""
@@ -290,10 +287,6 @@ class Shadow:
         said = await self.git("rev-parse", "--quiet", "--verify", _ref(run, name), ok=(0, 1))
         return said.decode().strip() or None
 
-    async def set_ref(self, run: str, name: str, value: str | None) -> None:
-        """Let a ref of *run* have this id; None removes it."""
-        await self.set_refs(run, {name: value})
-
     async def refs(self, run: str) -> dict[str, str]:
         """The ids that the refs of *run* have, by their names."""
         said = await self.git("for-each-ref", "--format=%(refname:lstrip=3) %(objectname)", f"{REFS}/{_checked(run)}/")
@@ -301,6 +294,8 @@ class Shadow:
 
     async def set_refs(self, run: str, values: Mapping[str, str | None]) -> None:
         """Let the refs of *run* have these ids, all or none; None removes one."""
+        if not values:
+            return
         lines = [
             f"delete {_ref(run, name)}\n" if value is None else f"update {_ref(run, name)} {value}\n"
             for name, value in values.items()
@@ -327,6 +322,12 @@ class Shadow:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def quarantine(self) -> Iterator[Quarantine]:
+        """A place for objects that may not be whole, which goes with them unless they are released."""
+        with self.scratch() as folder:
+            yield Quarantine(self.git_dir, folder)
 
     def _sweep(self) -> None:
         """Remove what killed processes have left."""
@@ -365,7 +366,7 @@ class Shadow:
         return await git(*words, folder=self.git_dir, tree=self.workspace, env=env, stdin=stdin)
 
     async def _tracked(self, repository: Repository, repositories: list[Repository]) -> list[bytes]:
-        """See `names`; of one repository and those inside it, which are added to *repositories*."""
+        """See `contents`; of one repository and those inside it, which are added to *repositories*."""
         repositories.append(repository)
         env = setting("core.excludesFile", str(await _excludes_file(repository)))
 
@@ -399,7 +400,7 @@ class Shadow:
             return
         wanted = f"{tree}\n^{last}\n" if last else f"{tree}\n"
         words = ("pack-objects", "--quiet", "--revs", "--delta-base-offset")
-        async with Quarantine.open(self.git_dir, self.scratch()) as work:
+        with self.quarantine() as work:
             await self.git(*words, str(work.folder / "pack/pack"), stdin=wanted.encode(), env=work.env)
             work.release()
         await self.git("update-ref", _KEPT, tree)

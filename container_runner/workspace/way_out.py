@@ -26,7 +26,6 @@ from container_runner.stream.pipe import Pipe
 from container_runner.workspace.commits import COMMITS, LIMIT, Commits, take_commits
 from container_runner.workspace.findings import Finding
 from container_runner.workspace.manifest import BYTES_LIMIT, LIST, Facts
-from container_runner.workspace.quarantine import Quarantine
 from container_runner.workspace.shadow import Shadow, Start
 from container_runner.workspace.tar import Source, cut_off, garbled
 from container_runner.workspace.upper import Upper
@@ -100,10 +99,7 @@ async def receive(
     refs = await shadow.refs(run)
     if (base := refs.get("base")) is None:
         raise WorkspaceError(f"Nothing is known of run {run}.", next_step="`container-runner ps` has the runs.")
-    async with (
-        Quarantine.open(shadow.git_dir, shadow.scratch()) as quarantine,
-        Quarantine.open(shadow.git_dir, shadow.scratch()) as packs,
-    ):
+    with shadow.quarantine() as quarantine, shadow.quarantine() as packs:
         work = Work(shadow, base if start is None else start.files, pipe, dict(before or {}), overlay=overlay)
         if start is not None:
             await work.begin_with(base, below if overlay else None)

@@ -415,7 +415,7 @@ async def test_a_run_that_left_nothing_here_is_none_to_begin_with(scene: Scene, 
     shadow = await Shadow.open(scene.workspace, scene.state)
     for run in ("aaaa1", "aaaa2"):
         await shadow.start(run)
-        await shadow.set_ref(run, "result", await shadow.ref(run, "base"))
+        await shadow.set_refs(run, {"result": await shadow.ref(run, "base")})
     names = {"other": elsewhere.run_id, "discarded": discarded.run_id, "": "aaaa"}
 
     with pytest.raises(ConfigError) as caught:

@@ -127,7 +127,7 @@ async def ran(workspace: Path, state: Path, edit: Edit, run: str = RUN, after: s
     tree = git(copy, "write-tree", env=env).strip()
     parent = str(base) if start is None else start.files
     result = (await shadow.git("commit-tree", tree, "-p", parent, "-m", "The work")).decode().strip()
-    await shadow.set_ref(run, "result", result)
+    await shadow.set_refs(run, {"result": result})
     has_git = shadow.is_repository and (copy / ".git").exists()
     if has_git and git(copy, "rev-parse", "-q", "--verify", "HEAD", ok=(0, 1)).strip() not in ("", user):
         off = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")

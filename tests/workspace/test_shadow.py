@@ -93,7 +93,7 @@ async def test_a_run_has_refs(work: Path, state: Path, user: Git) -> None:
     assert await shadow.ref("r1", "user") == user("rev-parse", "HEAD").strip()
     assert await shadow.ref("r1", "result") is None
     assert await shadow.runs() == ["r1"]
-    await shadow.set_ref("r1", "result", base)
+    await shadow.set_refs("r1", {"result": base})
     assert await shadow.ref("r1", "result") == base
     await shadow.discard("r1")
     assert await shadow.runs() == []
