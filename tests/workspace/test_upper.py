@@ -18,7 +18,7 @@ from container_runner.workspace.findings import Finding
 from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.upper import UnclearError, Upper, marks_of, touches_git
 from container_runner.workspace.way_out import Outcome, receive
-from tests.workspace.conftest import files
+from tests.workspace.conftest import Git, files
 
 pytestmark = pytest.mark.anyio
 
@@ -98,6 +98,44 @@ async def test_what_was_written_and_what_was_deleted(shadow: Shadow, upper: Path
     found = await files(shadow, outcome.result)
     assert (found["a"], found["sub/b"]) == (("100755", b"A\n"), ("120000", b"../a"))
     assert (outcome.findings, outcome.ignored) == ((), 1)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_fifty_thousand_files_above_a_history_that_is_not_read(
+    tmp_path: Path, state: Path, user: Git, upper: Path
+) -> None:
+    """However long the history is, it costs nothing: here it is not even there."""
+    names = [f"{number // 100}/{number}" for number in range(50_000)]
+    entries = "".join(f"M 100644 :1 {name}\n" for name in names)
+    user("init", "-q", "-b", "main")
+    stream = f"blob\nmark :1\ndata 2\n1\ncommit refs/heads/first\ncommitter U <u@x> 0 +0000\ndata 0\n{entries}"
+    user("fast-import", "--quiet", stdin=stream.encode())
+    head = user("cat-file", "commit", "first").replace("\n", f"\nparent {'1' * 40}\n", 1)
+    made = user("hash-object", "-t", "commit", "-w", "--literally", "--stdin", stdin=head.encode()).strip()
+    user("update-ref", "HEAD", made)
+    user("read-tree", "HEAD")
+    work = tmp_path / "work"
+    (work / "file").write_text("1\n")
+    for number in range(500):
+        (work / str(number)).mkdir()
+    for name in names:
+        os.link(work / "file", work / name)
+    (work / "file").unlink()
+
+    shadow = await Shadow.open(work, state)
+    await shadow.start("r")
+    (work / "0/0").unlink()
+    (work / "0/0").write_text("2\n")
+    await shadow.start("r")
+    write(upper, new="1\n", **{"0__1": "3\n"})
+    whiteout(upper / "7")
+    changes = await changed(shadow, await take(shadow, upper))
+
+    assert changes == sorted(["A new", "M 0/1", *(f"D 7/{number}" for number in range(700, 800))])
+    assert (await shadow.ref("r", "user"), await shadow.git("show", "refs/container-runner/r/base:0/0")) == (
+        made,
+        b"2\n",
+    )
 
 
 async def test_through_an_opaque_folder_nothing_shows(shadow: Shadow, upper: Path) -> None:
