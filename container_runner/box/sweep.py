@@ -41,6 +41,9 @@ marked() {{
   done
 }}
 sweep() {{
+  turn=0
+  ! others || turn=$(($$ % 97 * 16))
+  while [ "$turn" -gt 0 ] && now; do turn=$((turn - 1)); done
   kill -STOP -1
   others || {{ kill -KILL -1; return 0; }}
   now
@@ -59,6 +62,9 @@ sweep() {{
 
 Where somebody else of that uid has come in by an exec (a process without a parent: another run, a shell of yours), what
 carries the run's mark is signalled, and the rest goes on; else all of it is.
+
+Two sweeps that begin in the same instant would stop each other, and nobody would be left to let them go on. So where
+there is somebody else, each first waits for some milliseconds, which its pid decides.
 
 A process that was in the middle of a fork when it was stopped still brings out a child, maybe when we have looked
 already, and one in the middle of an exec has no environment yet. So we look until twice in a row nothing that is marked

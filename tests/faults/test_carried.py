@@ -22,7 +22,7 @@ from container_runner.runner.left import fetch_unfetched
 from container_runner.workspace.carry import LAYERS, Carry
 from container_runner.workspace.changes import Changes
 from container_runner.workspace.shadow import Shadow
-from tests.faults.scene import Scene, _command, descendants
+from tests.faults.scene import Scene, Victim, _command, descendants
 from tests.integration.runs import on
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
@@ -106,55 +106,57 @@ def wanted(scene: Scene) -> dict[str, str]:
     return {name: digest(content) for name, content in given.items()}
 
 
-def test_killed_while_the_workspace_is_brought_in(carried: Scene) -> None:
-    before = files(carried.workspace)
-    victim = carried.victim(WORK, config=box("stream"))
-    wait_for(victim.pid, IN)
-
-    since = victim.kill(tree=True)
-
-    fault = "SIGKILL of us while a carried workspace is brought in"
-    carried.settle(fault, "nothing", since=since)
-    (run,) = Carry.runs(carried.state)
-    next_ = carried.victim("hello", config=box("stream"))
-    assert next_.wait_for("done") == "done result"
-    next_.kill(tree=True)
-    assert is_left(carried)() == []
-    assert result(carried, run) == {}
-    assert files(carried.workspace) == before
-
-
 @pytest.mark.parametrize("way", ["overlay", "stream"])
-def test_killed_while_the_work_is_fetched_or_applied(carried: Scene, way: str) -> None:
-    before = files(carried.workspace)
+def test_killed_in_one_phase_after_the_other(carried: Scene, way: str) -> None:
+    """Each run begins with what the last one has left, and the last one's work is there then, exactly."""
+    before, work = files(carried.workspace), wanted(carried)
+
+    def killed(victim: Victim, phase: str) -> str:
+        since = victim.kill(tree=True)
+        carried.settle(f"SIGKILL of us and the engine's client while {phase} ({way})", "nothing", since=since)
+        (run,) = Carry.runs(carried.state)  # of the one before nothing is left
+        assert result(carried, run) == {}
+        return run
+
+    runs = []
+    if way == "stream":
+        victim = carried.victim(WORK, config=box(way))
+        wait_for(victim.pid, IN)
+        runs.append(killed(victim, "a carried workspace is brought in"))
+    victim = carried.victim(f"{WORK}\nsleep 100", config=box(way))
+    victim.wait_for("user")
+    runs.append(killed(victim, "the agent works in a carried workspace"))
     victim = carried.victim(WORK, config=box(way))
+    victim.wait_for("user")
     wait_for(victim.pid, OUT)
-
-    since = victim.kill(tree=True)
-
-    carried.settle(f"SIGKILL of us while the work is fetched ({way})", "nothing", since=since)
-    (run,) = Carry.runs(carried.state)
-    assert result(carried, run) == {}
+    runs.append(killed(victim, "the work is fetched"))
     fetch(carried)
-    work = wanted(carried)
-    assert result(carried, run) == work
-    assert is_left(carried)() == []
-    assert files(carried.workspace) == before
 
-    words = ["apply", run, f"--workspace={carried.workspace}", f"--state-dir={carried.state}"]
+    assert is_left(carried)() == []
+    *nothing, first, second = (result(carried, run) for run in runs)
+    assert (nothing, first, second) == ([{}] if way == "stream" else [], work, work)
+    assert files(carried.workspace) == before
+    if way == "overlay":
+        killed_while_the_work_is_applied(carried, runs[-1])
+
+
+def killed_while_the_work_is_applied(scene: Scene, run: str) -> None:
+    """The folder is as it was, or all is in it."""
+    before, work = files(scene.workspace), result(scene, run)
+    words = ["apply", run, f"--workspace={scene.workspace}", f"--state-dir={scene.state}"]
     with subprocess.Popen([sys.executable, "-m", "container_runner", *words], stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None and not [*carried.workspace.glob(".container-runner-*")]:
+        while process.poll() is None and not [*scene.workspace.glob(".container-runner-*")]:
             time.sleep(0.001)
         process.kill()
-    changes = anyio.run(Changes.open, carried.workspace, run, carried.state)
-    assert files(carried.workspace) in (before, work)
+    changes = anyio.run(Changes.open, scene.workspace, run, scene.state)
+    assert files(scene.workspace) in (before, work)
 
     async def apply() -> None:
         await changes.apply()
 
     anyio.run(apply)
-    assert files(carried.workspace) == work
-    assert is_left(carried)() == []
+    assert files(scene.workspace) == work
+    assert is_left(scene)() == []
 
 
 @pytest.mark.parametrize(("phase", "word"), [("workspace is brought in", IN), ("work is fetched", OUT)])
