@@ -207,19 +207,10 @@ def test_commits_come_out_of_a_repository(carried: Carried) -> None:
     before = tree(box.workspace)
     work = (
         f"git status --short; {EDITS}; git add --all; git commit -q -m 'by the agent'; echo late >late; "
-        "echo x >.git/hooks/pre-commit; cat ignored || true"
+        f"git config core.fsmonitor 'touch {box.workspace}/ran'; echo x >.git/hooks/pre-commit; cat ignored || true"
     )
-    obeyed = f"sh git config core.fsmonitor 'touch {box.workspace}/ran'"
 
-    def configure() -> None:
-        """Our own git gives `.git/config` another file, which no read-only mount of the old one would cover."""
-        nonlocal before
-        subprocess.run([*GIT, "config", "branch.main.remote", "origin"], cwd=box.workspace, check=True)
-        own(box)
-        before = tree(box.workspace)
-
-    prompt = f"sh {work}\nnow\nsleep 1\n{obeyed}"
-    summary = carried.run(prompt, meanwhile=configure, image=box.engine.images.git, env=WHO)
+    summary = carried.run(f"sh {work}", image=box.engine.images.git, env=WHO)
 
     assert summary.outcome == "succeeded", summary.message
     others = {".gitignore": "644 ignored\n", "untracked": "644 u\n", "late": "644 late\n"}

@@ -136,7 +136,13 @@ def test_nothing_of_it_acts_on_the_host(carried: Carried) -> None:
             (box.workspace / name).chmod(0o777)
         before = host.look()
 
-        summary = carried.run("sh sh /workspace/hostile", image=box.engine.images.git, env=WHO)
+        def configure() -> None:
+            """The host's git puts another file in the place of the settings, which covers whatever was mounted there."""
+            assert host.git("config", "branch.work.remote", "origin", at="project").returncode == 0
+            before.update(host.look())
+
+        prompt = "now\nsleep 1\nsh sh /workspace/hostile"
+        summary = carried.run(prompt, meanwhile=configure, image=box.engine.images.git, env=WHO)
 
         for listener in listeners:
             with pytest.raises(BlockingIOError):
@@ -146,6 +152,7 @@ def test_nothing_of_it_acts_on_the_host(carried: Carried) -> None:
             listener.close()
     assert summary.outcome == "succeeded", summary.message
     assert host.look() == before
+    assert host.git("config", "branch.work.remote", at="main").stdout == "origin\n"
     found = carried.result(summary.run_id)
     assert (found["app.py"], found["honest"]) == ("755 evil\n", "644 tried\n")
     assert "reached" not in found
