@@ -137,8 +137,9 @@ def test_nothing_of_it_acts_on_the_host(carried: Carried) -> None:
         before = host.look()
 
         def configure() -> None:
-            """The host's git puts another file in the place of the settings, which covers whatever was mounted there."""
+            """The host's git puts another file in the place of the settings: no mount of the old one covers it."""
             assert host.git("config", "branch.work.remote", "origin", at="project").returncode == 0
+            os.chown(host.folder / "main/.git/config", *box.engine.owner)
             before.update(host.look())
 
         prompt = "now\nsleep 1\nsh sh /workspace/hostile"
