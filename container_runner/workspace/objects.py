@@ -29,13 +29,17 @@ async def listing(shadow: Shadow, tree: str, only: Callable[[bytes], bool] = boo
     Args:
         only: what is wanted, by the lines of `git ls-tree`: a mode, a kind, an id, a tab, a path.
     """
-    said = await shadow.git("ls-tree", "-r", "-z", tree)
     found = {}
-    for line in filter(only, said.split(b"\0")):
-        facts, _, path = line.partition(b"\t")
+    for path, facts in (await lines(shadow, tree, only)).items():
         mode, _, oid = facts.split()
         found[path] = Entry(mode, oid)
     return found
+
+
+async def lines(shadow: Shadow, tree: str, only: Callable[[bytes], bool] = bool) -> dict[bytes, bytes]:
+    """The same as git writes it, which takes a third of the time: a mode, a kind and an id."""
+    said = filter(only, (await shadow.git("ls-tree", "-r", "-z", tree)).split(b"\0"))
+    return {path: facts for facts, _, path in (line.partition(b"\t") for line in said)}
 
 
 def is_landmark(line: bytes) -> bool:

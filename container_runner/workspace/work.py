@@ -17,7 +17,7 @@ from container_runner.workspace.findings import LINK, Finding
 from container_runner.workspace.ignored import Rules
 from container_runner.workspace.manifest import BYTES_LIMIT, Facts, Manifest, shows
 from container_runner.workspace.names import is_odd, is_refused, twins, ways
-from container_runner.workspace.objects import WHO, difference, listing, quoted
+from container_runner.workspace.objects import WHO, difference, lines, quoted
 from container_runner.workspace.quarantine import Quarantine
 from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.tar import BLOCK, TOO_MUCH, ZEROS, Member, Source, cut_off, garbled, read_member
@@ -90,10 +90,10 @@ class Work:
 
     async def look(self, *, may_be_empty: bool) -> None:
         """Read the manifest, and sort its names into those that are edited, new, and gone."""
-        for path, entry in (await listing(self._shadow, self._base)).items():
-            self._in_base[path] = b"%s %s" % (entry.mode, entry.oid)
-            if basename(path) == ignored.NAME and entry.mode != LINK:
-                self._rules[path] = entry.oid.decode()
+        self._in_base = await lines(self._shadow, self._base)
+        for path, facts in self._in_base.items():
+            if path.endswith(ignored.NAME) and basename(path) == ignored.NAME and not facts.startswith(LINK):
+                self._rules[path] = facts.split()[2].decode()
         left = set(self._in_base)
         unreadable: list[bytes] = []
         is_empty = True
@@ -187,7 +187,7 @@ class Work:
         """Fetch what is edited and new into the quarantine; the commit with it on the base."""
         async with aclosing(self._stream(message)) as stream:
             ids = await quarantine.fast_import(stream)
-        entries = {path: b"%s %s" % (mode, ids[b":%d" % mark]) for path, (mode, mark) in self._taken.items()}
+        entries = {path: b"%s blob %s" % (mode, ids[b":%d" % mark]) for path, (mode, mark) in self._taken.items()}
         self._taken = {path: taken for path, taken in self._taken.items() if entries[path] != self._in_base.get(path)}
         self._tell()
         return ids[b":%d" % self._marks].decode()
