@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Final
 
 import attrs
 
 from container_runner.agents.packages import PACKAGES, AgentPackage
-from container_runner.agents.runtime import Command, CommandLineRuntime, appended, for_unstarted, no_words
+from container_runner.agents.runtime import (
+    Command,
+    CommandLineRuntime,
+    Credentials,
+    Endpoint,
+    appended,
+    for_unstarted,
+    no_words,
+)
 from container_runner.errors import (
     AgentError,
     AgentFailedError,
@@ -41,7 +50,7 @@ _OLD_NODE: Final = re.compile(r"ERR_UNKNOWN_BUILTIN_MODULE|requires? Node\.?(js)
 
 
 class AgentRuntime(CommandLineRuntime):
-    """A coding agent that we know.
+    """A coding agent that we know. What it is like is declared, and its `command` adds what can not be.
 
     Args:
         program: the name or path of its command. None: the usual one.
@@ -50,11 +59,40 @@ class AgentRuntime(CommandLineRuntime):
     kind: ClassVar[str]
     """What --agent-kind calls it, and `image build`."""
 
+    flags: ClassVar[Mapping[str, str]] = {}
+    """The flags of those of `OPTIONS` that are flags of its command."""
+
+    joined: ClassVar[frozenset[str]] = frozenset()
+    """Those of them that take a list as one word with commas. The others are given once for each of its words."""
+
     carries: ClassVar[frozenset[str]]
     """Those of `OPTIONS` that it has something for. Another one is refused: it would be ignored."""
 
+    modes: ClassVar[Mapping[str, str]] = {}
+    """What it calls each permission mode. "bypassPermissions" is that of the box."""
+
+    has_uuids: ClassVar[bool] = False
+    """Whether the ids of its sessions are UUIDs. Another id it would take for a name or a number."""
+
     headless: ClassVar[frozenset[str]]
     """The words of its command with which it works without a screen."""
+
+    box_env: ClassVar[Mapping[str, str]] = {}
+    """Its variables in a container: there its state lies in the sessions folder, and it does not update itself."""
+
+    address: ClassVar[Mapping[str, str]] = {}
+    """The variables that lead it to another API of its model, whose base URL stands in the place of "{}"."""
+
+    http_server: ClassVar[Mapping[str, Any]] = {"type": "http", "url": "{}"}
+    """How it is told of an MCP server that is reached by HTTP, whose URL stands in the place of "{}"."""
+
+    all_tools: ClassVar[tuple[str, ...]] = ()
+    """Those of `Agent.allowed_tools` that are all tools of a server, whose name stands in the place of "{}"."""
+
+    credentials: ClassVar[Credentials] = Credentials()
+
+    kept: ClassVar[tuple[str, ...]]
+    """See `Command.kept`."""
 
     keys: ClassVar[tuple[str, ...]] = ()
     """The variables with a key or a login for its API, of which an error tells."""
@@ -77,29 +115,78 @@ class AgentRuntime(CommandLineRuntime):
         return PACKAGES[self.kind]
 
     def check(self, options: ExecuteOptions) -> None:
-        """See that nothing is asked for that it would ignore. Every `command` begins with this.
+        """See that nothing is asked for that it would ignore, or take for something else.
 
         Raises:
-            ConfigError: an option is set that it has nothing for.
+            ConfigError: an option is set that it has nothing for, or an id is none of its.
         """
         for name, value, default in asked(options):
             if value != default and name not in self.carries:
-                raise ConfigError(
-                    name,
-                    value,
-                    f"left out: {self.kind} has nothing for it",
-                    told=f"{self.kind} has nothing for {name}, and would ignore it; leave it out",
-                )
+                told = f"{self.kind} has nothing for {name}, and would ignore it; leave it out"
+                raise ConfigError(name, value, f"left out: {self.kind} has nothing for it", told=told)
+            if name in ("resume", "session_id") and self.has_uuids and value and not _UUID.fullmatch(value):
+                raise ConfigError(name, value, "a UUID, as 123e4567-e89b-42d3-a456-426614174000")
+
+    def _words(self, options: ExecuteOptions, *, contained: bool) -> list[str]:
+        """What the options say, by `flags`, and `Agent.args`.
+
+        Every value is joined to its flag by "=", so that it can not be taken for another one.
+
+        Raises:
+            ConfigError: it has no such permission mode, or a value is too long for a command line.
+        """
+        values = {name: value for name, value, default in asked(options) if value != default}
+        if self.modes and (mode := permissions(options, self.modes, contained=contained)):
+            values["permission_mode"] = mode
+        words: list[str] = []
+        for name, word in self.flags.items():
+            match values.get(name):
+                case True:
+                    words.append(word)
+                case tuple(many) if name not in self.joined:
+                    words += [each for value in many for each in flag(word, value)]
+                case tuple(many):
+                    words += flag(word, ",".join(many))
+                case Mapping() as table:  # without "mcpServers" claude hangs
+                    whole = {"mcpServers": dict(table)} if name == "mcp_servers" else dict(table)
+                    words += flag(word, json.dumps(whole))
+                case value:
+                    words += flag(word, value)
+        return [*words, *options.agent.args]
+
+    def _command(self, options: ExecuteOptions, words: Iterable[str], *, contained: bool, **more: Any) -> Command:
+        """Its process: *words* behind the program, and what is declared of it.
+
+        Args:
+            more: more fields of `Command`. `env` comes beside what is declared, and others in its place.
+
+        Raises:
+            ConfigError: see `check`.
+        """
+        self.check(options)
+        url = options.agent.base_url
+        led = {} if url is None else {name: value.format(url) for name, value in self.address.items()}
+        declared = {"stdin": options.prompt.encode(), "credentials": self.credentials, "kept": self.kept}
+        env = {**(self.box_env if contained else {}), **led, **more.pop("env", {})}
+        return Command(argv=(self.program, *words), env=env, **{**declared, **more})
 
     def with_server(self, options: ExecuteOptions, name: str, url: str, token: str) -> ExecuteOptions:
-        """*options*, with an MCP server more.
+        """*options*, with an MCP server more among `Agent.mcp_servers`.
 
         Raises:
             UnsupportedRuntimeError: it is not known how this agent is told of one.
         """
-        del options, url, token
-        message = f"{self.kind} can not be given functions as tools."
-        raise UnsupportedRuntimeError(message, next_step=f"Use an agent that is told of {name}, such as claude.")
+        if "mcp_servers" not in self.carries:
+            message = f"{self.kind} can not be given functions as tools."
+            raise UnsupportedRuntimeError(message, next_step=f"Use an agent that is told of {name}, such as claude.")
+        agent = options.agent
+        server = {
+            key: value.format(url) if isinstance(value, str) else value for key, value in self.http_server.items()
+        }
+        server["headers"] = {"Authorization": f"Bearer ${{{token}}}"}  # it puts in what the variable holds
+        servers = {**agent.mcp_servers, name: server}
+        allowed = (*agent.allowed_tools, *(each.format(name) for each in self.all_tools))
+        return attrs.evolve(options, agent=attrs.evolve(agent, mcp_servers=servers, allowed_tools=allowed))
 
     def screen(self, options: ExecuteOptions) -> Command:
         """Its command without what keeps it from having one."""
@@ -158,13 +245,6 @@ class AgentRuntime(CommandLineRuntime):
         return f"Name an image with {self.kind} by --image, or make one: container-runner image build {self.kind}"
 
 
-def with_mcp_server(options: ExecuteOptions, name: str, server: Mapping[str, Any], *allowed: str) -> ExecuteOptions:
-    """*options*, with an MCP server more, and with these tools among those that the agent may use unasked."""
-    agent = options.agent
-    servers, tools = {**agent.mcp_servers, name: dict(server)}, (*agent.allowed_tools, *allowed)
-    return attrs.evolve(options, agent=attrs.evolve(agent, mcp_servers=servers, allowed_tools=tools))
-
-
 NO_SERVER: Final = secrets.token_hex(8)
 """A name that no workspace can have given to a server of its own."""
 
@@ -175,9 +255,9 @@ def own_servers(options: ExecuteOptions, *, contained: bool) -> list[str]:
     return [f"--allowed-mcp-server-names={name}" for name in names if contained]
 
 
-def bearer(token: str) -> dict[str, str]:
-    """The header with what the variable *token* holds, for an agent that puts variables into its configuration."""
-    return {"Authorization": f"Bearer ${{{token}}}"}
+def bearer(key: str, upstream: str, *allowed: str) -> Endpoint:
+    """The API at *upstream*, which wants what the variable *key* holds as `Authorization: Bearer ...`."""
+    return Endpoint(upstream=upstream, headers={key: "authorization: Bearer {}"}, allowed=allowed)
 
 
 def asked(options: ExecuteOptions) -> list[tuple[str, Any, Any]]:
@@ -210,18 +290,6 @@ def permissions(options: ExecuteOptions, modes: Mapping[str, str], *, contained:
     if asked_for is not None and asked_for not in modes:
         raise ConfigError("agent.permission_mode", asked_for, f"one of {', '.join(modes)}, as this agent has them")
     return None if asked_for is None else modes[asked_for]
-
-
-def check_uuids(options: ExecuteOptions) -> None:
-    """See that the ids of sessions are what this agent takes: UUIDs. Others it may take for a name or a number.
-
-    Raises:
-        ConfigError: one is not.
-    """
-    for name in ("resume", "session_id"):
-        value = getattr(options, name)
-        if value is not None and not _UUID.fullmatch(value):
-            raise ConfigError(name, value, "a UUID, as 123e4567-e89b-42d3-a456-426614174000")
 
 
 _UUID: Final = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")

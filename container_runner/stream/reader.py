@@ -7,6 +7,7 @@ The messages are made of these, so a caller does not see which agent it was. Wha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Mapping
 from typing import Any, ClassVar, TypeAlias
 
@@ -164,3 +165,15 @@ def part(raw: Mapping[str, Any], *names: str) -> dict[str, Any]:
     for name in names:
         found = found.get(name) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else {}
+
+
+def parts(raw: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The objects in the list of this name; [] if there are none."""
+    found = raw.get(name)
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def status_in(said: str, pattern: re.Pattern[str]) -> int | None:
+    """The HTTP status that an error's text tells, in the first group of *pattern*; None if it tells none."""
+    found = pattern.search(said)
+    return int(found[1]) if found else None

@@ -33,12 +33,12 @@ def test_all_that_qwen_can_be_asked_for_is_on_its_command_line() -> None:
     )  # fmt: skip
 
     assert made.argv == (
-        "qwen", "--output-format=stream-json", "--auth-type=openai", "--approval-mode=auto-edit", "--model=m",
+        "qwen", "--output-format=stream-json", "--auth-type=openai", "--allowed-mcp-server-names=x",
+        "--approval-mode=auto-edit", "--model=m",
         "--fallback-model=n", "--system-prompt=S", "--append-system-prompt=A", "--allowed-tools=a",
         "--allowed-tools=b", "--exclude-tools=c", "--core-tools=d",
         "--max-session-turns=3", '--json-schema={"type": "object"}', "--include-partial-messages",
-        "--allowed-mcp-server-names=x", f"--resume={ID}",
-        "--fork-session",
+        f"--resume={ID}", "--fork-session",
     )  # fmt: skip
     on_the_host = command(QwenRuntime, agent=agent, contained=False)
     assert '--mcp-config={"mcpServers": {"x": {"command": "y"}}}' in on_the_host.argv
