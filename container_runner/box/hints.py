@@ -10,7 +10,9 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 
-from container_runner.agents.runtime import Credentials
+import attrs
+
+from container_runner.agents.runtime import CommandLineRuntime, Credentials
 from container_runner.box import gitconfig, sources
 from container_runner.box.login import read_login
 from container_runner.box.protect import is_harmless
@@ -18,7 +20,7 @@ from container_runner.box.sources import resolve_workspace
 from container_runner.config.container import ContainerConfig
 from container_runner.config.protected import PROTECTED
 from container_runner.errors import ConfigError
-from container_runner.options import Agent
+from container_runner.options import Agent, ExecuteOptions
 from container_runner.workspace import repositories
 
 LOGIN = re.compile(r"(ANTHROPIC|CLAUDE_CODE|AWS|GOOGLE|VERTEX|OPENAI|GEMINI)_\w+")
@@ -97,13 +99,18 @@ def login_hints(credentials: Credentials, config: ContainerConfig, environ: Mapp
 
 
 def address_hints(
-    credentials: Credentials, agent: Agent, config: ContainerConfig, environ: Mapping[str, str]
+    runtime: CommandLineRuntime, options: ExecuteOptions, config: ContainerConfig, environ: Mapping[str, str]
 ) -> Iterator[str]:
     """That the key for an API of the caller's own goes to the usual one, because only the key is passed on."""
-    if agent.base_url is not None or config.credentials == "none":
+    if options.agent.base_url is not None or config.credentials == "none":
+        return
+    own = "http://own.invalid"
+    try:
+        led = runtime.command(attrs.evolve(options, agent=attrs.evolve(options.agent, base_url=own)), contained=True)
+    except ConfigError:  # it takes none
         return
     given = {*config.env, *config.secrets, *config.optional_secrets}
-    for name in dict.fromkeys(f"{key.partition('_')[0]}_BASE_URL" for key in credentials.names):
+    for name in (name for name, value in led.env.items() if value == own):
         if environ.get(name) and name not in given:
             yield f'{name} is set here, but not in the box: the agent asks the usual API. Add --base-url="${name}"'
 

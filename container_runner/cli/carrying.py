@@ -89,7 +89,7 @@ def warn(runner: ContainerRunner, options: ExecuteOptions) -> None:
     environ = host_environment()
     told = [
         *hints.login_hints(login, runner.config, environ),
-        *hints.address_hints(login, options.agent, runner.config, environ),
+        *hints.address_hints(runner.runtime, options, runner.config, environ),
         *hints.box_hints(runner.config),
     ]
     for hint in (*hints.hints_for(options.agent, runner.config), *told):

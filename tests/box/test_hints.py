@@ -11,10 +11,20 @@ from typing import Any
 
 import pytest
 
+from container_runner.agents import (
+    ClaudeRuntime,
+    CodexRuntime,
+    CommandLineRuntime,
+    CopilotRuntime,
+    GeminiRuntime,
+    OpenCodeRuntime,
+    QwenRuntime,
+)
+from container_runner.agents.acp import AcpRuntime
 from container_runner.agents.runtime import Credentials
 from container_runner.box.hints import address_hints, box_hints, git_files, gitlinks, hints, login_hints
 from container_runner.config.container import ContainerConfig
-from container_runner.options import Agent
+from container_runner.options import Agent, ExecuteOptions
 from container_runner.workspace import repositories
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -161,28 +171,47 @@ def test_what_may_surprise_of_the_box_itself(env: dict[str, str], told: str | No
     assert not any("k-1" in hint for hint in found)
 
 
+URL = dict.fromkeys(("ANTHROPIC_BASE_URL", "OPENAI_BASE_URL", "GEMINI_BASE_URL"), "https://api.test")
+
+
 @pytest.mark.parametrize(
     ("agent", "config", "environ", "says"),
     [
-        ({}, {}, {"ANTHROPIC_BASE_URL": "https://api.test"}, ['Add --base-url="$ANTHROPIC_BASE_URL"']),
-        ({}, {}, {"ANTHROPIC_BASE_URL": "", "OPENAI_BASE_URL": "https://api.test"}, []),
-        ({"base_url": "https://api.test"}, {}, {"ANTHROPIC_BASE_URL": "https://api.test"}, []),
-        ({}, {"env": {"ANTHROPIC_BASE_URL": "https://a.test"}}, {"ANTHROPIC_BASE_URL": "https://api.test"}, []),
-        ({}, {"credentials": "none"}, {"ANTHROPIC_BASE_URL": "https://api.test"}, []),
+        ({}, {}, URL, ['Add --base-url="$ANTHROPIC_BASE_URL"']),
+        ({}, {}, {**URL, "ANTHROPIC_BASE_URL": ""}, []),
+        ({"base_url": "https://api.test"}, {}, URL, []),
+        ({}, {"env": {"ANTHROPIC_BASE_URL": "https://a.test"}}, URL, []),
+        ({}, {"credentials": "none"}, URL, []),
     ],
 )
 def test_an_address_that_stays_behind_is_told(
     agent: dict[str, Any], config: dict[str, Any], environ: dict[str, str], says: list[str]
 ) -> None:
-    told = [
-        *address_hints(
-            Credentials(names=("ANTHROPIC_API_KEY",)),
-            Agent(name="bot", **agent),
-            ContainerConfig(image="i", **config),
-            environ,
-        )
-    ]
+    options = ExecuteOptions(prompt="Hello", agent=Agent(name="bot", **agent))
+    told = [*address_hints(ClaudeRuntime(), options, ContainerConfig(image="i", **config), environ)]
 
     assert len(told) == len(says)
     assert all(what in line for what, line in zip(says, told, strict=True))
     assert "api.test" not in "".join(told)  # it may hold a login
+
+
+@pytest.mark.parametrize(
+    ("runtime", "name"),
+    [
+        (CodexRuntime(), None),  # it has its address from its configuration alone
+        (GeminiRuntime(), "GOOGLE_GEMINI_BASE_URL"),
+        (AcpRuntime("gemini"), "GOOGLE_GEMINI_BASE_URL"),
+        (QwenRuntime(), "OPENAI_BASE_URL"),
+        (OpenCodeRuntime(), None),
+        (CopilotRuntime(), "COPILOT_PROVIDER_BASE_URL"),
+        (AcpRuntime("goose", "acp"), None),  # it is not known what it reads
+    ],
+)
+def test_the_address_is_that_of_the_agents_own_variable(runtime: CommandLineRuntime, name: str | None) -> None:
+    options = ExecuteOptions(prompt="Hello", agent=Agent(name="bot", model="openai/m"))
+    words = ("ANTHROPIC", "CODEX", "COPILOT", "COPILOT_PROVIDER", "GEMINI", "GOOGLE_GEMINI", "OPENAI")
+    environ = {f"{word}_BASE_URL": "https://api.test" for word in words}
+
+    told = [*address_hints(runtime, options, ContainerConfig(image="i"), environ)]
+
+    assert [line.partition(" ")[0] for line in told] == ([] if name is None else [name])
