@@ -92,10 +92,14 @@ def login_hints(credentials: Credentials, config: ContainerConfig, environ: Mapp
     file = credentials.file
     if config.credentials != "env" and file and read_login(Path(os.path.expanduser(file))):  # noqa: PTH111  never raises
         return
-    yield (
-        f"No login: neither {' nor '.join(credentials.names)} is set, and there is none in {file}. "
-        f"Type: export {credentials.names[0]}=YOUR-KEY"
-    )
+    yield f"No login: {no_login(credentials)}. Type: export {credentials.names[0]}=YOUR-KEY"
+
+
+def no_login(credentials: Credentials) -> str:
+    """What is not there of what an agent logs in with."""
+    names, file = credentials.names, credentials.file
+    unset = f"neither {' nor '.join(names)} is set" if names[1:] else f"{names[0]} is not set"
+    return f"{unset}, and there is no login in {file}" if file else unset
 
 
 def address_hints(

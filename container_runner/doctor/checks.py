@@ -16,7 +16,7 @@ import attrs
 from container_runner.agents import Credentials
 from container_runner.box import argv
 from container_runner.box.environment import host_environment, selinux_enforces
-from container_runner.box.hints import LOGIN
+from container_runner.box.hints import LOGIN, no_login
 from container_runner.box.plan import Plan
 from container_runner.box.user import User
 from container_runner.config.container import ContainerConfig
@@ -116,8 +116,8 @@ def check_credentials(config: ContainerConfig, credentials: Credentials, plan: P
         return passed(name, f"{' and '.join(given)} from the environment")
     if any(mount.target == credentials.target for mount in plan.mounts):
         return passed(name, f"the login in {credentials.file}")
-    found = f"neither {' nor '.join(credentials.names)} is set, and no login can be read in {credentials.file}"
-    return Check(name=name, status="fail", found=found, fix=f"export {credentials.names[0]}=YOUR-KEY")
+    fix = f"export {credentials.names[0]}=YOUR-KEY"
+    return Check(name=name, status="fail", found=no_login(credentials), fix=fix)
 
 
 def check_secrets(config: ContainerConfig, plan: Plan) -> Check:

@@ -22,7 +22,7 @@ from container_runner.agents import (
 )
 from container_runner.agents.acp import AcpRuntime
 from container_runner.agents.runtime import Credentials
-from container_runner.box.hints import address_hints, box_hints, git_files, gitlinks, hints, login_hints
+from container_runner.box.hints import address_hints, box_hints, git_files, gitlinks, hints, login_hints, no_login
 from container_runner.config.container import ContainerConfig
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.workspace import repositories
@@ -154,6 +154,16 @@ def test_an_agent_without_a_login_is_told(
     (tmp_path / "login.json").write_text('{"claudeAiOauth": {"accessToken": "t-123456789"}}')
     assert len([*login_hints(login, config, environ)]) == (is_told and config.credentials == "env")
     assert [*login_hints(Credentials(), config, environ)] == []
+
+
+def test_a_login_that_is_not_there_is_told_as_the_agent_has_it() -> None:
+    file = "there is no login in ~/.codex/auth.json"
+
+    assert no_login(QwenRuntime.credentials) == "OPENAI_API_KEY is not set"
+    assert no_login(CodexRuntime.credentials) == f"CODEX_API_KEY is not set, and {file}"
+    assert no_login(ClaudeRuntime.credentials).startswith(
+        "neither ANTHROPIC_API_KEY nor CLAUDE_CODE_OAUTH_TOKEN is set"
+    )
 
 
 @pytest.mark.parametrize(
