@@ -34,19 +34,28 @@ def asked(kind: str, image: str, monkeypatch: pytest.MonkeyPatch, *, ephemeral: 
     return fields, {"model": given.model, "base_url": given.base_url}
 
 
+LIVE = "gemini"
+"""One that is killed in a live session, too."""
+
+
 @KIND
 def test_we_are_killed(scene: Scene, agents_image: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ephemeral = scene.engine.name == "podman"  # each on one engine
     fields, agent = asked(kind, agents_image, monkeypatch, ephemeral=ephemeral)
-    victim = scene.victim(AT_WORK, kind=kind, program=f"{kind}-offline", config=fields, fields=agent)
-    anyio.run(tool_at_work, scene)
-    keep = [] if ephemeral else scene.containers()
-
-    since = victim.kill(tree=False)
-
+    program = f"{kind}-offline"
     box = "ephemeral" if ephemeral else "persistent"
-    scene.settle(f"real {kind} with a tool at work, SIGKILL of us alone ({box})", "nothing", since=since, keep=keep)
-    assert len(keep) == (not ephemeral)
+    runs = {kind: {"kind": kind, "program": program}}
+    if kind == LIVE:
+        runs[f"{kind} by ACP"] = {"kind": kind, "acp": program}
+    for name, runtime in runs.items():
+        victim = scene.victim(AT_WORK, **runtime, config=fields, fields=agent)
+        anyio.run(tool_at_work, scene)
+        keep: list[str] = [] if ephemeral else scene.containers()
+
+        since = victim.kill(tree=False)
+
+        scene.settle(f"real {name} with a tool at work, SIGKILL of us alone ({box})", "nothing", since=since, keep=keep)
+        assert len(keep) == (not ephemeral)
 
 
 @KIND

@@ -30,7 +30,8 @@ from container_runner import (
 
 async def run(order: dict[str, Any]) -> None:
     config = ContainerConfig.from_mapping(order["config"])
-    runtime = AcpRuntime(order["acp"]) if "acp" in order else KINDS[order.get("kind", "claude")](order.get("program"))
+    kind = order.get("kind")
+    runtime = AcpRuntime(order["acp"], like=kind) if "acp" in order else KINDS[kind or "claude"](order.get("program"))
     runner = ContainerRunner(runtime, config, order["state"])
     if command := order.get("command"):
         runner = ContainerRunner(CommandRuntime(command), config, order["state"], tools=[hang])

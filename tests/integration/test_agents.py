@@ -1,12 +1,16 @@
 """The real agents in a container, end to end, against stand-ins for their APIs in the same container.
 
 claude has a file of its own. A line in `AGENTS` is all that another agent needs.
+
+To start one of these takes seconds. So what makes them do their work is tried on both engines, and what no engine has a
+part in on one of them, which is not the same for all agents.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +38,11 @@ from container_runner import (
 )
 from tests.integration.engines import RealEngine
 from tests.integration.images import STAND_IN
-from tests.integration.runs import ON_DOCKER, ON_OWN_ROOTFUL, Box, collect, error_of, said
+from tests.integration.runs import Box, collect, error_of, messages_of
 
-pytestmark = [pytest.mark.claude, ON_OWN_ROOTFUL]
+pytestmark = pytest.mark.claude
+
+LOOK = "bash: grep -o 'word of the [h]ost' /tmp/requests.jsonl | head -1"
 
 
 @attrs.frozen
@@ -48,30 +54,79 @@ class Given:
     key: str
     """The variable with its key."""
 
+    engine: str
+    """The one on which all of it is tried; on the other one it is the work alone."""
+
     base_url: str = f"{STAND_IN}/v1"
     model: str = "stand-in"
 
     unknown: str = "01a21ae6-ae51-7733-8117-2510a46baad9"
     """The id of a session that there is not."""
 
-    reports_cost: bool = False
+    call: str = LOOK
+    """How its model calls a function of the caller's, or looks whether it was told of one: codex groups its tools in a
+    way that the stand-in can not call, and qwen's model has to search for them first."""
 
-    @property
-    def carries(self) -> frozenset[str]:
-        return self.runtime.carries
 
+WORD = '{"word": "word of the host"}'
 
 AGENTS = {
-    "codex": Given(CodexRuntime, "CODEX_API_KEY"),
+    "codex": Given(CodexRuntime, "CODEX_API_KEY", "podman"),
     "opencode": Given(
-        OpenCodeRuntime, "OPENAI_API_KEY", model="own/stand-in", unknown="ses_de5191815ffe0cvyb5vvaVajek"
+        OpenCodeRuntime,
+        "OPENAI_API_KEY",
+        "docker",
+        model="own/stand-in",
+        unknown="ses_de5191815ffe0cvyb5vvaVajek",
+        call=f"tool: container_runner_whisper {WORD}",
     ),
-    "gemini": Given(GeminiRuntime, "GEMINI_API_KEY", base_url=STAND_IN, model="gemini-2.5-flash"),
-    "qwen": Given(QwenRuntime, "OPENAI_API_KEY"),
-    "copilot": Given(CopilotRuntime, "COPILOT_PROVIDER_API_KEY"),
+    "gemini": Given(
+        GeminiRuntime,
+        "GEMINI_API_KEY",
+        "docker",
+        base_url=STAND_IN,
+        model="gemini-2.5-flash",
+        call=f"tool: mcp_container_runner_whisper {WORD}",
+    ),
+    "qwen": Given(QwenRuntime, "OPENAI_API_KEY", "podman"),
+    "copilot": Given(
+        CopilotRuntime, "COPILOT_PROVIDER_API_KEY", "podman", call=f"tool: container_runner-whisper {WORD}"
+    ),
 }
 
-KIND = pytest.mark.parametrize("kind", AGENTS)
+WRITE = "bash: echo hi >made.txt; cat made.txt"
+
+
+def each_on(*, own: bool) -> pytest.MarkDecorator:
+    """Each agent on its own engine, or on the other one."""
+    other = {"docker": "podman", "podman": "docker"}
+    engines = {kind: given.engine if own else other[given.engine] for kind, given in AGENTS.items()}
+    pairs = [pytest.param(kind, engine, marks=pytest.mark.engine) for kind, engine in engines.items()]
+    return pytest.mark.parametrize(("kind", "engine"), pairs, indirect=["engine"])
+
+
+ON_ITS_OWN, ON_THE_OTHER = each_on(own=True), each_on(own=False)
+
+SETTINGS = {
+    "mcpServers": {"theirs": {"command": "/workspace/act", "args": ["server"]}},
+    "mcp": {"allowed": []},
+}
+HOOKS = {
+    "disableAllHooks": False,
+    "hooks": {"SessionStart": [{"hooks": [{"type": "command", "command": "/workspace/act hook"}]}]},
+}
+ACT = "#!/bin/sh\ntouch /workspace/acted-$1\nexec cat\n"
+THEIRS = {
+    "gemini": {"act": ACT, ".gemini/settings.json": json.dumps(SETTINGS)},
+    "qwen": {"act": ACT, ".qwen/settings.json": json.dumps({**SETTINGS, **HOOKS})},
+}
+"""What is in somebody else's workspace, and would be started there."""
+
+
+@tool
+async def whisper(word: str) -> str:
+    """Say a word of the host, and who says it."""
+    return f"{word} from {os.getpid()}"
 
 
 @pytest.fixture
@@ -91,10 +146,6 @@ def options_of(box: Box, kind: str, prompt: str, **fields: Any) -> ExecuteOption
     return attrs.evolve(options, agent=attrs.evolve(options.agent, model=given.model, base_url=given.base_url))
 
 
-def ask(box: Box, kind: str, prompt: str, **fields: Any) -> list[Message]:
-    return collect(runner_of(box, kind), options_of(box, kind, prompt, **fields))
-
-
 def result_in(messages: list[Message]) -> ResultMessage:
     (result,) = (message for message in messages if isinstance(message, ResultMessage))
     assert not result.is_error, result
@@ -102,101 +153,109 @@ def result_in(messages: list[Message]) -> ResultMessage:
     return result
 
 
-@KIND
-def test_it_changes_a_file_and_goes_on_with_what_was_said(box: Box, kind: str) -> None:
-    """One event model: whoever reads this does not see which agent it was."""
-    messages = ask(box, kind, "bash: echo hi >made.txt; cat made.txt")
+@ON_THE_OTHER
+def test_it_changes_a_file(box: Box, kind: str) -> None:
+    """And starts nothing that its workspace names."""
+    put(box, THEIRS.get(kind, {}))
 
-    first = next(message for message in messages if isinstance(message, SystemMessage))
-    assert first.is_init
-    assert first.session_id
-    calls = [block for it in messages if isinstance(it, AssistantMessage) for block in it.content]
-    (call,) = (block for block in calls if isinstance(block, ToolUseBlock))
-    assert "echo hi" in str(call.input["command"])
-    given = [block for it in messages if isinstance(it, UserMessage) for block in it.content]
-    (gave,) = (block for block in given if isinstance(block, ToolResultBlock))
-    assert (gave.tool_use_id, gave.is_error) == (call.id, False)
-    assert "hi" in gave.text
-    assert (box.workspace / "made.txt").read_text() == "hi\n"
-    assert (box.workspace / "made.txt").stat().st_uid == box.engine.owner[0]
-    result = result_in(messages)
-    assert "hi" in result.result
-    assert result.session_id == first.session_id
-    assert result.usage is None or (result.usage.input_tokens, result.usage.cache_read_input_tokens) == (180, 20)
-    assert (result.total_cost_usd is not None) is AGENTS[kind].reports_cost
+    messages = collect(runner_of(box, kind), options_of(box, kind, WRITE))
 
-    again = ask(box, kind, "say: two", resume=result.session_id)
-
-    assert said(again)[-1].strip() == "two"
-    assert result_in(again).session_id == result.session_id
-    if "fork" in AGENTS[kind].carries:
-        fork = result_in(ask(box, kind, "say: three", resume=result.session_id, fork=True))
-        assert fork.session_id not in ("", result.session_id)
+    session, (call,) = worked(box, messages)
+    assert "hi" in call.text
+    assert result_in(messages).session_id == session
+    assert "hi" in result_in(messages).result
+    assert [*box.workspace.glob("acted-*")] == []
     assert box.containers() == []
 
 
-@KIND
-@ON_DOCKER  # no engine has a part in it
-def test_what_fails_fails_with_its_own_kind(box: Box, kind: str) -> None:
-    unknown = error_of(ask(box, kind, "say: x", resume=AGENTS[kind].unknown))
+@ON_ITS_OWN
+def test_it_is_cut_and_goes_on_and_fails_with_its_own_kind(box: Box, kind: str) -> None:
+    """In a kept container, where no kernel ends the tools with the container: they have sessions of their own.
+
+    There is no network, and functions of the caller's are called.
+    """
+    given, runner = AGENTS[kind], runner_of(box, kind, ephemeral=False, tools=[whisper])
+
+    def ask(prompt: str, **fields: Any) -> list[Message]:
+        return collect(runner, options_of(box, kind, prompt, **fields))
+
+    unknown = error_of(ask("say: x", resume=given.unknown))
     assert unknown is not None
     assert unknown.kind == "session_not_found", unknown
 
-    key = error_of(ask(box, kind, "error: 401"))
-    assert key is not None
-    assert key.kind == "auth", key
-    assert AGENTS[kind].key in key.next_step
-
-    refused = error_of(ask(box, kind, "error: 400"))
-    assert refused is not None
-    assert refused.kind == "agent_failed", refused
-    assert "scripted 400" in refused.message
-    assert box.containers() == []
-
-
-@KIND
-@pytest.mark.parametrize("anyio_backend", ["trio"])
-async def test_leaving_while_a_tool_runs_leaves_nothing(box: Box, kind: str) -> None:
-    """In a kept container, where no kernel ends the tools with the container: they have sessions of their own."""
-    runner = runner_of(box, kind, ephemeral=False)
-    prompt = "bash: touch started; tail -f /dev/null"
-
-    with anyio.fail_after(120):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(runner.run, options_of(box, kind, prompt))
-            while not (box.workspace / "started").exists():
-                await anyio.sleep(0.1)
-            tasks.cancel_scope.cancel()
+    session = anyio.run(cut_at_work, box, runner, kind, backend="trio")
 
     (container,) = box.containers()
     processes = box.engine.run("exec", container, "ps", "-eo", "args").stdout
     assert "ps -eo args" in processes
     assert "tail" not in processes
     assert kind not in processes.replace(box.engine.images.agents, "")
+
+    again = ask(f"{WRITE}\n{given.call}", resume=session)
+
+    resumed, (_, called) = worked(box, again)
+    assert resumed == result_in(again).session_id == session
+    assert "word of the host" in called.text
+    assert (f"from {os.getpid()}" in called.text) is (given.call != LOOK)
+    assert "word of the host" in result_in(again).result
+
+    fork = {"resume": session, "fork": True} if "fork" in given.runtime.carries else {}
+    messages = ask("error: 400", **fork)
+    refused = error_of(messages)
+    assert refused is not None
+    assert refused.kind == "agent_failed", refused
+    assert "scripted 400" in refused.message
+    assert first_of(messages).session_id not in ("", session)
+
+    key = error_of(ask("error: 401"))
+    assert key is not None
+    assert key.kind == "auth", key
+    assert given.key in key.next_step
+    assert box.containers() == [container]
     box.engine.remove(container)
 
 
-ACTS = "#!/bin/sh\ntouch /workspace/acted-$1\nexec cat\n"
+async def cut_at_work(box: Box, runner: ContainerRunner, kind: str) -> str:
+    """Leave a run whose tool is at work, and tell its session."""
+    seen: list[str] = []
 
-SETTINGS = {
-    "mcpServers": {"theirs": {"command": "/workspace/act", "args": ["server"]}},
-    "mcp": {"allowed": []},
-}
-HOOKS = {
-    "disableAllHooks": False,
-    "hooks": {"SessionStart": [{"hooks": [{"type": "command", "command": "/workspace/act hook"}]}]},
-}
-WORKSPACES = {
-    "gemini": {".gemini/settings.json": json.dumps(SETTINGS)},
-    "qwen": {".qwen/settings.json": json.dumps({**SETTINGS, **HOOKS})},
-}
-"""What somebody else's folder has for each."""
+    async def read() -> None:
+        async with messages_of(runner, options_of(box, kind, "bash: touch started; tail -f /dev/null")) as messages:
+            async for message in messages:
+                if isinstance(message, SystemMessage) and message.is_init:
+                    seen.append(message.session_id)
+
+    with anyio.fail_after(120):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            while not (box.workspace / "started").exists():
+                await anyio.sleep(0.1)
+            tasks.cancel_scope.cancel()
+    (session,) = seen
+    return session
 
 
-@pytest.mark.parametrize("kind", WORKSPACES)
-@ON_DOCKER  # no engine has a part in it
-def test_what_a_workspace_would_start_is_not_started(box: Box, kind: str) -> None:
-    for name, text in {"act": ACTS, **WORKSPACES[kind]}.items():
+def worked(box: Box, messages: list[Message]) -> tuple[str, list[ToolResultBlock]]:
+    """See that it has done what `WRITE` says, as every agent tells it; its session, and what its tools gave back."""
+    calls = [block for it in messages if isinstance(it, AssistantMessage) for block in it.content]
+    asked = [block for block in calls if isinstance(block, ToolUseBlock)]
+    told = [block for it in messages if isinstance(it, UserMessage) for block in it.content]
+    gave = [block for block in told if isinstance(block, ToolResultBlock)]
+    assert "echo hi" in str(asked[0].input["command"])
+    assert [(block.tool_use_id, block.is_error) for block in gave] == [(block.id, False) for block in asked]
+    assert (box.workspace / "made.txt").read_text() == "hi\n"
+    assert (box.workspace / "made.txt").stat().st_uid == box.engine.owner[0]
+    result, answers = result_in(messages), len(asked) + 1
+    if result.usage is not None:
+        assert result.usage.input_tokens == 90 * answers
+        assert result.usage.cache_read_input_tokens == 10 * answers
+    assert result.total_cost_usd is None
+    return first_of(messages).session_id, gave
+
+
+def put(box: Box, files: Mapping[str, str]) -> None:
+    """Write files into the workspace, as its owner's."""
+    for name, text in files.items():
         path = box.workspace / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -204,37 +263,8 @@ def test_what_a_workspace_would_start_is_not_started(box: Box, kind: str) -> Non
     for path in box.workspace.rglob("*"):
         os.chown(path, *box.engine.owner)
 
-    result = result_in(ask(box, kind, "bash: echo done"))
 
-    assert "done" in result.result
-    assert sorted(path.name for path in box.workspace.glob("acted-*")) == []
-    assert box.containers() == []
-
-
-LOOK = "bash: grep -o 'word of the [h]ost' /tmp/requests.jsonl | head -1"
-
-CALLS = {
-    "codex": LOOK,  # it groups its tools in a way that the stand-in can not call
-    "qwen": LOOK,  # its model has to search for them first
-    "opencode": 'tool: container_runner_whisper {"word": "word of the host"}',
-    "gemini": 'tool: mcp_container_runner_whisper {"word": "word of the host"}',
-    "copilot": 'tool: container_runner-whisper {"word": "word of the host"}',
-}
-"""How each calls a tool of the caller's, or tells that its model was told of it."""
-
-
-@tool
-async def whisper(word: str) -> str:
-    """Say a word of the host, and who says it."""
-    return f"{word} from {os.getpid()}"
-
-
-@pytest.mark.parametrize("kind", CALLS)
-@ON_DOCKER  # no engine has a part in it
-def test_it_calls_functions_of_the_callers_without_a_network(box: Box, kind: str) -> None:
-    runner = runner_of(box, kind, network="none", tools=[whisper])
-    messages = collect(runner, options_of(box, kind, CALLS[kind]))
-
-    assert "word of the host" in (said := result_in(messages).result), messages
-    assert CALLS[kind] == LOOK or f"from {os.getpid()}" in said
-    assert box.containers() == []
+def first_of(messages: list[Message]) -> SystemMessage:
+    first = next(message for message in messages if isinstance(message, SystemMessage))
+    assert first.is_init
+    return first
