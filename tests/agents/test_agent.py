@@ -23,6 +23,8 @@ from container_runner.agents import (
 from container_runner.agents.agent import OPTIONS
 from container_runner.agents.packages import PACKAGES
 from container_runner.errors import (
+    AgentFailedError,
+    CommandNotExecutableError,
     ConfigError,
     IncompleteOutputError,
 )
@@ -117,6 +119,21 @@ def test_a_fork_is_refused_by_those_that_have_none(kind: type[AgentRuntime]) -> 
 def test_no_result_is_no_success_whatever_the_exit_code_says(kind: type[AgentRuntime]) -> None:
     """gemini and copilot end with 0 when they are told to stop."""
     assert isinstance(kind().outcome(None, 0, ""), IncompleteOutputError)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stderr"),
+    [  # as each says it in Node.js 18
+        (GeminiRuntime, "SyntaxError: Invalid regular expression flags\n    at ModuleLoader.moduleStrategy (node:…)\n"),
+        (QwenRuntime, "SyntaxError: The requested module 'node:fs' does not provide an export named 'openAsBlob'\n"),
+    ],
+)
+def test_a_node_that_is_too_old_is_told(kind: type[AgentRuntime], stderr: str) -> None:
+    error = kind().outcome(None, 1, stderr)
+
+    assert isinstance(error, CommandNotExecutableError)
+    assert error.next_step.endswith(f"container-runner image build {kind.kind}")
+    assert isinstance(CopilotRuntime().outcome(None, 1, stderr), AgentFailedError)  # it has none of the image's
 
 
 TYPES = (
