@@ -322,7 +322,7 @@ class AgentError(ContainerRunnerError):
     """The agent, not the engine, failed."""
 
     kind = "agent"
-    advice = "Read the agent's messages above."
+    advice = "Read what the agent said, above or by `container-runner logs`."
 
 
 class CommandNotFoundError(AgentError):

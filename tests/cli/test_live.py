@@ -117,7 +117,7 @@ def test_a_failure_is_told_once_with_what_to_do(place: Place) -> None:
     with at_terminal(place, "run", "fail It did not work.") as terminal:
         assert terminal.finish() == 1
         assert terminal.all_text.count("✗ claude failed: It did not work.") == 1
-        assert "Read the agent's messages above." in terminal.all_text
+        assert "Read what the agent said, above or by `container-runner logs`." in terminal.all_text
         assert "✗ failed after" in terminal.all_text
 
 

@@ -180,7 +180,11 @@ def test_logs_of_a_failure_end_with_what_to_do(fake_engine: FakeEngine, state: P
 
     lines = cli("logs", "--agent=bot").out.splitlines()
 
-    assert lines[-3:] == ["✗ claude exited with code 7: no luck.", "no luck", "  Read the agent's messages above."]
+    assert lines[-3:] == [
+        "✗ claude exited with code 7: no luck.",
+        "no luck",
+        "  Read what the agent said, above or by `container-runner logs`.",
+    ]
 
 
 def test_logs_as_json_are_the_transcript_itself(fake_engine: FakeEngine, state: Path, cli: Cli) -> None:
