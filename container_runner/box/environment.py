@@ -14,7 +14,7 @@ from container_runner.agents.claude import ClaudeRuntime
 from container_runner.agents.runtime import Command
 from container_runner.config import paths
 from container_runner.config.container import ContainerConfig
-from container_runner.errors import ConfigError
+from container_runner.config.laws import refuse_unset
 from container_runner.gateway.plan import GatewayPlan
 from container_runner.options import Agent, ExecuteOptions
 
@@ -96,10 +96,7 @@ def build_container_env(
     secrets = () if config is None else (*config.secrets, *config.optional_secrets)
     for index, name in enumerate(() if config is None else config.secrets):
         if name not in environ:
-            allowed = (
-                f"a variable that is set here. Type: export {name}=VALUE, or name it with --optional-secret={name}"
-            )
-            raise ConfigError(f"secrets[{index}]", name, allowed)
+            refuse_unset(f"secrets[{index}]", name, more=f", or name it with --optional-secret={name}")
     spelled = {"HOME": paths.HOME, "LANG": "C.UTF-8", "TERM": "xterm-256color", **command.env}
     values: dict[str, str] = {}
     for name, value in configured.items():

@@ -136,7 +136,7 @@ def _as_typed(error: ConfigError) -> ConfigError:
 
     source, name = error.source, error.field.removeprefix("agent.")
     bare = re.sub(r"[.\[].*", "", name)
-    if source is None or source == "command line" or source.startswith("--"):
+    if source is None or source in ("command line", "default") or source.startswith("--"):
         from container_runner.cli.flags import typed
 
         return error.called(typed(bare) if bare in FIELDS else _TYPED.get(error.field, error.field))

@@ -177,7 +177,7 @@ def refusal(error: CycloptsError) -> str:
             told = f"{error.argument.name.removeprefix('--').upper()} is missing."
     elif isinstance(error, UnknownCommandError):
         word = (error.unused_tokens or [""])[0]
-        if meant := COMMANDS_ELSEWHERE.get(word):
+        if not chain and (meant := COMMANDS_ELSEWHERE.get(word)):
             told = f'Unknown command "{word}". Here: {meant}.'
         elif " " in word:  # a prompt, which may hold anything
             told = "A command comes first, as in: container-runner run 'Fix the failing test'"

@@ -123,7 +123,8 @@ def init(
     except OSError as error:
         if isinstance(error, FileExistsError) and os.path.lexists(path):
             allowed = "a path where there is nothing yet, or --force to replace it"
-            raise ConfigError("file", str(path), allowed) from None
+            told = f"{path} is there already; --force replaces it"
+            raise ConfigError("file", str(path), allowed, told=told) from None
         message = f"{path} can not be written: {error.strerror}."
         raise StateError(message, next_step="Name another place, or give access to this one.") from None
     if json:

@@ -38,6 +38,16 @@ def refuse(
     raise ConfigError(field, value, allowed, source=source, told=told, at=at) from None
 
 
+def refuse_unset(field: str, name: str, *, more: str = "") -> NoReturn:
+    """Refuse the *name* of a variable that is not set here. What is more likely the value itself is not shown."""
+    if len(name) >= LONG_NAME and re.search("[a-z]", name):
+        refuse(field, NOT_SHOWN, "the name of a variable that is set here, without its value")
+    refuse(field, name, f"a variable that is set here. Type: export {name}=VALUE{more}")
+
+
+LONG_NAME = 16
+"""From how many characters on a name that has small letters may be a token that was given in the place of its name."""
+
 Test = Callable[[Any], object]
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 

@@ -26,7 +26,7 @@ async def check_branches(jobs: Iterable[Job]) -> None:
             continue
         carry = job.runner.plan(job.options).carry
         if carry is None:
-            raise _refused(job, 'one for a job whose workspace is carried: workspace_mode="carried"')
+            raise _refused(job, 'one for a job whose workspace is carried: --carried, or workspace_mode="carried"')
         shadow = shadows.get(carry.workspace)
         if shadow is None:
             shadow = shadows[carry.workspace] = await Shadow.open(Path(carry.workspace), job.runner.state_dir)

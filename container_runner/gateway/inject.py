@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from container_runner.config.laws import pattern
+from container_runner.config.laws import pattern, refuse_unset
 from container_runner.config.values import Injection
 from container_runner.errors import ConfigError
 from container_runner.gateway.route import Route
@@ -22,8 +22,7 @@ def secrets_of(injections: Iterable[Injection], environ: Mapping[str, str]) -> d
     for index, one in enumerate(injections):
         field, value = f"inject[{index}].secret", environ.get(one.secret, "").strip()  # a newline is nobody's intention
         if not value:
-            allowed = f"a variable that is set here. Type: export {one.secret}=VALUE"
-            raise ConfigError(field, one.secret, allowed)
+            refuse_unset(field, one.secret)
         if not _is_header_value(value):
             allowed = "a variable with 8 characters or more on one line: what is shorter can not be found in an answer"
             raise ConfigError(field, one.secret, allowed)

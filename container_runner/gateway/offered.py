@@ -8,7 +8,7 @@ from typing import Final
 
 import attrs
 
-from container_runner.config.laws import NOT_SHOWN, is_line
+from container_runner.config.laws import NOT_SHOWN, is_line, refuse_unset
 from container_runner.config.servers import VARIABLE, HostServer
 from container_runner.errors import ConfigError
 from container_runner.gateway.route import Route
@@ -56,8 +56,7 @@ def plan_hosted(
     for name, server in servers.items():
         for variable in server.variables:
             if not environ.get(variable):
-                allowed = f"a variable that is set here. Type: export {variable}=VALUE"
-                raise ConfigError(f"host_mcp_servers.{name}", variable, allowed)
+                refuse_unset(f"host_mcp_servers.{name}", variable)
             secrets[variable] = environ[variable]
 
         def filled(value: str) -> str:

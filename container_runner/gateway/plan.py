@@ -142,7 +142,8 @@ def plan_gateway(
         for field in () if config.network == "none" else ("allow_hosts", "allow_addresses", "inject"):
             if value := getattr(config, field):
                 allowed = f'none with network = {config.network}, which does not ask; or network = "gateway"'
-                raise ConfigError(field, [getattr(one, "host", one) for one in value], allowed)
+                told = f'{field} needs network = "gateway": with {config.network} nothing is asked for leave'
+                raise ConfigError(field, [getattr(one, "host", one) for one in value], allowed, told=told)
         if config.credentials == "inject":
             raise ConfigError("credentials", "inject", 'another one, or network = "gateway", which adds the key')
         ports = config.ports if config.network == "none" else ()

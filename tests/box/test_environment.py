@@ -85,6 +85,14 @@ def test_a_secret_that_is_not_set_is_refused_with_the_line_to_type() -> None:
     assert "--optional-secret=MISSING" in caught.value.next_step
 
 
+@pytest.mark.parametrize("token", ["ghp_0123456789abcdef", "xoxb_AbCdEfGhIjKl"])
+def test_a_token_in_the_place_of_its_name_is_not_shown(token: str) -> None:
+    with pytest.raises(ConfigError, match="without its value") as caught:
+        build_container_env(AGENT, config(secrets=[token]), command=COMMAND, environ={})
+
+    assert token not in str(caught.value) + caught.value.next_step + repr(caught.value)
+
+
 def test_secrets_take_their_values_from_this_process_and_unset_ones_are_dropped() -> None:
     given_ = config(secrets=("THERE",), optional_secrets=("EMPTY", "NOT_THERE"))
 

@@ -299,7 +299,7 @@ def test_init_does_not_overwrite_unless_it_is_told_to(home: Home) -> None:
 
     done = home.run("init")
     assert (done.code, home.file.read_text()) == (2, "mine")
-    assert "--force" in done.err
+    assert done.err == f"container-runner: {home.file} is there already; --force replaces it.\n"
     assert home.run("init", "--force").code == 0
     assert "[defaults]" in home.file.read_text()
     assert [path.name for path in home.file.parent.iterdir()] == ["config.toml"]

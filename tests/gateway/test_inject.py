@@ -249,6 +249,10 @@ def test_a_secret_that_can_not_be_added_is_refused_and_not_shown(environ: dict[s
     assert words in refused.value.allowed
     assert not environ or environ["TOKEN"] not in str(refused.value)
 
+    with pytest.raises(ConfigError, match="without its value") as refused:
+        secrets_of([Injection("a.test", "x-key", token := "ghp_0123456789abcdef")], environ)
+    assert token not in str(refused.value)
+
 
 @pytest.mark.parametrize(
     ("environ", "fields", "words"),
