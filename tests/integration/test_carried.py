@@ -241,7 +241,7 @@ def test_a_run_begins_with_what_another_has_left(carried: Carried) -> None:
     commit(box)
     (box.workspace / "ignored").write_text("i\n")
     own(box)
-    git = {"image": box.engine.images.git, "env": WHO}
+    git: dict[str, Any] = {"image": box.engine.images.git, "env": WHO}
     first = carried.run(f"sh {EDITS}; git add --all; git commit -q -m 'by the agent'; echo late >late", **git)
     assert first.outcome == "succeeded", first.message
     (box.workspace / "users").write_text("u\n")
