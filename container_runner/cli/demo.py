@@ -101,6 +101,8 @@ def _run(words: list[str]) -> int:
 def _spelled(words: list[str]) -> str:
     """A command of ours as it is typed into a shell."""
     program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        return shlex.join([sys.executable, "-m", "container_runner", *words])
     found = shutil.which(program.name)
     name = program.name if found is not None and program.exists() and program.samefile(found) else str(program)
     return shlex.join([name, *words])

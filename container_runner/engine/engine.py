@@ -157,7 +157,7 @@ class Engine:
             try:
                 version = await guess.ask("--version")
             except EngineNotFoundError:
-                if wanted != "auto" or environ.get(ENGINE_VARIABLE):
+                if wanted != "auto" or environ.get(ENGINE_VARIABLE, "") not in ("", "auto"):
                     raise
                 raise EngineNotFoundError("There is neither docker nor podman on this machine.") from None
             if not _version(version):
@@ -362,8 +362,8 @@ def _limiter(variable: _Limiter) -> anyio.CapacityLimiter:
 
 def _choose(environ: Mapping[str, str]) -> str:
     """docker if it is there with a daemon to speak to; else podman; else docker, for the error that follows."""
-    if environ.get(ENGINE_VARIABLE):
-        return environ[ENGINE_VARIABLE]
+    if (named := environ.get(ENGINE_VARIABLE, "")) not in ("", "auto"):
+        return named
     path = environ.get("PATH")
     docker, podman = shutil.which("docker", path=path), shutil.which("podman", path=path)
     if docker is None or podman is None:

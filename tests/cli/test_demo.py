@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
+import container_runner
 from container_runner.cli import demo as demo_command
 from container_runner.errors import ConfigError, ImageUnsuitableError
 from container_runner.testing import scripted
@@ -53,6 +55,12 @@ def test_it_shows_a_run_and_what_to_type_next(tmp_path: Path) -> None:
     assert {"usr/local/bin/scripted-agent", "usr/local/bin/claude", "etc/passwd"} <= {*names}
     again = demo(tmp_path)
     assert again.returncode == 0, again.stderr
+
+
+def test_who_starts_the_module_is_told_to_do_so_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{Path(container_runner.__file__).parent}/__main__.py"])
+
+    assert demo_command._spelled(["run"]) == f"{sys.executable} -m container_runner run"
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:

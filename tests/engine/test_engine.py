@@ -59,6 +59,7 @@ def guess(folder: Path, wanted: str = "auto", **environ: str) -> tuple[str, str]
         (("docker", "podman"), {"DOCKER_CONTEXT": "remote"}, ("docker", "docker")),
         (("docker", "podman"), {"CONTAINER_RUNNER_ENGINE": "podman"}, ("podman", "podman-rootless")),
         (("docker",), {"CONTAINER_RUNNER_ENGINE": "podman"}, ("podman", "podman-rootless")),
+        (("podman",), {"CONTAINER_RUNNER_ENGINE": "auto"}, ("podman", "podman-rootless")),
     ],
 )
 def test_which_engine_auto_means(
@@ -178,6 +179,8 @@ async def test_an_engine_that_is_not_there(folder: Path) -> None:
 async def test_a_machine_without_any_engine(folder: Path) -> None:
     with pytest.raises(EngineNotFoundError, match="neither docker nor podman"):
         await Engine.probe("auto", {"PATH": str(folder)})
+    with pytest.raises(EngineNotFoundError, match="neither docker nor podman"):
+        await Engine.probe("auto", {"PATH": str(folder), "CONTAINER_RUNNER_ENGINE": "auto"})
     with pytest.raises(EngineNotFoundError, match="no program 'docker'"):
         await Engine.probe("docker", {"PATH": str(folder)})
 

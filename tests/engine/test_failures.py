@@ -160,7 +160,7 @@ SAID: list[tuple[type[EngineError], int, str]] = [
      '"/dev/nope": no such file or directory.'),
     (EngineArgumentError, 125, "Error: stat /dev/nope: no such file or directory"),
     (EngineArgumentError, 125, f'docker: {DAEMON}could not select device driver "" with capabilities: [[gpu]].'),
-    (EngineArgumentError, 126, "Error: crun: setrlimit `RLIMIT_NOFILE`: Operation not permitted: OCI permission denied"),
+    (EngineArgumentError, 126, "Error: crun: setrlimit `RLIMIT_NOFILE`: Operation not permitted: OCI error"),
     (EngineArgumentError, 126, "Error: runc: error setting rlimit type 7: operation not permitted: OCI runtime error"),
     (EngineBusyError, 125, f"{DAEMON}all predefined address pools have been fully subnetted"),
     (EngineBusyError, 125,
