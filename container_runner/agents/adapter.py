@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from container_runner.agents.python import PythonRuntime
-from container_runner.agents.runtime import Command, CommandLineRuntime, Describes
+from container_runner.agents.runtime import Command, CommandLineRuntime, Describes, no_words
 from container_runner.errors import ConfigError, ContainerRunnerError
 from container_runner.options import ExecuteOptions
 from container_runner.session.codec import Codec
@@ -40,8 +40,10 @@ class DescribedRuntime(CommandLineRuntime):
 
     def with_words(self, options: ExecuteOptions, words: str) -> ExecuteOptions:
         """As it does that, if it can."""
-        add: Callable[..., ExecuteOptions] = getattr(self._runtime, "with_words", super().with_words)
-        return add(options, words)
+        if (add := getattr(self._runtime, "with_words", None)) is None:
+            raise no_words(type(self._runtime).__name__)
+        told: ExecuteOptions = add(options, words)
+        return told
 
     def live(self, options: ExecuteOptions, *, asks: bool, tools: Sequence[Tool]) -> Command:
         """As it says, if it has live sessions."""

@@ -31,6 +31,11 @@ def scripts() -> tuple[str, ...]:
 
 PICK: Final = f"""\
 has() {{ command -v "$1" >/dev/null 2>&1; }}
+case :$PATH: in *:/usr/bin:*)
+  for file in /usr/lib/*/perl-base/Socket.pm; do
+    [ ! -e "$file" ] || [ ! -x /usr/bin/perl ] || exec /usr/bin/perl -e "$4" -- "$1" "$2" "$3"
+  done ;;
+esac
 if has perl && perl -MSocket -MFcntl -MErrno -e 1 2>/dev/null; then exec perl -e "$4" -- "$1" "$2" "$3"; fi
 if has python3; then exec python3 -ISc "$5" "$1" "$2" "$3"; fi
 if has node; then exec node -e "$6" -- "$1" "$2" "$3"; fi
@@ -47,6 +52,7 @@ exit 69
 """
 """Becomes the first of them that there is: `sh -c PICK sh RUN PORT MOST PERL PYTHON NODE`.
 
-Debian and Ubuntu have perl in every image, and it starts fastest; elsewhere it may lack the modules that it is made of.
+Debian and Ubuntu have perl in every image, and it starts fastest; elsewhere it may lack the modules that it is made of,
+and to look for them is to start it twice.
 A claude of one file is a runtime for JavaScript as well, which runs our script before itself, and so never comes to it.
 """

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from select import PIPE_BUF
 from typing import Final, cast
 
 import anyio
@@ -79,7 +80,7 @@ class Channel:
         self._room = CREDIT
         self._taken = 0
         self._held = bytearray()
-        self._changed = anyio.Event()
+        self._changed: anyio.Event | None = None
 
     @property
     def is_over(self) -> bool:
@@ -97,7 +98,7 @@ class Channel:
                 raise Gone
             if self.has_ended:
                 return b""
-            await self._changed.wait()
+            await self._change()
         data = bytes(self._held)
         self._held.clear()
         self._taken += len(data)
@@ -116,14 +117,15 @@ class Channel:
         at = 0
         while at < len(data):
             while self._credit <= 0 and not self.is_reset:
-                await self._changed.wait()
+                await self._change()
             if self.is_reset or self._has_sent_end:
                 raise Gone
             part = data[at : at + min(LONGEST, self._credit)]
             self._credit -= len(part)
+            if not await self._mux.write(DATA, self.number, part):
+                raise Gone
             self.sent += len(part)
             at += len(part)
-            await self._mux.write(DATA, self.number, part)
 
     async def send_end(self) -> None:
         """Send the end of what we send. Nothing happens if that is over."""
@@ -182,9 +184,14 @@ class Channel:
         self.scope.cancel()
         self._wake()
 
+    async def _change(self) -> None:
+        self._changed = self._changed or anyio.Event()
+        await self._changed.wait()
+
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
 
 class Mux:
@@ -238,18 +245,24 @@ class Mux:
         self.write_soon(CONNECT, channel.number, _PORT.pack(port))
         return channel
 
-    async def write(self, kind: int, number: int, payload: bytes | bytearray = b"") -> None:
-        """Send a frame, once the pipe is not too full. A frame is never cut, whatever is cancelled."""
+    async def write(self, kind: int, number: int, payload: bytes | bytearray = b"") -> bool:
+        """Send a frame, once the pipe is not too full; tell whether it was. A frame is never cut, whatever is cancelled.
+
+        It is not where its channel was reset meanwhile, or nobody is left who would take it.
+        """
         while self._process.unsent >= UNSENT and self._process.takes_more:
-            if number not in self._channels:  # it was reset meanwhile, and nobody reads it
-                return
+            if number not in self._channels:
+                return False
             self._drained = anyio.Event() if self._drained.is_set() else self._drained
             await self._drained.wait()
         self.write_soon(kind, number, payload)
+        return self._process.takes_more
 
     def write_soon(self, kind: int, number: int, payload: bytes | bytearray = b"") -> None:
-        """Send a frame, however full the pipe is."""
-        self._process.give(HEAD.pack(kind, 0, len(payload), number) + payload)
+        """Send a frame, however full the pipe is. A short one goes at once: who waits for it counts the time."""
+        frame = HEAD.pack(kind, 0, len(payload), number) + payload
+        if len(frame) > PIPE_BUF or not self._process.prod(frame):
+            self._process.give(frame)
 
     def forget(self, channel: Channel) -> None:
         """Count a channel no more, if it is over."""

@@ -81,7 +81,7 @@ class Gateway:
         self._tasks: anyio.abc.TaskGroup | None = None
 
     async def open(self) -> None:
-        """Start our thread, which `start` does as well: best while the container starts."""
+        """Make all ready that needs no container, which `start` does as well: best while that starts."""
         await settle(partial(anyio.to_thread.run_sync, self._begin))
 
     async def start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
@@ -99,9 +99,11 @@ class Gateway:
             EngineError: the engine can not start it.
         """
         check_programs(self.plan.hosted)
-        self._functions = _functions(self.plan)
-        portal = await settle(partial(anyio.to_thread.run_sync, self._begin))
-        serve = partial(portal.start_task, self._serve, list(argv), dict(env))
+        if self._portal is None:
+            await self.open()
+        assert self._portal is not None  # noqa: S101  it is open
+        self._serve_as(self.plan)
+        serve = partial(self._portal.start_task, self._serve, list(argv), dict(env))
         await anyio.to_thread.run_sync(serve, abandon_on_cancel=True)
         self.is_started = True
 
@@ -111,10 +113,8 @@ class Gateway:
         Raises:
             CommandNotFoundError: the program of an MCP server is not on this machine.
         """
-        assert self._server is not None  # noqa: S101  it was started
         check_programs(plan.hosted)
-        self.plan, self._functions = plan, _functions(plan)
-        self._server = self._made(plan, self._server)
+        self._serve_as(plan)
 
     @property
     def is_owed(self) -> bool:
@@ -142,12 +142,13 @@ class Gateway:
         with anyio.move_on_after(STOP_TIMEOUT):
             await anyio.to_thread.run_sync(self._end, abandon_on_cancel=True)
 
-    def _begin(self) -> BlockingPortal:
+    def _begin(self) -> None:
         with self._lock:  # `settle` begins again while the first try still goes on
             if self._portal is None:
+                # Reading certificates takes a while.
+                self._server = Server(Policy(()), self.plan.port, on_end=self._audit.add)
                 self._thread = start_blocking_portal(name="container-runner gateway")
                 self._portal = self._thread.__enter__()
-            return self._portal
 
     def _end(self) -> None:
         with self._lock:
@@ -204,8 +205,6 @@ class Gateway:
         gate = f"container-runner: forwarding {run}".encode()
         process = await Process.start(argv, env=env, hold_stdin=True, gate=gate, chunks=True)
         try:
-            if self._server is None:  # while the engine's client is at work: reading certificates takes a while
-                self._server = self._made(self.plan)
             try:
                 if not await process.wait_for_gate(START_TIMEOUT):
                     raise await self._refusal(process)
@@ -217,7 +216,7 @@ class Gateway:
 
                 async def serve(channel: Channel) -> None:
                     nonlocal at_work
-                    assert self._server is not None  # noqa: S101  it was made above
+                    assert self._server is not None  # noqa: S101  `start` has made it
                     at_work += 1
                     try:
                         await self._server.serve(channel)
@@ -246,17 +245,18 @@ class Gateway:
                 await process.terminate(END_GRACE)
             process.close()
 
-    def _made(self, plan: GatewayPlan, before: Server | None = None) -> Server:
-        """What serves the connections of a run, with what another one has at hand."""
-        servers: dict[str, McpServer] = {}
-        if plan.toolbox is not None and self._functions is not None:
+    def _serve_as(self, plan: GatewayPlan) -> None:
+        """Serve each connection from now on as *plan* says. To be called on the caller's event loop."""
+        assert self._server is not None  # noqa: S101  it is open
+        self.plan, servers = plan, dict[str, McpServer]()
+        self._functions = None
+        if plan.toolbox is not None:
+            self._functions = Functions(plan.toolbox.tools, plan.toolbox.timeout)
             servers[SERVER] = ToolServer(plan.toolbox.tools, self._functions.call, plan.toolbox.token)
         self._hosted = [HostedServer(one, self._start_soon) for one in plan.hosted if one.argv]
         servers |= {server.name: server for server in self._hosted}
-        if before is None:
-            before = Server(Policy((), own=frozenset()), plan.port, on_end=self._audit.add)
-        return attrs.evolve(
-            before,
+        self._server = attrs.evolve(
+            self._server,
             policy=Policy(plan.allow_hosts, plan.allow_addresses),
             routes=plan.routes,
             servers=servers,
@@ -282,8 +282,3 @@ class Gateway:
         if "container-runner: no-port" in said:
             return EngineBusyError(f"The port {self.plan.port} of the container, which the gateway needs, is taken.")
         return EngineError("The gateway's forwarder could not be started.", exit_code=process.returncode, stderr=said)
-
-
-def _functions(plan: GatewayPlan) -> Functions | None:
-    """The caller's functions, which are called on the event loop that calls this."""
-    return None if plan.toolbox is None else Functions(plan.toolbox.tools, plan.toolbox.timeout)

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -103,8 +104,8 @@ class HostedServer:
 
     open: int = 0
     _process: Process | None = None
-    _has_begun: bool = False
-    _begun: anyio.Event = attrs.field(factory=anyio.Event)
+    _begun: anyio.Event | None = None
+    """Is made where it is waited for: we may be made on another event loop."""
     _asked: dict[int, _Asked] = attrs.field(factory=dict)
     _last: int = 0
     _welcome: dict[str, Any] | None = None
@@ -126,9 +127,9 @@ class HostedServer:
 
     async def answer(self, message: dict[str, Any]) -> dict[str, Any] | None:
         """See `McpServer`."""
-        if not self._has_begun:
-            self._has_begun = True
-            self._start_soon(self._serve)
+        if self._begun is None:
+            self._begun = anyio.Event()
+            self._start_soon(partial(self._serve, self._begun))
         await self._begun.wait()
         method, name = message.get("method"), message.get("id")
         if not isinstance(method, str):  # an answer; nothing was asked
@@ -189,8 +190,8 @@ class HostedServer:
         process.give(jsonrpc.line(message))
         return True
 
-    async def _serve(self) -> None:
-        """Have the program until this is cancelled, or it ends."""
+    async def _serve(self, begun: anyio.Event) -> None:
+        """Have the program until this is cancelled, or it ends, and tell when it has been started."""
         hosted = self._hosted
         argv = [sys.executable, "-ISc", LEASED, *hosted.argv]
         try:
@@ -198,10 +199,10 @@ class HostedServer:
             process = await Process.start(argv, env=hosted.env, cwd="/", hold_stdin=True, line_limit=LINE_LIMIT)
         except OSError as error:
             _log.warning("the MCP server %s can not be started: %s", hosted.name, error.strerror)
-            self._begun.set()
+            begun.set()
             return
         self._process = process
-        self._begun.set()
+        begun.set()
         veil = Veil(hosted.hidden)
         try:
             while lines := await process.read():

@@ -28,6 +28,8 @@ MOST_OPEN: Final = 128 * 1024**2
 """How much memory the messages of a box that are being answered may take, as `cost` has it. A call is open for as long
 as its function runs."""
 
+NO_ROOM: Final = "it may have been done, but there is no room for its answer: too many calls are open"
+
 BODY_TIMEOUT: Final = 30.0
 """Seconds that a message may take to come."""
 
@@ -89,10 +91,12 @@ async def serve(
         Refused: it is too long, or does not come, or too many others are open.
         Gone: the client has hung up. Whatever was done for it was cancelled.
     """
-    said: bytes | None = None
+    answer: dict[str, Any] | None = None
     if method == "POST":
         body, has_left = await _body(next_event), False
-        with _counted(server, cost(body)):
+        if server.open + (price := cost(body)) > MOST_OPEN:
+            raise Refused(503, "too many calls are open")
+        with _counted(server, price):
             async with anyio.create_task_group() as tasks:
 
                 async def wait_for_end() -> None:
@@ -104,25 +108,27 @@ async def serve(
                     tasks.cancel_scope.cancel()
 
                 tasks.start_soon(wait_for_end)
-                said = await _answer(server, body)
+                answer = await _answer(server, body)
                 tasks.cancel_scope.cancel()
-        if has_left and said is None:
+        if has_left and answer is None:
             raise Gone
-    status = 405 if method != "POST" else 202 if said is None else 200  # 405 says that there is no stream to GET
-    with _counted(server, len(said or b"")):  # it is in memory until the client has read it
+    status = 405 if method != "POST" else 202 if answer is None else 200  # 405 says that there is no stream to GET
+    said = b"" if answer is None else orjson.dumps(answer)
+    if answer is not None and server.open + len(said) > MOST_OPEN:  # what was asked may have been done: it is no 503
+        said = orjson.dumps(jsonrpc.refused(answer.get("id"), jsonrpc.INTERNAL_ERROR, NO_ROOM))
+    answer = None
+    with _counted(server, len(said)):  # it is in memory until the client has read it
         head = [(b"content-type", b"application/json")] if said else []
-        head += [(b"content-length", b"%d" % len(said or b"")), (b"connection", b"close")]
-        data = (http.send(h11.Response(status_code=status, headers=head)) or b"") + (said or b"")
-        said = None
+        head += [(b"content-length", b"%d" % len(said)), (b"connection", b"close")]
+        data = (http.send(h11.Response(status_code=status, headers=head)) or b"") + said
+        said = b""
         await channel.send(data)
     return status
 
 
 @contextlib.contextmanager
 def _counted(server: McpServer, price: int) -> Iterator[None]:
-    """Count a message as open."""
-    if server.open + price > MOST_OPEN:
-        raise Refused(503, "too many calls are open")
+    """Count what a message takes."""
     server.open += price
     try:
         yield
@@ -143,14 +149,13 @@ async def _body(next_event: Callable[[], Awaitable[Any]]) -> bytes:
     raise Refused(408, f"no whole message came in {BODY_TIMEOUT:g} seconds")
 
 
-async def _answer(server: McpServer, body: bytes) -> bytes | None:
+async def _answer(server: McpServer, body: bytes) -> dict[str, Any] | None:
     """What is answered to the body of a POST; None if it wants no answer."""
     try:
         message = orjson.loads(body) if fits(body) else []
     except orjson.JSONDecodeError:
-        return orjson.dumps(jsonrpc.refused(None, jsonrpc.PARSE_ERROR, "that is no JSON"))
+        return jsonrpc.refused(None, jsonrpc.PARSE_ERROR, "that is no JSON")
     if not isinstance(message, dict) or not jsonrpc.is_id(message.get("id")):
         told = "one message a request, whose id is a text or a number"
-        return orjson.dumps(jsonrpc.refused(None, jsonrpc.INVALID_REQUEST, told))
-    said = await server.answer(message)
-    return None if said is None else orjson.dumps(said)
+        return jsonrpc.refused(None, jsonrpc.INVALID_REQUEST, told)
+    return await server.answer(message)

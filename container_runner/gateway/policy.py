@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from collections.abc import Iterable
@@ -110,6 +111,8 @@ async def addresses_of(name: str, port: int) -> list[str]:
     Raises:
         Refused: it has none, or is not resolved in time.
     """
+    with contextlib.suppress(ValueError):  # an address is one already, and need not wait for a thread
+        return [str(ipaddress.ip_address(name))]
     try:
         with anyio.fail_after(NAME_TIMEOUT):
             found = await anyio.getaddrinfo(name, port, type=socket.SOCK_STREAM)

@@ -14,7 +14,8 @@ LEAST = 4
 
 
 def forms(value: str) -> Iterator[str]:
-    """The ways in which a decoded string can spell a value: as it is, as a URL has it, or as JSON in JSON."""
+    """The ways in which a text can spell a value: as it is, as a URL or a page has it, as JSON of several libraries, or
+    as JSON in JSON."""
     yield value
     for safe in ("", "/"):
         percent = quote(value, safe=safe)

@@ -22,8 +22,8 @@ _BASE64_RUN = re.compile(r"[A-Za-z0-9]{4,20}")
 class Scrubber:
     """Replaces the values of variables by their names, in whatever way JSON spells them.
 
-    A value is found as it is; escaped, as JSON in JSON has it, once or twice; with percents, as a URL has it; and, if
-    it has several lines, in each of them that is long enough. A secret of 8 bytes is also found in base64, wherever in
+    A value is found in each of the `forms` that it may have; and, if it has several lines, in each of them that is long
+    enough. A secret of 8 bytes is also found in base64, wherever in
     what was encoded it stood, and over several lines.
 
     Args:

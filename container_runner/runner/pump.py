@@ -11,6 +11,7 @@ import anyio
 import attrs
 
 from container_runner.agents import Command, CommandLineRuntime
+from container_runner.agents.runtime import no_words
 from container_runner.box import guest
 from container_runner.errors import ContainerRunnerError, IncompleteOutputError
 from container_runner.options import ExecuteOptions
@@ -267,8 +268,14 @@ class PumpRuntime(FedRuntime):
         return self._runtime.with_server(options, name, url, token) if self._argv is None else options
 
     def with_words(self, options: ExecuteOptions, words: str) -> ExecuteOptions:
-        """As the agent itself is told."""
-        return self._runtime.with_words(options, words) if self._argv is None else super().with_words(options, words)
+        """As the agent itself is told; not at all, with words of somebody else's.
+
+        Raises:
+            UnsupportedRuntimeError: it can not be told.
+        """
+        if self._argv is not None:
+            raise no_words("An agent that another program starts, in words of its own,")
+        return self._runtime.with_words(options, words)
 
     def connect(self, feed: Process, record: Record) -> None:
         """See `Pump.connect`."""

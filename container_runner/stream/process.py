@@ -213,16 +213,15 @@ class Process:
 
     async def turn(self) -> list[bytes | OversizedLine]:
         """Wait until something can be moved, either way, move it, and return what came on stdout: often nothing."""
-        await anyio.lowlevel.checkpoint()
-        if not self._early:
-            await self._wait_until(None)
+        await (anyio.lowlevel.checkpoint() if self._early else self._wait_until(None))
         return self._take_early() or self._pump()
 
-    def prod(self) -> None:
-        """Write an empty line to a stdin that is held, if there is room for it."""
+    def prod(self, data: bytes = b"\n") -> bool:
+        """Write at most `PIPE_BUF` bytes to a stdin that is held, at once, if nothing waits; tell if there was room."""
         if "stdin" in self._fds and not self._unsent:
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
-                os.write(self._fds["stdin"], b"\n")
+                return os.write(self._fds["stdin"], data) > 0
+        return False
 
     async def wait_for_gate(self, timeout: float) -> bool:
         """Wait for the gate's line of stderr, and tell whether it came: False if stderr ended first.

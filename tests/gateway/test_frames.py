@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import anyio
 import pytest
@@ -17,6 +18,7 @@ from container_runner.gateway.frames import (
     OPEN,
     OURS,
     RESET,
+    UNSENT,
     WINDOW,
     Channel,
     Gone,
@@ -122,6 +124,38 @@ async def test_what_is_opened_and_reset_in_one_breath_is_no_work() -> None:
     await hear(many + frame(OPEN, 1000) + frame(EOF, 1000), serve)
 
     assert seen == [1000]
+
+
+async def test_what_was_not_sent_before_a_reset_is_not_counted(tmp_path: Path) -> None:
+    """The box reads nothing, so that the pipe is full, and then resets the connection that waits for room in it."""
+    many, last = range(1, 6), 6
+    opened = b"".join(frame(OPEN, number) for number in (*many, last))
+    (tmp_path / "reset").write_bytes(frame(RESET, last))
+    script = 'head -c "$0"; until [ -e "$1/now" ]; do sleep 0.05; done; cat "$1/reset"; exec sleep 1000'
+    command = ["sh", "-c", script, str(len(opened)), str(tmp_path)]
+    process = await Process.start(command, stdin=opened, hold_stdin=True, chunks=True)
+    found: list[Channel] = []
+
+    async def serve(channel: Channel) -> None:
+        if channel.number < last:
+            await channel.send(b"x" * CREDIT)
+            return
+        found.append(channel)
+        while process.unsent < UNSENT:
+            await anyio.sleep(0.01)
+        (tmp_path / "now").touch()
+        with pytest.raises(Gone):
+            await channel.send(b"x")
+        tasks.cancel_scope.cancel()
+
+    try:
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                await Mux(process).run(lambda channel: tasks.start_soon(serve, channel))
+        assert [channel.sent for channel in found] == [0]
+    finally:
+        await settle(process.terminate)
+        process.close()
 
 
 async def test_a_frame_cut_anywhere_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,6 +237,26 @@ async def test_calls_that_are_open_take_bounded_memory(monkeypatch: pytest.Monke
     assert (status, "too many calls are open" in said, again) == (503, True, 200)
 
 
+async def test_an_answer_that_finds_no_room_does_not_say_that_nothing_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[int] = []
+
+    @tool
+    async def write(times: int) -> str:
+        """Do something, and tell much of it."""
+        called.append(times)
+        return "x" * times
+
+    params = {"name": "write", "arguments": {"times": 1000}}
+    message = {"jsonrpc": "2.0", "id": "a", "method": "tools/call", "params": params}
+    monkeypatch.setattr(mcp, "MOST_OPEN", cost(json.dumps(message).encode()))
+    async with box(write) as inside:
+        status, said = await inside.post(message)
+        again, _ = await inside.post({"id": 2, "method": "ping"})
+
+    assert (status, said["id"], said["error"]["message"], again) == (200, "a", mcp.NO_ROOM, 200)
+    assert called == [1000]
+
+
 async def test_of_a_message_only_what_the_function_needs_is_kept() -> None:
     kept: list[dict[str, Any]] = []
     message = {"id": 1, "method": "tools/call", "params": {"name": "any", "arguments": {"a": 1}}, "more": [0]}

@@ -10,13 +10,18 @@ import threading
 from pathlib import Path
 
 import anyio
+import attrs
 import psutil
 import pytest
 
+from container_runner.config.servers import HostServer
 from container_runner.errors import EngineBusyError, EngineError, ImageUnsuitableError
 from container_runner.gateway.forwarder import forwarder
+from container_runner.gateway.frames import Channel
 from container_runner.gateway.gateway import RESTART_DELAY, Gateway
+from container_runner.gateway.offered import plan_hosted
 from container_runner.gateway.plan import GatewayPlan
+from container_runner.gateway.server import Server
 from tests.gateway.box import free_port, read_all
 
 RUN = "0123456789abcdef"
@@ -101,6 +106,69 @@ async def test_one_that_was_started_ahead_lets_through_what_its_run_may() -> Non
         finally:
             await gateway.stop()
         tasks.cancel_scope.cancel()
+
+
+async def test_its_program_is_started_for_the_run_that_it_was_not_made_for() -> None:
+    """On the gateway's own event loop, whatever the caller's is."""
+    answers = "import sys; sys.stdin.readline(); print('{\"id\": 1, \"result\": 2}', flush=True); sys.stdin.read()"
+    gateway = Gateway(plan(port := free_port()))
+    await gateway.start(forwarder(RUN, port), os.environ)
+    hosted, _ = plan_hosted({"files": HostServer(command=sys.executable, args=["-c", answers])}, os.environ, "word")
+    gateway.become(attrs.evolve(plan(port), hosted=hosted))
+    said = '{"id": "a", "method": "any"}'
+    head = f"POST /mcp/files HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer word\r\nContent-Length: {len(said)}\r\n\r\n"
+    try:
+        with anyio.fail_after(60):
+            async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+                await stream.send((head + said).encode())
+                assert (await read_all(stream)).endswith(b'{"id":"a","result":2}')
+    finally:
+        await gateway.stop()
+
+
+FLOOD = """\
+import os, struct, sys, time
+print("container-runner: forwarding", sys.argv[1], file=sys.stderr, flush=True)
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.05)
+for number in range(1, 20):
+    for kind in (1, 4):
+        sys.stdout.buffer.write(struct.pack("!BBHI", kind, 0, 0, number))
+        sys.stdout.buffer.flush()
+sys.stdin.read()
+"""
+"""Opens connections and resets them."""
+
+
+async def test_connections_that_were_reset_and_do_not_end_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[int] = []
+    is_over = threading.Event()
+
+    async def serve(_: Server, channel: Channel) -> None:
+        served.append(channel.number)
+        with anyio.CancelScope(shield=True):
+            while not is_over.is_set():
+                await anyio.sleep(0.01)
+
+    monkeypatch.setattr("container_runner.gateway.gateway.MOST_AT_WORK", 3)
+    monkeypatch.setattr("container_runner.stream.process.CHUNK", 8)  # the reset comes by itself
+    monkeypatch.setattr(Server, "serve", serve)
+    gateway = Gateway(plan(1))
+    gateway.expect_end()  # no other one comes
+    try:
+        await gateway.start([sys.executable, "-c", FLOOD, RUN, str(tmp_path / "now")], os.environ)
+        (tmp_path / "now").touch()
+        with anyio.fail_after(30):
+            while not (told := gateway.taken()):
+                await anyio.sleep(0.01)
+    finally:
+        is_over.set()
+        await gateway.stop()
+
+    assert [one.reason for one in told] == ["the forwarder was ended: more connections than can be ended"]
+    assert served == [1, 2, 3]
 
 
 async def test_no_forwarder_is_started_for_a_run_that_has_ended() -> None:

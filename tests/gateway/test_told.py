@@ -10,6 +10,7 @@ import pytest
 from container_runner.agents import (
     ClaudeRuntime,
     CodexRuntime,
+    Command,
     CommandRuntime,
     CopilotRuntime,
     GeminiRuntime,
@@ -18,11 +19,13 @@ from container_runner.agents import (
     QwenRuntime,
 )
 from container_runner.agents.acp import AcpRuntime
+from container_runner.agents.adapter import command_line
 from container_runner.config.container import ContainerConfig
 from container_runner.errors import ConfigError, UnsupportedRuntimeError
 from container_runner.gateway.plan import plan_gateway
 from container_runner.gateway.told import network_told
 from container_runner.options import Agent, ExecuteOptions
+from container_runner.runner.pump import Pump, PumpRuntime
 
 
 def told(**fields: Any) -> str:
@@ -66,6 +69,26 @@ def test_it_stands_behind_what_is_said_already(runtime: Any) -> None:
 )
 def test_an_agent_that_can_not_be_told_is_refused(runtime: Any) -> None:
     with pytest.raises(UnsupportedRuntimeError, match="no system prompt"):
+        command(runtime)
+
+
+class Described:
+    """A runtime that is none of ours."""
+
+    def command(self, _: Any, *, contained: bool) -> Command:
+        del contained
+        return Command(argv=("x",))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "name"),
+    [
+        (command_line(Described()), "Described has"),
+        (PumpRuntime(ClaudeRuntime(), Pump(), ["claude", "--words"], {}, {}), "An agent that another program starts"),
+    ],
+)
+def test_a_refusal_names_what_the_caller_knows(runtime: Any, name: str) -> None:
+    with pytest.raises(UnsupportedRuntimeError, match=f"^{name}"):
         command(runtime)
 
 
