@@ -246,7 +246,7 @@ class Mux:
         return channel
 
     async def write(self, kind: int, number: int, payload: bytes | bytearray = b"") -> bool:
-        """Send a frame, once the pipe is not too full; tell whether it was. A frame is never cut, whatever is cancelled.
+        """Send a frame, once the pipe is not too full; tell whether it was. None is ever cut, whatever is cancelled.
 
         It is not where its channel was reset meanwhile, or nobody is left who would take it.
         """

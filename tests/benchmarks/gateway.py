@@ -30,7 +30,7 @@ START: float = 0.040
 """Seconds that a run may begin later, with Docker."""
 
 SERVICE = """\
-import socket, threading
+import socket, sys, threading
 def serve(sock):
     with sock:
         left = int(sock.makefile("rb").readline())
@@ -38,7 +38,7 @@ def serve(sock):
         while left > 0:
             sock.sendall(part[:left])
             left -= len(part)
-with socket.create_server(("0.0.0.0", 0), backlog=64) as server:
+with socket.create_server((sys.argv[1], 0), backlog=64) as server:
     print(server.getsockname()[1], flush=True)
     while True:
         threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
@@ -163,10 +163,10 @@ def spent() -> float:
 
 
 @contextlib.contextmanager
-def service(beside: int | None = None) -> Iterator[int]:
+def service(beside: int | None = None, host: str = "0.0.0.0") -> Iterator[int]:
     """A service on this machine, as its port: where a bridge leads to, which is the network of the daemon's process."""
     entered = [] if beside is None else ["nsenter", f"--target={beside}", "--net"]
-    with subprocess.Popen([*entered, sys.executable, "-c", SERVICE], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([*entered, sys.executable, "-c", SERVICE, host], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
             yield int(process.stdout.readline())

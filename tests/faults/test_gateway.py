@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from functools import partial
 
 import anyio
 import pytest
 
 from container_runner import CommandRuntime, ContainerConfig, ContainerRunner, tool
-from container_runner.stream.messages import OutputLine
-from tests.faults.scene import VARIABLE, Scene
+from container_runner.stream.messages import Message, OutputLine
+from tests.benchmarks.gateway import service
+from tests.faults.scene import VARIABLE, Scene, last
 from tests.faults.test_claude import AT_WORK, PROGRAM, config, stopped
 from tests.gateway.box import free_port
 from tests.integration.engines import wait_until
@@ -48,6 +53,101 @@ def test_a_forwarder_ends_with_its_run(
     saw = "cancelled" if how == "cancel" else "nothing"
     scene.settle(fault, saw, since=since, keep=keep, also=lambda: forwarders(scene))
     assert [thread.name for thread in threading.enumerate() if "gateway" in thread.name] == []
+
+
+TRANSFER = """\
+import os, socket, time
+def transfer():
+    host, port = os.environ["HTTP_PROXY"].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as sock:
+        sock.sendall(b"CONNECT %b HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n1000000000000\\n" % os.environ["SERVICE"].encode())
+        received = 0
+        while len(part := sock.recv(1 << 16)):
+            received += len(part)
+            if received > 1 << 20:
+                yield
+for word in ("in a transfer", "at the end"):
+    while True:
+        try:
+            for _ in transfer():
+                if word:
+                    print(word, flush=True)
+                if word == "at the end":
+                    raise SystemExit
+                word = ""
+        except OSError:
+            pass
+        if not word:
+            break
+        time.sleep(0.1)
+"""
+"""Is sent something without end, is sent it again when that was cut off, and leaves in the middle."""
+
+
+@contextlib.contextmanager
+def transferring(image: str) -> Iterator[dict[str, object]]:
+    """The fields of a box that is sent something."""
+    with service(host="127.0.0.2") as port:
+        where = f"127.0.0.2:{port}"
+        allowed = {"allow_hosts": [where], "allow_addresses": ["127.0.0.2"], "env": {"SERVICE": where}}
+        yield {"image": image, "network": "gateway", **allowed}
+
+
+def test_the_client_of_a_forwarder_is_killed(scene: Scene, claude_image: str) -> None:
+    """In a transfer another one comes in its place; before, the agent does not start."""
+    since: list[float] = []
+
+    def kill() -> None:
+        for pid in scene.clients("exec"):
+            os.kill(pid, signal.SIGKILL)
+            since.append(time.monotonic())
+
+    async def killed(*, early: bool) -> list[Message]:
+        made = ContainerRunner(
+            CommandRuntime(["python3", "-c", TRANSFER]), ContainerConfig(**scene.fields(**fields)), scene.state
+        )
+        messages: list[Message] = []
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                while not since:
+                    await anyio.sleep(0.001)
+                    kill()
+
+            if early:
+                tasks.start_soon(watch)
+            async with contextlib.aclosing(made.execute(scene.options("go"))) as run:
+                async for message in run:
+                    messages.append(message)
+                    if isinstance(message, OutputLine):
+                        kill()
+            tasks.cancel_scope.cancel()
+        return messages
+
+    with transferring(claude_image) as fields:
+        messages = anyio.run(partial(killed, early=True), backend=scene.loop)
+        fault = "the client of a forwarder SIGKILLed before that is ready"
+        scene.settle(fault, last(messages), since=since[0])
+        assert last(messages) == "engine"
+        since.clear()
+        messages = anyio.run(partial(killed, early=False), backend=scene.loop)
+        said = [message.text for message in messages if isinstance(message, OutputLine)]
+        fault = "the client of a forwarder SIGKILLed in a transfer, and the next one's at the end"
+        scene.settle(fault, last(messages), since=since[-1])
+    assert said == ["in a transfer", "at the end"]
+    assert last(messages) != "engine"
+
+
+@pytest.mark.parametrize("phase", ["before its forwarder is ready", "in a transfer"])
+def test_a_forwarder_ends_with_us_in_each_phase(scene: Scene, claude_image: str, phase: str) -> None:
+    with transferring(claude_image) as fields:
+        victim = scene.victim("go", command=["python3", "-c", TRANSFER], config=fields)
+        if phase == "in a transfer":
+            victim.wait_for("output")
+        else:
+            victim.wait_for_client("exec")
+        since = victim.kill(tree=False)
+        scene.settle(f"SIGKILL of us alone, {phase}", "nothing", since=since, also=lambda: forwarders(scene))
 
 
 IN_BOX = """\

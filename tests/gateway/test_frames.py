@@ -148,10 +148,13 @@ async def test_what_was_not_sent_before_a_reset_is_not_counted(tmp_path: Path) -
             await channel.send(b"x")
         tasks.cancel_scope.cancel()
 
+    def accept(channel: Channel) -> None:
+        tasks.start_soon(serve, channel)
+
     try:
         with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:
-                await Mux(process).run(lambda channel: tasks.start_soon(serve, channel))
+                await Mux(process).run(accept)
         assert [channel.sent for channel in found] == [0]
     finally:
         await settle(process.terminate)

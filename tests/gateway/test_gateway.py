@@ -110,7 +110,7 @@ async def test_one_that_was_started_ahead_lets_through_what_its_run_may() -> Non
 
 async def test_its_program_is_started_for_the_run_that_it_was_not_made_for() -> None:
     """On the gateway's own event loop, whatever the caller's is."""
-    answers = "import sys; sys.stdin.readline(); print('{\"id\": 1, \"result\": 2}', flush=True); sys.stdin.read()"
+    answers = 'import sys; sys.stdin.readline(); print(\'{"id": 1, "result": 2}\', flush=True); sys.stdin.read()'
     gateway = Gateway(plan(port := free_port()))
     await gateway.start(forwarder(RUN, port), os.environ)
     hosted, _ = plan_hosted({"files": HostServer(command=sys.executable, args=["-c", answers])}, os.environ, "word")

@@ -9,8 +9,11 @@ from typing import Any
 import anyio
 import pytest
 
-from container_runner.gateway.policy import Policy, own_addresses
+from container_runner.gateway import policy as policies
+from container_runner.gateway import upstream
+from container_runner.gateway.policy import MOST_ADDRESSES, Policy, own_addresses
 from container_runner.gateway.refused import Refused
+from container_runner.gateway.upstream import connect
 
 PUBLIC = ("93.184.216.34", "2606:2800:220:1::1", "::ffff:93.184.216.34", "64:ff9b::5db8:d822")
 PRIVATE = (
@@ -61,6 +64,39 @@ async def test_one_private_address_is_enough_to_refuse_a_name(monkeypatch: pytes
         await nobody.resolve("a.test", 443)
     assert refused.value.status == 403
     assert asked == [("a.test", 443)]
+
+
+async def test_of_the_addresses_of_a_name_some_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [f"93.184.216.{number}" for number in range(1, 9)]
+    tried = []
+
+    async def resolve(*_: Any, **__: Any) -> list[Any]:
+        return [(socket.AF_INET, 1, 6, "", (address, 443)) for address in many]
+
+    async def connect_tcp(address: str, _: int) -> Any:
+        tried.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(anyio, "getaddrinfo", resolve)
+    monkeypatch.setattr(anyio, "connect_tcp", connect_tcp)
+    with pytest.raises(Refused, match=r"there is no connection to 93\.184\.216\.1:443"):
+        await connect(await nobody.resolve("a.test", 443), 443)
+    assert tried == many[:MOST_ADDRESSES]
+
+
+async def test_neither_a_name_nor_a_connection_may_take_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: Any, **__: Any) -> None:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(policies, "NAME_TIMEOUT", 0.05)
+    monkeypatch.setattr(upstream, "CONNECT_TIMEOUT", 0.05)
+    monkeypatch.setattr(anyio, "getaddrinfo", never)
+    monkeypatch.setattr(anyio, "connect_tcp", never)
+    with anyio.fail_after(30):
+        with pytest.raises(Refused, match=r"was not resolved in 0\.05 seconds"):
+            await nobody.resolve("a.test", 443)
+        with pytest.raises(Refused, match=r"no answer in 0\.05 seconds"):
+            await connect(["93.184.216.34"], 443)
 
 
 async def test_a_name_that_is_not_there() -> None:

@@ -14,6 +14,7 @@ import attrs
 import pytest
 import trustme
 
+from container_runner.gateway import server as servers
 from container_runner.gateway.forwarder import MOST_CHANNELS
 from container_runner.gateway.policy import Policy
 from container_runner.gateway.proxy import Proxy
@@ -164,6 +165,17 @@ async def test_odd_requests_are_refused(head: str, status: int) -> None:
     assert said.startswith(b"HTTP/1.1 %d " % status), said[:200]
     assert (told.verdict, told.status) == ("denied", status)
     assert len(told.reason) < 400
+
+
+async def test_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "HEAD_TIMEOUT", 0.05)
+    async with box("perl", Policy(())) as inside:
+        with anyio.fail_after(30):
+            said = await inside.ask("GET / HTTP/1.1\r\nHost")
+        told = await inside.last()
+
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert (told.verdict, told.status) == ("failed", 408)
 
 
 def route(there: Origin, **more: Any) -> Route:

@@ -224,10 +224,16 @@ class Api(Handler):
     """The stand-in for the Messages API, which keeps the keys that it was shown."""
 
     keys: ClassVar[list[str]] = []
+    told: ClassVar[list[str]] = []
+    """The system prompts."""
 
     def do_POST(self) -> None:  # noqa: N802  the base class's name
         self.keys.append(self.headers["x-api-key"])
         super().do_POST()
+
+    def answer(self, body: dict[str, Any]) -> None:
+        self.told.append(json.dumps(body.get("system")))
+        super().answer(body)
 
 
 ALONE = ("bash", "cat", "chmod", "cp", "env", "head", "mkdir", "mkfifo", "ps", "rm", "sh", "sleep", "tr", "wc")
@@ -343,11 +349,32 @@ def test_any_agent_calls_the_callers_functions_without_a_network(box: Box, claud
     assert box.containers() == []
 
 
+SERVER = """\
+import json, os, sys
+TOOL = {"name": "where", "description": "", "inputSchema": {"type": "object"}, "_meta": {"anthropic/alwaysLoad": True}}
+for line in sys.stdin:
+    asked = json.loads(line)
+    results = {
+        "initialize": {
+            "protocolVersion": (asked.get("params") or {}).get("protocolVersion"),
+            "capabilities": {"tools": {}},
+            "serverInfo": {"name": "files", "version": "1"},
+        },
+        "tools/list": {"tools": [TOOL]},
+        "tools/call": {"content": [{"type": "text", "text": "in " + os.getcwd() + " of " + str(os.getpid())}]},
+    }
+    if "id" in asked:
+        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": results.get(asked["method"], {})}), flush=True)
+"""
+
+
 @ON_OWN_ROOTFUL
-def test_the_real_claude_calls_the_callers_functions(
+def test_the_real_claude_calls_functions_and_servers_of_this_machine_and_knows_its_network(
     box: Box, claude_image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-the-real-key-of-this-test")
+    monkeypatch.setattr(Api, "told", [])
+    prompt = 'tool: mcp__container_runner__whisper {"word": "hello"}\ntool: mcp__files__where {}'
     with served(Api) as address:
         runner = gateway_runner(
             box,
@@ -355,12 +382,16 @@ def test_the_real_claude_calls_the_callers_functions(
             credentials="auto",
             env={"ANTHROPIC_BASE_URL": f"http://{address}"},
             tools=[whisper],
+            host_mcp_servers={"files": {"command": sys.executable, "args": ["-c", SERVER]}},
+            tell_network=True,
         )
-        messages = collect(runner, box.options('tool: mcp__container_runner__whisper {"word": "hello"}'))
+        messages = collect(runner, box.options(prompt))
 
     assert error_of(messages) is None, messages
     assert isinstance(messages[-1], ResultMessage)
-    assert messages[-1].result == f"done: hello from {os.getpid()}"
+    assert re.fullmatch("done: in / of [0-9]+", messages[-1].result or "")
+    assert any(f"hello from {os.getpid()}".encode() in message.to_json() for message in messages)
+    assert any("which lets through: no host. Each other host is denied" in system for system in Api.told)
     assert not [message for message in messages if isinstance(message, ConnectionDenied)]
     assert box.containers() == []
 
