@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from typing import Any, Final
@@ -32,6 +33,7 @@ from container_runner.gateway.forwarder import MOST_CHANNELS
 from container_runner.gateway.frames import Channel, Mux, Violation
 from container_runner.gateway.functions import Functions
 from container_runner.gateway.hosted import HostedServer, check_programs
+from container_runner.gateway.loop import Loop
 from container_runner.gateway.mcp import McpServer, ToolServer
 from container_runner.gateway.plan import GatewayPlan
 from container_runner.gateway.policy import Policy
@@ -67,6 +69,8 @@ class Gateway:
     def __init__(self, plan: GatewayPlan) -> None:
         self.plan = plan
         self._server: Server | None = None
+        self._first: Future[Server] | None = None
+        """Becomes a server, of which others are made."""
         self._is_over = False
         self.is_started = False
         """Whether the box could reach it once."""
@@ -81,7 +85,7 @@ class Gateway:
         self._tasks: anyio.abc.TaskGroup | None = None
 
     async def open(self) -> None:
-        """Make all ready that needs no container, which `start` does as well: best while that starts."""
+        """Start our thread, which `start` does as well: best while the container starts."""
         await settle(partial(anyio.to_thread.run_sync, self._begin))
 
     async def start(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
@@ -102,9 +106,14 @@ class Gateway:
         if self._portal is None:
             await self.open()
         assert self._portal is not None  # noqa: S101  it is open
-        self._serve_as(self.plan)
-        serve = partial(self._portal.start_task, self._serve, list(argv), dict(env))
-        await anyio.to_thread.run_sync(serve, abandon_on_cancel=True)
+        self._functions = _functions(self.plan)
+        begun = anyio.Event()
+        tell = partial(Loop.current().call, begun.set)
+        served = self._portal.start_task_soon(self._serve, list(argv), dict(env), tell)
+        served.add_done_callback(lambda _: tell())
+        await begun.wait()
+        if served.done():
+            served.result()
         self.is_started = True
 
     def become(self, plan: GatewayPlan) -> None:
@@ -113,8 +122,10 @@ class Gateway:
         Raises:
             CommandNotFoundError: the program of an MCP server is not on this machine.
         """
+        assert self._server is not None  # noqa: S101  it was started
         check_programs(plan.hosted)
-        self._serve_as(plan)
+        self.plan, self._functions = plan, _functions(plan)
+        self._server = self._made(self._server)
 
     @property
     def is_owed(self) -> bool:
@@ -145,10 +156,11 @@ class Gateway:
     def _begin(self) -> None:
         with self._lock:  # `settle` begins again while the first try still goes on
             if self._portal is None:
-                # Reading certificates takes a while.
-                self._server = Server(Policy(()), self.plan.port, on_end=self._audit.add)
                 self._thread = start_blocking_portal(name="container-runner gateway")
-                self._portal = self._thread.__enter__()
+                portal = self._thread.__enter__()
+                # Reading certificates takes a while: nobody waits for it before somebody is to be served.
+                self._first = portal.start_task_soon(anyio.to_thread.run_sync, self._empty)
+                self._portal = portal
 
     def _end(self) -> None:
         with self._lock:
@@ -161,14 +173,14 @@ class Gateway:
         if self._scope is not None:
             self._scope.cancel()
 
-    async def _serve(self, argv: list[str], env: dict[str, str], *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    async def _serve(self, argv: list[str], env: dict[str, str], on_start: Callable[[], None]) -> None:
         """Have a forwarder, and another if it dies, until it is stopped."""
         run = self.plan.run  # the forwarder's name for it, whatever the gateway becomes
         try:
             with anyio.CancelScope() as self._scope:  # it belongs to this thread's loop
                 async with AsyncExitStack() as stack:
                     self._listening = await ports.listen(self.plan.ports, stack)
-                    await self._keep_all(run, argv, env, task_status.started)
+                    await self._keep_all(run, argv, env, on_start)
         finally:
             if self._server is not None:
                 with anyio.CancelScope(shield=True):
@@ -205,6 +217,9 @@ class Gateway:
         gate = f"container-runner: forwarding {run}".encode()
         process = await Process.start(argv, env=env, hold_stdin=True, gate=gate, chunks=True)
         try:
+            if self._server is None:
+                assert self._first is not None  # noqa: S101  `open` began to make it
+                self._server = self._made(await anyio.to_thread.run_sync(self._first.result))
             try:
                 if not await process.wait_for_gate(START_TIMEOUT):
                     raise await self._refusal(process)
@@ -216,7 +231,7 @@ class Gateway:
 
                 async def serve(channel: Channel) -> None:
                     nonlocal at_work
-                    assert self._server is not None  # noqa: S101  `start` has made it
+                    assert self._server is not None  # noqa: S101  it was made above
                     at_work += 1
                     try:
                         await self._server.serve(channel)
@@ -245,18 +260,19 @@ class Gateway:
                 await process.terminate(END_GRACE)
             process.close()
 
-    def _serve_as(self, plan: GatewayPlan) -> None:
-        """Serve each connection from now on as *plan* says. To be called on the caller's event loop."""
-        assert self._server is not None  # noqa: S101  it is open
-        self.plan, servers = plan, dict[str, McpServer]()
-        self._functions = None
-        if plan.toolbox is not None:
-            self._functions = Functions(plan.toolbox.tools, plan.toolbox.timeout)
+    def _empty(self) -> Server:
+        """What lets nothing through."""
+        return Server(Policy(()), self.plan.port, on_end=self._audit.add)
+
+    def _made(self, before: Server) -> Server:
+        """What serves the connections of a run as the plan says, with what another one has at hand."""
+        plan, servers = self.plan, dict[str, McpServer]()
+        if plan.toolbox is not None and self._functions is not None:
             servers[SERVER] = ToolServer(plan.toolbox.tools, self._functions.call, plan.toolbox.token)
         self._hosted = [HostedServer(one, self._start_soon) for one in plan.hosted if one.argv]
         servers |= {server.name: server for server in self._hosted}
-        self._server = attrs.evolve(
-            self._server,
+        return attrs.evolve(
+            before,
             policy=Policy(plan.allow_hosts, plan.allow_addresses),
             routes=plan.routes,
             servers=servers,
@@ -282,3 +298,8 @@ class Gateway:
         if "container-runner: no-port" in said:
             return EngineBusyError(f"The port {self.plan.port} of the container, which the gateway needs, is taken.")
         return EngineError("The gateway's forwarder could not be started.", exit_code=process.returncode, stderr=said)
+
+
+def _functions(plan: GatewayPlan) -> Functions | None:
+    """The caller's functions, which are called on the event loop that calls this."""
+    return None if plan.toolbox is None else Functions(plan.toolbox.tools, plan.toolbox.timeout)
