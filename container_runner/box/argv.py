@@ -40,6 +40,9 @@ class Dialect:
     remove: tuple[str, ...] = ()
     """More flags for `rm`."""
 
+    names_user: bool = False
+    """Whether it gives a user whom the image does not know a line in /etc/passwd."""
+
     keep_id: bool = False
     """Whether the caller's uid must be mapped to itself: without it, a rootless podman's agent can not write."""
 
@@ -54,6 +57,7 @@ PODMAN: Final = Dialect(
     name="podman",
     # It would pass the host's proxies, passwords included, and add writable folders of its own to a read-only root.
     run=("--http-proxy=false", "--read-only-tmpfs=false"),
+    names_user=True,
     # Its monitor makes an empty file `oom` in the folder that it was started in when the container's memory runs out;
     # here nobody can make files.
     run_in="/proc",
@@ -248,6 +252,31 @@ def pull_argv(binary: str, image: str) -> list[str]:
 def image_argv(binary: str, image: str) -> list[str]:
     """`docker image inspect`: the image's id, or a failure if it is not on this machine."""
     return [binary, "image", "inspect", "--format={{.Id}}", "--", image]
+
+
+def create_argv(binary: str, *, name: str, image: str, labels: Mapping[str, str]) -> list[str]:
+    """`docker create`: a container that is never started, to read a file of its image."""
+    return [
+        binary,
+        "create",
+        f"--name={name}",
+        *(f"--label={key}={value}" for key, value in labels.items()),
+        "--pull=never",
+        "--entrypoint=sh",  # an image without a command of its own makes no container
+        "--network=none",
+        "--",
+        image,
+    ]
+
+
+def copy_argv(binary: str, *, name: str, path: str) -> list[str]:
+    """`docker cp`: a file of a container, running or not, as an archive on stdout. A link is not followed."""
+    return [binary, "cp", "--", f"{name}:{path}", "-"]
+
+
+def named_argv(binary: str, *, name: str, user: User) -> list[str]:
+    """`docker exec`: ask whether a user has a name in a container; see `script.NAMED`."""
+    return [binary, "exec", f"--user={user}", "--workdir=/", "--", name, "sh", "-c", script.NAMED, "sh", str(user.uid)]
 
 
 def build_argv(

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from container_runner.agents.python import driver
-from container_runner.box import carried, script
+from container_runner.box import carried, passwd, script
 from container_runner.config import paths
 from container_runner.gateway import forwarder
 from container_runner.workspace.patch import PATCH
@@ -27,6 +27,9 @@ _LABEL: Final = re.compile(
 _PLACE: Final = "--label=container-runner.place="
 """What tells where the workspace is, if it is not at /workspace."""
 
+_NAMES: Final = re.compile(rf"/{passwd.FOLDER}/[0-9a-f]{{32}}/[0-9a-f]{{64}}$")
+"""Where the names of an image are kept."""
+
 _RUN: Final = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
 _NAME: Final = re.compile(r"\b(container-runner-[A-Za-z0-9_.-]+)-[0-9a-f]{12}\b")
 
@@ -37,11 +40,14 @@ def stable(command: Sequence[str]) -> tuple[str, ...]:
     These words are in it: RUN for the run's id, WORKSPACE and STATE for the two folders, USER for the agent's uid and
     gid, SEAL, GUEST, KEEPER, JOIN, FEED, OPEN, IN, PATCH, OUT, DRIVER, PICK, PERL, PYTHON or NODE for a script of
     ours, and for a label's value the label's name in capitals.
+    The names of an image that the state folder knows (see `box.passwd`) are left out: another machine does not know
+    them, or has users that need none.
     What is left is what the configuration, the options and the version of this package say. It can be compared, and
     not be run.
     """
     folders = _folders(command)
-    return tuple(_stable(word, folders) for word in (PurePosixPath(command[0]).name, *command[1:]))
+    words = (word for word in command[1:] if not _NAMES.search(_fields(word).get("src", "")))
+    return tuple(_stable(word, folders) for word in (PurePosixPath(command[0]).name, *words))
 
 
 def pretty(command: Sequence[str]) -> str:

@@ -80,6 +80,7 @@ REFUSALS: Final = (
     "other-sh",
     "unsealed",
     "mounts",
+    "nameless",
     "no-command",
     "not-executable",
     "prompt-lost",
@@ -107,6 +108,7 @@ def header(
     kernel: str,
     other_mounts: bool,
     proof: str = "",
+    uid: str = "",
     values: Mapping[str, str],
     files: Mapping[str, str] = MappingProxyType({}),
     settings: Mapping[str, str] = MappingProxyType({}),
@@ -127,6 +129,7 @@ def header(
         kernel: the boot id of the kernel whose devices and paths they name; another one's are not compared.
         other_mounts: whether there may be more below their targets.
         proof: a path at which there must be something; "": none.
+        uid: one that must have a line in /etc/passwd, if there can be one; "": none.
         values: variables of the agent's.
         files: what is written into the agent's HOME where it is not there yet, by the files' names.
         settings: what is written in any case, by the files' paths.
@@ -148,6 +151,7 @@ def header(
         "kernel": kernel,
         "others": "yes" if other_mounts else "",
         "proof": proof,
+        "uid": uid,
         "number": str(len(tops)),
         "tops": "\n".join(tops),
         "mounts": "".join(f"\n{line}" for line in mounts) + "\n",

@@ -23,6 +23,7 @@ from container_runner.box.mounts import (
     recheck,
     sessions_folder,
 )
+from container_runner.box.passwd import Passwd
 from container_runner.box.user import User
 from container_runner.config import paths
 from container_runner.config.values import Mount
@@ -100,6 +101,9 @@ class Plan:
 
     mounted: ContainerMounts = attrs.field(repr=False)
     """What is mounted in the container."""
+
+    passwd: Passwd | None = attrs.field(default=None, repr=False)
+    """What is known of the names in the image; None where the user needs none of ours."""
 
     kept: tuple[str, ...] = ()
     """The folders of the sessions folder that are kept, see `Command.kept`."""
@@ -200,7 +204,12 @@ class Plan:
     @property
     def waits(self) -> bool:
         """Whether the container waits for its command, because something is done in it before."""
-        return self.ephemeral and (self.carry is not None or self.gateway is not None or bool(self.mounted.sent))
+        is_named = self.passwd is not None and self.passwd.is_given
+        return self.ephemeral and bool(self.carry or self.gateway or self.mounted.sent or is_named)
+
+    def is_made_of(self, image: str) -> bool:
+        """Whether the names that are mounted, if any are, are those of the image with this id."""
+        return self.passwd is None or not self.passwd.is_given or self.passwd.image == image
 
     @property
     def ways(self) -> Ways | None:
@@ -244,6 +253,7 @@ class Plan:
             mounts=[*self.mounted.in_kernel(table), *(in_kernel(self.carry, self.dialect) if self.carry else [])],
             kernel=kernel,
             other_mounts=self.other_mounts,
+            uid=str(self.user.uid) if self.passwd is not None and not self.passwd.image else "",
             proof=f"{self.proof.target}/{self.proof_name}" if proven and self.proof else "",
             values=self.values,
             files=self.files,

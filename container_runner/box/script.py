@@ -150,6 +150,24 @@ agent's own shell holds the FIFO open until the agent has ended, so that nothing
 the agent itself waits until we have opened it, so that it does not take an input that is not there yet for its end.
 """
 
+EXIT_NAMELESS: Final = 73
+"""NAMED's answer for a user without a name."""
+
+_NAMED: Final = """\
+named() {
+  [ ! -h /etc ] && [ ! -h /etc/passwd ] || return 0
+  if [ ! -f /etc/passwd ]; then [ -e /etc/passwd ]; return; fi
+  while IFS=: read -r name mark number rest || [ -n "$name" ]; do
+    [ "$number" != "$1" ] || case $name in '' | [#+-]*) ;; *) return 0 ;; esac
+  done </etc/passwd
+  return 1
+} 2>/dev/null
+"""
+"""Whether a uid has a line in /etc/passwd, or something else stands there, that a file is not mounted over."""
+
+NAMED: Final = f'{_NAMED}named "$1" || exit {EXIT_NAMELESS}'
+"""Asks that for itself: `sh -c NAMED sh UID`."""
+
 _MOUNTS: Final = """\
 check_mounts() {
   here= made=
@@ -205,6 +223,7 @@ now() {{
   return 1
 }}
 {_MOUNTS}
+{_NAMED}
 hidden() {{
   case $1 in */*) places=${{1%/*}} ;; *) places=$PATH ;; esac
   IFS=:
@@ -245,6 +264,7 @@ eval "$header"
 header= line=
 [ -z "$proof" ] || [ -e "$proof" ] || refuse elsewhere
 check_mounts
+[ -z "$uid" ] || named "$uid" || refuse nameless
 program=$(command -v "$1") || {{ hidden "$1" && refuse not-executable "$found"; refuse no-command; }}
 case $program in
   /*) if [ -d "$program" ] || [ ! -x "$program" ]; then refuse not-executable; fi ;;

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import anyio
+import attrs
 
 from container_runner.box import golden
 from container_runner.cli.carrying import choose
@@ -41,6 +42,8 @@ def argv(
     plan = choose(runner, options, flags, box).runner.plan(options)
     if plan.carry is not None:
         plan = plan.beginning_with(anyio.run(find_start, options, plan.carry, plan.state_dir))
+    if stable:  # as where no names of an image are known
+        plan = attrs.evolve(plan, passwd=None)
     commands = tuple(map(golden.stable, plan.commands)) if stable else plan.commands
     if flags.json:
         print_json(commands)

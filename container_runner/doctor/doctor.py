@@ -31,7 +31,8 @@ Prepare = Callable[[], tuple[ContainerRunner, ExecuteOptions]]
 async def examine(prepare: Prepare, *, engine: str = "auto") -> AsyncGenerator[Check, None]:
     """Make the checks, and yield one `Check` for each of `NAMES`. None of them fails if, and only if, a run works.
 
-    It leaves nothing behind. Like the first run of a runner it removes containers whose owner is dead.
+    It leaves nothing behind, but what it learns of an image's names in a state folder that was there. Like the first
+    run of a runner it removes containers whose owner is dead.
 
     Args:
         prepare: makes the runner and the options of the run in question; a `ConfigError` of it is a check that failed.

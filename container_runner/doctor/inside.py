@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Final
 import attrs
 
 from container_runner.agents import AgentRuntime, Command, CommandLineRuntime
-from container_runner.box import script
+from container_runner.box import passwd, script
 from container_runner.box.mounts import EMPTY, sessions_folder
 from container_runner.box.user import User
 from container_runner.config import paths
@@ -114,6 +115,9 @@ async def look_inside(
         if failure is None and probe.plan(options).mounted.sent:
             said[ELSEWHERE] = ("yes",)
     finally:
+        state = runner.state_dir.resolve()
+        if state not in before:  # nobody else can need what it knows of an image
+            shutil.rmtree(state / passwd.FOLDER, ignore_errors=True)
         for folder in sorted(_folders(runner, options) - before, reverse=True):
             with suppress(OSError):  # something else is in it by now
                 folder.rmdir()
@@ -183,7 +187,7 @@ def _box(config: ContainerConfig, one: Callable[[str], str]) -> Check:
             found = f"the agent can not write its {place}"
             return Check(name="box", status="fail", found=found, fix=advice.other_image(config.engine))
     if one("nameless"):
-        found = f"uid {one('Uid')} has no name in the image, so ssh and whoami fail there"
+        found = f"uid {one('Uid')} has no name in the image, and could not be given one, so ssh and whoami fail there"
         fix = "container-runner image build    # its images have names for the usual ones"
         return Check(name="box", status="warn", found=found, fix=fix)
     return passed("box", f"uid {one('Uid')}, no capabilities, no new privileges, system calls filtered")

@@ -63,6 +63,9 @@ class ContainerInfo:
     exit_code: int
     created: dt.datetime
 
+    image: str = ""
+    """The id of its image, in hexadecimal digits."""
+
     @property
     def is_running(self) -> bool:
         return self.status == "running"
@@ -84,6 +87,7 @@ class ContainerInfo:
             oom_killed=state.get("OOMKilled") is True,
             exit_code=int(state.get("ExitCode") or 0),
             created=_time(str(raw.get("Created", ""))),
+            image=str(raw.get("Image", "")).removeprefix("sha256:"),
         )
 
 

@@ -191,6 +191,7 @@ def refused(
             f"What is mounted at {detail or 'a planned place'} is not what was planned: a path was replaced while the "
             "container started, or the engine sees other folders than we do.",
         ),
+        "nameless": (EngineBusyError, f"The image {image} has no line in /etc/passwd for the user {plan.user}."),
         "no-command": (CommandNotFoundError, f"There is no {program!r} in the image {image}."),
         "not-executable": (
             CommandNotExecutableError,

@@ -134,7 +134,7 @@ class Containers:
         async with self._agent_lock(plan.agent).held(PULL_TIMEOUT if plan.may_pull else LOCK_TIMEOUT):
             for info in await self.containers(plan.reuse_labels):
                 found = Container(name=info.name, created=False, time_limit=plan.time_limit, ends_at=_ends_at(info))
-                if info.is_running and found.is_fresh:
+                if info.is_running and found.is_fresh and plan.is_made_of(info.image):
                     lock = self._use_lock(info.name)
                     await lock.acquire(shared=True)
                     if not lock.is_marked:
@@ -155,12 +155,8 @@ class Containers:
             )
 
     async def runs(self, container: Container) -> bool:
-        """Whether a container that was handed out runs. If that can not be told, it is let go."""
-        try:
-            infos = await self.engine.inspect([container.name])
-        except BaseException:
-            container.let_go()
-            raise
+        """Whether a container that was handed out runs."""
+        infos = await self.engine.inspect([container.name])
         return bool(infos) and infos[0].is_running
 
     async def use(self, name: str, plan: Plan) -> Container:

@@ -16,6 +16,7 @@ from container_runner.box import guest
 from container_runner.box.plan import Plan
 from container_runner.engine.engine import PULL_TIMEOUT, start_limiter
 from container_runner.engine.manager import Containers
+from container_runner.engine.names import fits
 from container_runner.errors import EngineError, EngineTimeoutError
 from container_runner.stream.process import Process, settle
 
@@ -132,6 +133,9 @@ class Pool:
             try:
                 if not await warm.process.wait_for_gate(PULL_TIMEOUT):
                     raise EngineError("A container of the pool ended before it was ready.")
+                if not await fits(engine, plan):
+                    await self._end(warm)  # the next one will have the names of what the image is now
+                    return
                 if warm.gateway is not None:
                     await warm.gateway.start(plan.forward_in(plan.container), engine.environ)
             except BaseException as error:

@@ -8,6 +8,7 @@ from typing import Final
 from container_runner.box import script
 from container_runner.box.plan import Plan
 from container_runner.engine.engine import ContainerInfo, Engine
+from container_runner.engine.failures import classify
 from container_runner.engine.manager import DAEMON_LOST
 from container_runner.errors import (
     AgentKilledError,
@@ -20,13 +21,11 @@ from container_runner.errors import (
     OutOfMemoryError,
 )
 from container_runner.stream.beat import PATIENCE
+from container_runner.stream.command import Completed
 from container_runner.stream.stream import RAISE_LIMIT
 
 KILLED: Final = 128 + 9
 """The exit code of a container whose PID 1 was killed."""
-
-MISSES: Final = 3
-"""How many questions in a row an engine on another machine may not answer: then the agent has ended, or does so."""
 
 
 async def why_lost(engine: Engine, plan: Plan, exit_code: int, stderr: str, *, since: float) -> ContainerRunnerError:
@@ -61,6 +60,24 @@ async def why_lost(engine: Engine, plan: Plan, exit_code: int, stderr: str, *, s
         message = "Our script around the agent was killed inside the container."
         return AgentKilledError(message, signal=9, exit_code=exit_code, stderr=stderr)
     return gone(plan, exit_code=exit_code, stderr=stderr)
+
+
+async def why_not_started(engine: Engine, plan: Plan, done: Completed) -> EngineError:
+    """Why the engine's client has ended, as *done* tells, before our script has said anything."""
+    error = classify(done, "run" if plan.ephemeral else "exec")
+    if type(error) is not EngineError:
+        return error
+    if plan.ephemeral:
+        has_ended = not 0 < done.returncode - 124 < 4  # 125 to 127 are the engine's own
+    else:
+        try:
+            info = await info_of(engine, plan)
+        except EngineError:
+            return error
+        has_ended = info is None or not info.is_running
+    # An engine has many words, or none at all, for an exec whose container ends at that moment.
+    message = "The container ended while the agent was started in it."
+    return ContainerGoneError(message, exit_code=done.returncode, stderr=done.stderr) if has_ended else error
 
 
 def is_overdue(plan: Plan) -> bool:

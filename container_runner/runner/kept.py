@@ -14,6 +14,7 @@ from container_runner.box.plan import Plan
 from container_runner.config.container import ContainerConfig
 from container_runner.engine.engine import Engine
 from container_runner.engine.manager import Container, Containers
+from container_runner.engine.names import is_named
 from container_runner.errors import ConfigError, ContainerGoneError
 from container_runner.options import Agent, ExecuteOptions
 from container_runner.runner.known import Known
@@ -91,8 +92,13 @@ class ContainerManager:
             if plan.prepare():
                 plan = make_plan()
             found = await containers.get_or_create(plan)
-            if found.created or await containers.runs(found):
-                plan = attrs.evolve(plan, container=found.name, ends_at=found.ends_at)
+            plan = attrs.evolve(plan, container=found.name, ends_at=found.ends_at)
+            try:
+                is_good = await (is_named(containers.engine, plan) if found.created else containers.runs(found))
+            except BaseException:
+                found.let_go()
+                raise
+            if is_good:
                 return KeptContainer(
                     name=found.name, agent=agent, created=found.created, config=kept, plan=plan, held=found
                 )
@@ -188,7 +194,12 @@ class _InContainer(ContainerRunner):
     def plan(self, options: ExecuteOptions, *, engine: Engine | None = None, run_id: str | None = None) -> Plan:
         plan, made_by = super().plan(options, engine=engine, run_id=run_id), self._kept.plan
         return attrs.evolve(
-            plan, mounted=made_by.mounted, digest=made_by.digest, reuse_labels=made_by.reuse_labels, user=made_by.user
+            plan,
+            mounted=made_by.mounted,
+            passwd=None,
+            digest=made_by.digest,
+            reuse_labels=made_by.reuse_labels,
+            user=made_by.user,
         )
 
     def _find(self, manager: Containers) -> Callable[[Plan], Awaitable[Container]]:

@@ -16,6 +16,7 @@ from container_runner.box.carried import carried_flags, plan_carry
 from container_runner.box.elsewhere import config_there
 from container_runner.box.environment import build_container_env, host_environment
 from container_runner.box.mounts import MOUNTING, build_container_mounts
+from container_runner.box.passwd import TARGET, Passwd
 from container_runner.box.plan import Plan
 from container_runner.box.sources import resolve_workspace
 from container_runner.box.translator import in_container
@@ -102,6 +103,11 @@ def make_plan(
         credentials=mounts.credentials_by_name,
         gateway=gateway,
     )
+    passwd = None
+    if not (elsewhere or engine.dialect.names_user or _has_own_names(config)):
+        home = next(word.partition("=")[2] for word in (*env.spelled, "HOME=") if word.startswith("HOME="))
+        passwd = Passwd.known(state_dir.resolve(), engine=engine.endpoint, image=config.image, user=user, home=home)
+        mounts = attrs.evolve(mounts, mounts=(*mounts.mounts, *filter(None, (passwd.mount,))))
     name = f"container-runner-{agent.name}-{run_id[:12]}"
     carry = None
     if workspace is not None and config.workspace_mode == "carried":
@@ -167,6 +173,7 @@ def make_plan(
         carry=carry,
         gateway=gateway,
         mounted=mounts,
+        passwd=passwd,
         kept=command.kept or (),
         other_mounts=any(word.startswith(MOUNTING) for word in config.extra_args),
         variables=env.named,
@@ -192,3 +199,10 @@ def make_plan(
         state_dir=state_dir,
         dialect=engine.dialect,
     )
+
+
+def _has_own_names(config: ContainerConfig) -> bool:
+    """Whether the operator has something mounted where an image's names are, or around it."""
+    targets = {mount.target for mount in (*config.volumes, *config.tmpfs)}
+    others = (word for word in config.extra_args if word.startswith(MOUNTING))
+    return bool(targets & {TARGET, "/etc"}) or any("/etc" in word for word in others)

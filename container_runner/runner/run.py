@@ -17,9 +17,10 @@ from container_runner.box import guest
 from container_runner.box.plan import Plan
 from container_runner.box.proof import proving
 from container_runner.engine.engine import PULL_TIMEOUT, RUN_TIMEOUT, start_limiter
-from container_runner.engine.failures import classify, refused, step_failed
+from container_runner.engine.failures import refused, step_failed
 from container_runner.engine.locks import LockFile, claim
 from container_runner.engine.manager import CLEANUP_TIMEOUT, Container, Containers
+from container_runner.engine.names import fits, learn
 from container_runner.engine.pool import Pool
 from container_runner.errors import (
     ContainerGoneError,
@@ -34,7 +35,8 @@ from container_runner.options import ExecuteOptions
 from container_runner.records.recorder import Recorder
 from container_runner.runner.carrier import Carrier, may_refuse_overlay
 from container_runner.runner.courier import fetch_sessions, send_sessions
-from container_runner.runner.diagnosis import MISSES, gone, info_of, is_overdue, left_over, out_of_reach, why_lost
+from container_runner.runner.diagnosis import gone, is_overdue, left_over, why_lost, why_not_started
+from container_runner.runner.lookout import Lookout
 from container_runner.runner.outlet import Outlet
 from container_runner.stream.beat import BeatingProcess
 from container_runner.stream.command import Completed
@@ -48,10 +50,6 @@ TRANSIENT: Final = (ContainerGoneError, EngineBusyError, NameTakenError)
 
 STOP_SLACK: Final = 5.0
 """Seconds beyond the grace period after which a client whose agent was stopped is given up."""
-
-LOOK_INTERVAL: Final = 30.0
-LOOK_INTERVAL_THERE: Final = 8.0
-"""Seconds between two questions to the engine whether the container of a silent agent is there; on another machine."""
 
 _log = logging.getLogger(__name__)
 
@@ -90,10 +88,9 @@ class Run:
     _stream: MessageStream = attrs.field(init=False)
     _started_at: float = attrs.field(default=0.0, init=False)
     """When the client was started, in seconds since the epoch."""
-    _looked_at: float = attrs.field(default=attrs.Factory(lambda self: self._began_at, takes_self=True), init=False)
-    """When the engine was last asked for the container, on the event loop's clock."""
-    _misses: int = attrs.field(default=0, init=False)
-    """How many questions in a row the engine has not answered."""
+    _lookout: Lookout = attrs.field(
+        default=attrs.Factory(lambda self: Lookout(self._manager, self._began_at), takes_self=True), init=False
+    )
     _is_spoiled: bool = attrs.field(default=False, init=False)
     """Whether a kept container is one that no other run should use."""
     stopped_by: str | None = attrs.field(default=None, init=False)
@@ -114,13 +111,14 @@ class Run:
                 carried, patient = plan.carry is not None, not self._manager.engine.sees_files
                 self._claim = await claim(plan.state_dir, plan.workspace, carried=carried, patient=patient)
             try:
-                return await self._start()
+                try:
+                    return await self._start()
+                except EngineError as error:
+                    if not may_refuse_overlay(plan.carry, error):
+                        raise
+                    return await self._start_again(error, overlay=False)
             except TRANSIENT as error:
                 return await self._retry(error)
-            except EngineError as error:
-                if not may_refuse_overlay(plan.carry, error):
-                    raise
-                return await self._start_again(error, overlay=False)
         raise total_timeout(self._options)
 
     async def outcome(self) -> ContainerRunnerError | None:
@@ -223,6 +221,8 @@ class Run:
             self.plan = attrs.evolve(self.plan, container=kept.name, ends_at=kept.ends_at)
             self._record.in_container(self.plan.container, self.plan.endpoint)
             span = nullcontext()
+            if kept.created:
+                await self._check_image()
         async with start_limiter():
             self._started_at = time.time()
             with span, proving(self.plan):
@@ -254,7 +254,8 @@ class Run:
         gate, end = guest.started_line(plan.token), guest.ended_line(plan.token)
         pool = self._pools.get(plan.agent) if plan.ephemeral and plan.carry is None else None
         timeout = PULL_TIMEOUT if plan.may_pull else RUN_TIMEOUT
-        if warm := pool.take(plan.digest) if pool else None:
+        warm = pool.take(plan.digest) if pool else None
+        if warm is not None:
             self.plan = plan.taken_by(warm.plan)
             self._process = warm.process
             self.outlet.take(warm.gateway)
@@ -277,12 +278,24 @@ class Run:
             self._process = await engine.start(command, given, gate=gate, end=end, line_limit=limit)
             await self.outlet.open(plan)
             return await self.outlet.begin(self._process, self.plan, held)
-        # It is a container that waits for its command.
+        # It is a container that waits for its command. One of the pool was looked at before.
+        if warm is None:
+            await self._check_image()
         await send_sessions(engine, self.plan)
         self._process.is_kept = plan.carry is not None or bool(plan.mounted.sent)
         given, held = plan.in_two(with_command=True)
         self._process.send(given, gate=gate, end=end, line_limit=limit)
         return await self.outlet.begin(self._process, self.plan, held)
+
+    async def _check_image(self) -> None:
+        """See that the names that are mounted in a new container are its image's.
+
+        Raises:
+            EngineBusyError: they are not, and the next plan will have the right ones.
+        """
+        if not await fits(self._manager.engine, self.plan):
+            self._is_spoiled = True
+            raise EngineBusyError(f"The name {self.plan.image} stands for another image than when it was looked at.")
 
     async def _retry(self, error: EngineError) -> MessageStream:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -309,15 +322,10 @@ class Run:
         self._record.scrubber.add(self.plan.hidden)  # it has tokens of its own
         return await self._start()
 
-    @property
-    def _is_lost(self) -> bool:
-        """Whether an engine on another machine is out of reach."""
-        return self._misses > MISSES and not self._manager.engine.sees_files
-
     async def _end(self, max_containers: int) -> ContainerRunnerError | None:
         left: ContainerRunnerError | None = await self._finish(max_containers)
         if self.carrier is not None:
-            left = left or (None if self._is_lost else await self.carrier.finish())
+            left = left or (None if self._lookout.is_lost else await self.carrier.finish())
             self.carrier.let_go()
         if self._claim is not None:
             self._claim.release(remove=True)
@@ -325,7 +333,7 @@ class Run:
 
     async def _finish(self, max_containers: int) -> EngineError | None:
         name = self.plan.container
-        if self._is_lost:
+        if self._lookout.is_lost:
             await self._abandon()
             return None
         try:
@@ -393,20 +401,7 @@ class Run:
     async def _check(self) -> None:
         """Make sure, after a silence, that the client still waits for somebody."""
         self._running.prod()  # our script looks after the agent
-        now, interval = anyio.current_time(), LOOK_INTERVAL if self._manager.engine.sees_files else LOOK_INTERVAL_THERE
-        if now < self._looked_at + interval:
-            return
-        self._looked_at, self._misses = now, self._misses + 1
-        if self._is_lost:
-            raise out_of_reach()
-        try:
-            info = await info_of(self._manager.engine, self.plan)
-        except EngineError as error:  # an engine that does not answer just now says nothing about the agent
-            _log.info("looking after %s: %s", self.plan.container, error.message)
-            return
-        self._misses = 0
-        if info is None or not info.has_processes:
-            raise gone(self.plan, stderr=self._report()[1])
+        await self._lookout.look(self.plan, lambda: self._report()[1])
 
     def _report(self) -> tuple[guest.Report, str]:
         process, plan = self._running, self.plan
@@ -429,22 +424,10 @@ class Run:
         except TimeoutError:
             return EngineTimeoutError("The engine's client did not end, though the agent was not started.")
         report, stderr = self._report()
+        self._is_spoiled = report.refusal not in ("no-command", "not-executable")
+        if report.refusal == "nameless":
+            await learn(self._manager.engine, plan)
         if report.refusal is not None:
-            self._is_spoiled = report.refusal not in ("no-command", "not-executable")
             return refused(report, plan, exit_code, stderr, for_missing=self._runtime.for_missing())
-        self._is_spoiled = True
         done = Completed(returncode=exit_code, stdout=stdout, stderr=stderr)
-        error = classify(done, "run" if plan.ephemeral else "exec")
-        if type(error) is not EngineError:
-            return error
-        if plan.ephemeral:
-            has_ended = not 0 < exit_code - 124 < 4  # 125 to 127 are the engine's own
-        else:
-            try:
-                info = await info_of(self._manager.engine, self.plan)
-            except EngineError:
-                return error
-            has_ended = info is None or not info.is_running
-        # An engine has many words, or none at all, for an exec whose container ends at that moment.
-        message = "The container ended while the agent was started in it."
-        return ContainerGoneError(message, exit_code=exit_code, stderr=stderr) if has_ended else error
+        return await why_not_started(self._manager.engine, plan, done)

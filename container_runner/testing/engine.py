@@ -265,6 +265,8 @@ class FakeEngine:
         for words, stdout in (
             (["--version"], "Docker version 28.2.2, build e6534b4"),
             (["version", any_()], ""),  # as of an image: it is for this machine
+            # Whether the user has a name in a kept container.
+            (["exec", _ATTACHED, "--workdir=/", "--", _ANY, "sh", "-c", script.NAMED, "sh", any_()], ""),
             (["info", any_()], f"false {str(os.geteuid() != 0).lower()} 5.4.2"),
         ):
             self.fp.register([_ENGINE, *words], stdout=stdout, occurrences=10_000)
@@ -294,6 +296,7 @@ class _Word(str):
 
 _ENGINE = _Word("ENGINE", lambda word: re.search("docker|podman", Path(word).name))
 _RUN_OR_EXEC = _Word("RUN", lambda word: word in ("run", "exec"))
+_ANY = _Word("ANY", lambda _: True)
 _ATTACHED = _Word("ATTACHED", lambda word: re.match("--(rm|interactive|user=)", word))
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from container_runner import Engine
 from container_runner.engine import manager as manager_module
+from container_runner.runner import lookout
 from container_runner.runner import run as run_module
 from container_runner.stream import process as process_module
 from container_runner.stream import stream as stream_module
@@ -110,7 +111,7 @@ def test_conmon_is_killed(scene: Scene, whose: str, monkeypatch: pytest.MonkeyPa
     An ephemeral container's conmon holds its lease, and a kept one's its own; what a run has in it goes on.
     """
     monkeypatch.setattr(stream_module, "CHECK_INTERVAL", 1.0)
-    monkeypatch.setattr(run_module, "LOOK_INTERVAL", 1.0)
+    monkeypatch.setattr(lookout, "LOOK_INTERVAL", 1.0)
     kept = whose != "container"
 
     def strike(_: str) -> None:

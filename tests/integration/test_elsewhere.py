@@ -31,8 +31,7 @@ from container_runner import (
 )
 from container_runner.engine.manager import Containers
 from container_runner.engine.tunnel import Tunnel
-from container_runner.runner import planning
-from container_runner.runner import run as run_module
+from container_runner.runner import lookout, planning
 from container_runner.runner.left import fetch_left
 from container_runner.stream import beat
 from tests.integration.engines import wait_until
@@ -166,7 +165,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> float:
     """Both sides of a lease lose patience sooner, after these seconds, for the tests' sake."""
     monkeypatch.setattr(beat, "BEAT", 1.0)
     monkeypatch.setattr(planning, "PATIENCE", 8)
-    monkeypatch.setattr(run_module, "MISSES", 0)
+    monkeypatch.setattr(lookout, "MISSES", 0)
     return 8.0
 
 
