@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from container_runner.errors import ContainerRunnerError as ContainerRunnerError
     from container_runner.errors import ControlTimeoutError as ControlTimeoutError
     from container_runner.errors import DiskFullError as DiskFullError
+    from container_runner.errors import DiskLimitError as DiskLimitError
     from container_runner.errors import EngineArgumentError as EngineArgumentError
     from container_runner.errors import EngineBusyError as EngineBusyError
     from container_runner.errors import EngineError as EngineError
@@ -180,7 +181,8 @@ _NAMES = {
     "errors": (
         "AgentError AgentFailedError AgentKilledError AuthenticationError CleanupError CommandNotExecutableError "
         "CommandNotFoundError ConfigError ConflictError ContainerGoneError ContainerRunnerError "
-        "ControlTimeoutError DiskFullError EngineArgumentError EngineBusyError EngineError EngineNotFoundError "
+        "ControlTimeoutError DiskFullError DiskLimitError EngineArgumentError EngineBusyError EngineError "
+        "EngineNotFoundError "
         "EnginePermissionError EngineTimeoutError EngineUnreachableError ExecLostError GitNotFoundError "
         "IdleTimeoutError ImageNotFoundError ImageUnsuitableError IncompleteOutputError MountError NameTakenError "
         "NetworkNotFoundError NodeLostError OutOfMemoryError PermissionDeniedError PortError PromptRefusedError "

@@ -35,6 +35,7 @@
         ├── CheckFailedError          what comes after it says that its work is not good
         ├── AgentKilledError          a signal ended it
         ├── OutOfMemoryError          the kernel ended it for its memory
+        ├── DiskLimitError            it has added more to this machine's disk than it may
         ├── IncompleteOutputError     its output ended without a result
         ├── PromptRefusedError        it did not take the prompt
         ├── PermissionDeniedError     it gave up because it was not permitted to use a tool
@@ -106,10 +107,8 @@ class ConfigError(ContainerRunnerError):
     cli_exit_code = 2
     advice = "Give it a value that the message allows."
 
-    def __init__(
-        self, field: str, value: object, allowed: str,
-        *, source: str | None = None, told: str | None = None, at: str = "",
-    ) -> None:  # fmt: skip
+    def __init__(self, field: str, value: object, allowed: str, *, source: str | None = None,
+                 told: str | None = None, at: str = "") -> None:  # fmt: skip
         try:
             shown = repr(value)
         except Exception:  # an int of 5,000 digits, a list 5,000 deep
@@ -128,12 +127,8 @@ class ConfigError(ContainerRunnerError):
     def __str__(self) -> str:
         return self.message  # it says already what to do
 
-    def with_source(self, source: str) -> ConfigError:
-        """The same error, naming the file or flag that the value came from."""
-        return ConfigError(self.field, self.value, self.allowed, source=source, told=self.told, at=self.at)
-
     def called(self, name: str, *, source: str | None = None, at: str = "") -> ConfigError:
-        """The same error, with the field under the name that somebody has typed."""
+        """The same error, with the field under the name that somebody has typed, and the file or flag it came from."""
         told = self.told.replace(self.field, name, 1) if self.field else f"{name}{self.told}"
         return ConfigError(name, self.value, self.allowed, source=source, told=told, at=at or self.at)
 
@@ -369,6 +364,16 @@ class OutOfMemoryError(AgentError):
     advice = "Raise the limit with --memory, or give the agent a smaller task."
 
 
+class DiskLimitError(AgentError):
+    """It has *added* so many bytes, most of them to *folder*, and may add *limit*; 0 and "" if that is not known."""
+
+    kind = "disk_limit"
+    cli_exit_code = 9
+    advice = "What it wrote is there: look at it, as with `du`, then raise --disk-limit or resume the session."
+    limit = added = 0
+    folder = ""
+
+
 class IncompleteOutputError(AgentError):
     kind = "incomplete"
     cli_exit_code = 7
@@ -442,8 +447,3 @@ def error_class(kind: str) -> type[ContainerRunnerError]:
     for known in kinds:
         kinds += known.__subclasses__()
     return next((known for known in kinds if known.kind == kind), ContainerRunnerError)
-
-
-def cli_exit_code(kind: str) -> int:
-    """The exit code of `container-runner` for an error of this `kind`; 1 for one that we do not know."""
-    return error_class(kind).cli_exit_code

@@ -70,3 +70,11 @@ def parse_duration(
 def in_seconds(value: float) -> str:
     """A time in words: "1 second", "90 seconds"."""
     return f"{value:g} second{'' if value == 1 else 's'}"
+
+
+def in_bytes(value: int) -> str:
+    """A size in words, in powers of 1024: "512 bytes", "1.5 MiB", "2 GiB"."""
+    for name, unit in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if value >= unit:
+            return f"{round(value / unit, 1):g} {name}"
+    return f"{value} bytes"

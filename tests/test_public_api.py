@@ -129,9 +129,9 @@ def test_every_error_has_its_own_kind_an_exit_code_and_advice() -> None:
     assert len({kind.kind for kind in KINDS.values()}) == len(KINDS)
     for kind in KINDS.values():
         assert 1 <= kind.cli_exit_code <= 127
-        assert errors.cli_exit_code(kind.kind) == kind.cli_exit_code
+        assert errors.error_class(kind.kind) is kind
         assert kind.advice.endswith(".")
-    assert errors.cli_exit_code("of the future") == 1
+    assert errors.error_class("of the future").cli_exit_code == 1
 
 
 def test_values_are_frozen() -> None:

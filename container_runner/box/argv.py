@@ -41,7 +41,7 @@ class Dialect:
     """More flags for `rm`."""
 
     names_user: bool = False
-    """Whether it gives a user whom the image does not know a line in /etc/passwd."""
+    """Whether it gives the user of PID 1, if the image does not know him, a line in /etc/passwd."""
 
     keep_id: bool = False
     """Whether the caller's uid must be mapped to itself: without it, a rootless podman's agent can not write."""
@@ -254,7 +254,7 @@ def image_argv(binary: str, image: str) -> list[str]:
     return [binary, "image", "inspect", "--format={{.Id}}", "--", image]
 
 
-def create_argv(binary: str, *, name: str, image: str, labels: Mapping[str, str]) -> list[str]:
+def create_argv(binary: str, dialect: Dialect, *, name: str, image: str, labels: Mapping[str, str]) -> list[str]:
     """`docker create`: a container that is never started, to read a file of its image."""
     return [
         binary,
@@ -264,13 +264,15 @@ def create_argv(binary: str, *, name: str, image: str, labels: Mapping[str, str]
         "--pull=never",
         "--entrypoint=sh",  # an image without a command of its own makes no container
         "--network=none",
+        *(f"--env={name}=" for name in dialect.blank),
+        *dialect.run,
         "--",
         image,
     ]
 
 
 def copy_argv(binary: str, *, name: str, path: str) -> list[str]:
-    """`docker cp`: a file of a container, running or not, as an archive on stdout. A link is not followed."""
+    """`docker cp`: a file of a container, running or not, as an archive on stdout."""
     return [binary, "cp", "--", f"{name}:{path}", "-"]
 
 

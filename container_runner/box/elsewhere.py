@@ -44,6 +44,8 @@ def config_there(config: ContainerConfig, agent: Agent) -> ContainerConfig:
         raise no_file_there("ephemeral", config.ephemeral, "true")
     if config.pool:
         raise no_file_there("pool", config.pool, "0")
+    if config.disk_limit is not None:
+        raise no_file_there("disk_limit", config.disk_limit, "None")
     if config.carry == "overlay":
         raise no_file_there("carry", config.carry, '"auto" or "stream"')
     if agent.workspace is None:

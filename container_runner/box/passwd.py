@@ -37,6 +37,9 @@ LIMIT: Final = 1024 * 1024
 """The longest file, in bytes, that is taken over."""
 
 _ID: Final = re.compile("[0-9a-f]{64}")
+_NONE: Final = "0" * 64
+"""In the place of an image's id: it is not known any more what the name stands for."""
+
 _HOME: Final = re.compile(r"/[^:\n]*")
 
 
@@ -70,12 +73,20 @@ class Passwd:
         if not (found := _files(folder)):
             return cls(folder, user, home)
         _, name, size = found[-1]
-        return cls(folder, user, home, name, size > 0)
+        return cls(folder, user, home, "" if name == _NONE else name, size > 0)
 
     @property
     def mount(self) -> Mount | None:
         """What is mounted in the container, if anything is."""
         return Mount(str(self.folder / self.image), TARGET, read_only=True) if self.is_given else None
+
+    def forget(self) -> None:
+        """Have the next container tell: the image's name stands for another one.
+
+        Raises:
+            StateError: the state folder can not be written.
+        """
+        self.keep(_NONE, None)
 
     def keep(self, image: str, content: bytes | None) -> None:
         """Keep what the image with this id has in its file; None if that can not be taken over.
@@ -123,6 +134,6 @@ def with_line(content: bytes, user: User, home: str) -> bytes | None:
         if uid.isdigit() and int(uid[:32]) == user.uid and name[:1] not in (b"", b"#", b"+", b"-"):
             return None
     wanted = ("root" if user.uid == 0 else "agent", f"agent-{user.uid}", f"agent-{user.uid}-{user.gid}")
-    name = next((it for it in wanted if it.encode() not in names), "container-runner")
+    free = next((it for it in wanted if it.encode() not in names), "container-runner")
     between = b"" if not content or content.endswith(b"\n") else b"\n"
-    return content + between + f"{name}:x:{user}:agent:{home}:/bin/sh\n".encode("utf-8", "surrogateescape")
+    return content + between + f"{free}:x:{user}:agent:{home}:/bin/sh\n".encode("utf-8", "surrogateescape")

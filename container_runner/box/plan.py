@@ -84,6 +84,9 @@ class Plan:
     """`docker exec` beside it, which carries what a live agent is told; empty for one that gets its prompt and no
     more."""
 
+    disk_limit: int | None = None
+    """The bytes that the agent may add to `writable`; None for any."""
+
     is_exact: bool = False
     """See `Command.is_exact`."""
 
@@ -178,6 +181,12 @@ class Plan:
     def mounts(self) -> tuple[Mount, ...]:
         """What of the host is in the container."""
         return self.mounted.mounts
+
+    @property
+    def writable(self) -> tuple[str, ...]:
+        """The folders and files of this machine that the agent can write, or what it writes goes to."""
+        layers = self.carry.layers if self.carry is not None else ()
+        return (*(it.source for it in self.mounts if not it.read_only), *(it.upper for it in layers))
 
     @property
     def workspace(self) -> str | None:

@@ -27,7 +27,6 @@ from container_runner.errors import (
     EngineError,
     ImageNotFoundError,
     PullFailedError,
-    cli_exit_code,
     error_class,
 )
 from container_runner.fleet.batch import Watch, finished, run_batch
@@ -229,7 +228,7 @@ async def _run(
         return stopped.code
     not_run = next((result.kind for result in ended if not result.was_run), None)
     if not_run is not None:
-        return cli_exit_code(not_run)
+        return error_class(not_run).cli_exit_code
     return 0 if len(known) == len(jobs) and all(result.succeeded for result in known) else 1
 
 

@@ -90,7 +90,7 @@ def make_jobs(file: Path, flags: Any, more: ExecuteFlags, box: Any, shard: Shard
         except ConfigError as error:
             # A flag or a file that holds for every job is called by its own name.
             is_own = error.source is None and not error.field.startswith("--")
-            raise (error.with_source(where) if is_own else error) from None
+            raise (error.called(error.field, source=where) if is_own else error) from None
         yield job
 
 

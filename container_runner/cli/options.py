@@ -103,7 +103,7 @@ class ExecuteFlags:
         try:
             return attrs.evolve(options, agent=attrs.evolve(options.agent, **agent), **changes)
         except ConfigError as error:
-            raise error.with_source("command line") from None
+            raise error.called(error.field, source="command line") from None
 
 
 def load_json_schema(text: str) -> dict[str, Any]:

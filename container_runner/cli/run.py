@@ -35,7 +35,6 @@ from container_runner.errors import (
     ContainerRunnerError,
     SessionNotFoundError,
     SetupFailedError,
-    cli_exit_code,
     error_class,
 )
 from container_runner.folders import expanded
@@ -186,7 +185,7 @@ async def _run(
     if stopped is not None:
         return stopped.code
     if tally.error is not None:
-        return cli_exit_code(tally.error.kind)
+        return error_class(tally.error.kind).cli_exit_code
     return next((said.cli_exit_code for said in done if isinstance(said, ContainerRunnerError)), 0)
 
 

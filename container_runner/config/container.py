@@ -72,6 +72,10 @@ def _shm_size(value: int | str) -> int:
     return parse_size(value, "shm_size")
 
 
+def _disk_limit(value: int | str) -> int:
+    return parse_size(value, "disk_limit", least=MIB)
+
+
 def _time_limit(value: float | str) -> int:
     return int(parse_duration(value, "time_limit", least=60, most=30 * DAY))
 
@@ -190,6 +194,9 @@ class ContainerConfig:
         ulimits: Limits of each process, as "name=soft" or "name=soft:hard"; -1 is unlimited. Core dumps, which would
             hold the agent's memory, are off whatever stands here.
         gpus: Graphics processors: `all`, how many ("2"), or which ("device=0,1"). None: none.
+        disk_limit: How much a run may add to the folders of this machine that its agent can write, its sessions folder
+            among them, as a size of at least "1m". They are measured now and then, and a run that is over it ends: a
+            watch and no wall, for which file systems have quotas. None: as much as there is room for.
         shm_size: The size of /dev/shm, as a size. None: the engine's default, 64m. Browsers want more.
         add_host: Names for the container's hosts file, as "name:address"; the address `host-gateway` is this machine.
         devices: Devices of the host, as "/dev/x", "/dev/x:/dev/y" or "/dev/x:/dev/y:rwm". Each is a hole in the box.
@@ -303,6 +310,7 @@ class ContainerConfig:
         validator=each('"name=soft" or "name=soft:hard", such as nofile=1024:2048', is_ulimit),
     )
     gpus: str | None = attrs.field(default=None, validator=optional(law('"all", "2" or "device=0,1"', is_gpus)))
+    disk_limit: int | None = attrs.field(default=None, converter=attrs.converters.optional(_disk_limit))
     shm_size: int | None = attrs.field(default=None, converter=attrs.converters.optional(_shm_size))
     add_host: tuple[str, ...] = attrs.field(
         default=(), converter=strings, validator=each('"name:address" or "name:host-gateway"', is_host_entry)
@@ -392,6 +400,9 @@ class ContainerConfig:
         if self.pool:
             allowed = 'pool = 0 with workspace_mode = "carried", which begins with the files as they are at that moment'
             refuse("pool", self.pool, allowed)
+        if self.carry == "stream" and self.disk_limit is not None:
+            allowed = 'None with carry = "stream", whose copy is in a volume of the engine that nobody here can measure'
+            refuse("disk_limit", self.disk_limit, allowed)
         for field in ("volumes", "tmpfs"):
             for index, value in enumerate(getattr(self, field)):
                 if f"{value.target}/".startswith(f"{paths.WORKSPACE}/"):

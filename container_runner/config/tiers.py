@@ -198,7 +198,7 @@ def _checked(settings: Mapping[str, Setting], last: str | None = None) -> Contai
     except ConfigError as error:
         setting = settings.get(re.split(r"[.\[]", error.field)[0])
         source = last or (setting.source if setting else None)
-        raise (error.with_source(source) if source else error) from None
+        raise (error.called(error.field, source=source) if source else error) from None
 
 
 def _operator_tiers(

@@ -102,6 +102,7 @@ TIGHTENING: Final[Mapping[str, _Rule]] = {
     "ports": _SUBSET,
     "read_only": _TRUE,
     "pull": _Rule(lambda value, _: value == "never", '"never"'),
+    "disk_limit": _MOST,
     "shm_size": _MOST,
     "add_host": _SUBSET,
     "devices": _SUBSET,

@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 async def learn(engine: Engine, plan: Plan) -> None:
     """Read what the image of *plan* has there, from a container that is never started, and keep it for later plans.
 
+    A container has said before that its user has no name in there, and that it is a file (podman follows a link).
     The image's id is the container's own, so that the two belong together whatever becomes of the name meanwhile.
 
     Raises:
@@ -57,20 +58,20 @@ async def learn(engine: Engine, plan: Plan) -> None:
         DEADLINE_LABEL: str(int(plan.ends_at) + DEADLINE_SLACK),
         **Owner.current().to_labels(),
     }
-    command = argv.create_argv(engine.binary, name=name, image=plan.image, labels=labels)
+    command = argv.create_argv(engine.binary, engine.dialect, name=name, image=plan.image, labels=labels)
     try:
         await engine.run(command, timeout=RUN_TIMEOUT)
-        (info,) = await engine.inspect([name]) or [None]
-        if info is None or not re.fullmatch("[0-9a-f]{64}", info.image):
+        image = next((info.image for info in await engine.inspect([name])), "")
+        if not re.fullmatch("[0-9a-f]{64}", image):
             raise EngineError(f"The engine does not tell of which image {name} is.")
         content = await _read(engine, name)
     finally:
         await settle(partial(_remove, engine, name))
-    plan.passwd.keep(info.image, content)
+    plan.passwd.keep(image, content)
 
 
 async def fits(engine: Engine, plan: Plan) -> bool:
-    """Whether the container of *plan* is of the image whose names are mounted in it. If not, `learn` was called.
+    """Whether the container of *plan* is of the image whose names are mounted in it. If not, they are forgotten.
 
     Raises:
         EngineError: it can not be told.
@@ -81,12 +82,12 @@ async def fits(engine: Engine, plan: Plan) -> bool:
     infos = await engine.inspect([plan.container])
     if not infos or plan.is_made_of(infos[0].image):  # one that has gone has its own way of telling
         return True
-    await learn(engine, plan)
+    plan.passwd.forget()
     return False
 
 
 async def is_named(engine: Engine, plan: Plan) -> bool:
-    """Whether the user of *plan* has a name in its container, or can not be given one. If not, `learn` was called.
+    """Whether the user of *plan* has a name in its container, or can not be given one. If not, the next plan differs.
 
     Raises:
         EngineError: it can not be told.

@@ -134,7 +134,7 @@ class Pool:
                 if not await warm.process.wait_for_gate(PULL_TIMEOUT):
                     raise EngineError("A container of the pool ended before it was ready.")
                 if not await fits(engine, plan):
-                    await self._end(warm)  # the next one will have the names of what the image is now
+                    await self._end(warm)  # the next one has no names of another image
                     return
                 if warm.gateway is not None:
                     await warm.gateway.start(plan.forward_in(plan.container), engine.environ)

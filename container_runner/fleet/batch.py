@@ -141,7 +141,7 @@ async def run_batch(
         try:
             job.runner.plan(job.options)
         except ConfigError as error:
-            raise error.with_source(job.source or f"job {job.id}") from None
+            raise error.called(error.field, source=job.source or f"job {job.id}") from None
     await check_branches(described)
     async with on.nodes(todo) as nodes:
         course = _Course(retries, total_budget_usd, watch, spent=0.0 if results is None else results.cost_usd)

@@ -39,6 +39,7 @@ from container_runner.options import FOLDER, ExecuteOptions
 from container_runner.session.tools import Toolbox
 from container_runner.stream.beat import PATIENCE
 from container_runner.workspace import repositories
+from container_runner.workspace.carry import Carry
 
 
 def make_plan(
@@ -104,7 +105,8 @@ def make_plan(
         gateway=gateway,
     )
     passwd = None
-    if not (elsewhere or engine.dialect.names_user or _has_own_names(config)):
+    # In a kept container PID 1 is somebody else than the agent.
+    if not (elsewhere or (engine.dialect.names_user and config.ephemeral) or _has_own_names(config)):
         home = next(word.partition("=")[2] for word in (*env.spelled, "HOME=") if word.startswith("HOME="))
         passwd = Passwd.known(state_dir.resolve(), engine=engine.endpoint, image=config.image, user=user, home=home)
         mounts = attrs.evolve(mounts, mounts=(*mounts.mounts, *filter(None, (passwd.mount,))))
@@ -126,6 +128,8 @@ def make_plan(
         carry = attrs.evolve(carry, endpoint=engine.endpoint)
     elif options.from_run not in (None, FOLDER):
         raise ConfigError("from_run", options.from_run, 'None, or workspace_mode="carried" beside it')
+    if config.disk_limit is not None:
+        _check_watched(config, carry)
     found_by = agent_labels(agent.name, state_dir, ephemeral=config.ephemeral)
     run = partial(
         argv.run_argv,
@@ -167,6 +171,7 @@ def make_plan(
         exec=() if config.ephemeral else tuple(in_kept),
         feed=tuple(argv.feed_argv(engine.binary, name=name, user=user, run_id=run_id)) if command.is_live else (),
         waiting=waiting if config.ephemeral else (),
+        disk_limit=config.disk_limit,
         is_exact=command.is_exact,
         command=command.argv,
         place=place,
@@ -203,6 +208,23 @@ def make_plan(
 
 def _has_own_names(config: ContainerConfig) -> bool:
     """Whether the operator has something mounted where an image's names are, or around it."""
-    targets = {mount.target for mount in (*config.volumes, *config.tmpfs)}
+    targets = {*(it.target for it in config.volumes), *(it.target for it in config.tmpfs)}
     others = (word for word in config.extra_args if word.startswith(MOUNTING))
     return bool(targets & {TARGET, "/etc"}) or any("/etc" in word for word in others)
+
+
+def _check_watched(config: ContainerConfig, carry: Carry | None) -> None:
+    """Refuse a limit on what is written where that can not be seen.
+
+    Raises:
+        ConfigError: the workspace's copy is in a volume, or something is mounted that we do not know.
+    """
+    if carry is not None and carry.volume:
+        allowed = (
+            'None where the workspace is carried by a stream: mount it with workspace_mode = "rw", or see with '
+            'carry = "overlay" why it can not be carried otherwise'
+        )
+        raise ConfigError("disk_limit", config.disk_limit, allowed)
+    if any(word.startswith(MOUNTING) and not word.startswith("--tmpfs") for word in config.extra_args):
+        allowed = "None with a mount in extra_args, which is not watched; volumes are"
+        raise ConfigError("disk_limit", config.disk_limit, allowed)

@@ -36,6 +36,7 @@ from container_runner.records.recorder import Recorder
 from container_runner.runner.carrier import Carrier, may_refuse_overlay
 from container_runner.runner.courier import fetch_sessions, send_sessions
 from container_runner.runner.diagnosis import gone, is_overdue, left_over, why_lost, why_not_started
+from container_runner.runner.disk import DiskWatch
 from container_runner.runner.lookout import Lookout
 from container_runner.runner.outlet import Outlet
 from container_runner.stream.beat import BeatingProcess
@@ -91,6 +92,8 @@ class Run:
     _lookout: Lookout = attrs.field(
         default=attrs.Factory(lambda self: Lookout(self._manager, self._began_at), takes_self=True), init=False
     )
+    _disk: DiskWatch | None = attrs.field(default=None, init=False)
+    """What watches how much the agent writes, if that is limited."""
     _is_spoiled: bool = attrs.field(default=False, init=False)
     """Whether a kept container is one that no other run should use."""
     stopped_by: str | None = attrs.field(default=None, init=False)
@@ -126,6 +129,8 @@ class Run:
         self.outlet.expect_end()
         exit_code = await self._stream.wait()
         report, stderr = self._report()
+        if self._disk is not None and (over := await self._disk.last()):
+            return over
         if report.ended is None:
             return await why_lost(self._manager.engine, self.plan, exit_code, stderr, since=self._started_at)
         exit_code = report.ended  # the client's own is another one
@@ -231,6 +236,8 @@ class Run:
                         raise await self._refusal()
                 except TimeoutError:
                     raise EngineTimeoutError("The agent had not started in time.") from None
+        if self._disk is not None:
+            self._disk.go_on()
         if isinstance(self._process, BeatingProcess):
             self._process.begin_to_beat()
         if self.plan.ephemeral:
@@ -242,6 +249,7 @@ class Run:
             ends_at=anyio.current_time() + self.plan.ends_at - time.time(),
             check=self._check,
             is_owed=lambda: self.outlet.is_owed,
+            used_up=lambda: self._disk and self._disk.over,
             record=self._record.record,
             session_id=self.plan.session_id,
             left_line=guest.check_line(self.plan.token) if self.plan.check else None,
@@ -255,6 +263,8 @@ class Run:
         pool = self._pools.get(plan.agent) if plan.ephemeral and plan.carry is None else None
         timeout = PULL_TIMEOUT if plan.may_pull else RUN_TIMEOUT
         warm = pool.take(plan.digest) if pool else None
+        if plan.carry is None:
+            self._disk = await DiskWatch.begin(plan)
         if warm is not None:
             self.plan = plan.taken_by(warm.plan)
             self._process = warm.process
@@ -265,6 +275,7 @@ class Run:
             await self.outlet.open(plan)
             if not await self.carrier.bring(self._process, timeout):
                 return False
+            self._disk = await DiskWatch.begin(plan)
         elif plan.waits:
             self._process = await engine.start(plan.waiting, gate=guest.ready_line(plan.run_id))
             await self.outlet.open(plan)
@@ -291,7 +302,7 @@ class Run:
         """See that the names that are mounted in a new container are its image's.
 
         Raises:
-            EngineBusyError: they are not, and the next plan will have the right ones.
+            EngineBusyError: they are not, and the next plan has none.
         """
         if not await fits(self._manager.engine, self.plan):
             self._is_spoiled = True
@@ -324,6 +335,8 @@ class Run:
 
     async def _end(self, max_containers: int) -> ContainerRunnerError | None:
         left: ContainerRunnerError | None = await self._finish(max_containers)
+        if self._disk is not None:
+            await self._disk.close()
         if self.carrier is not None:
             left = left or (None if self._lookout.is_lost else await self.carrier.finish())
             self.carrier.let_go()

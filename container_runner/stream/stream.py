@@ -96,6 +96,8 @@ class MessageStream:
     """Called after each `CHECK_INTERVAL` seconds of silence; it raises if nothing can come any more."""
     _is_owed: Callable[[], bool] = lambda: False
     """Whether the agent waits for something of ours, such as a function of the caller's. Then its silence is none."""
+    _used_up: Callable[[], ContainerRunnerError | None] = lambda: None
+    """What the agent has used up, so that it has to end; None: nothing."""
     _record: Callable[[list[bytes | OversizedLine], list[Message]], None] | None = None
     """Called with lines and the messages that they are, one for each, before anybody else sees them."""
     _left_line: bytes | None = None
@@ -125,7 +127,7 @@ class MessageStream:
             TotalTimeoutError, IdleTimeoutError, ResultTimeoutError: a clock ran out. The process still runs.
         AuthenticationError: the API keeps refusing the agent's login. The process still runs.
             ExecLostError: the agent has said that it ended, and its client did not end.
-            ContainerRunnerError: what the check has found.
+            ContainerRunnerError: what the check has found, or what the agent has used up.
         """
         away = anyio.current_time() - self._left_at  # what the reader needed is no silence of the agent's
         self._heard_at += away
@@ -267,6 +269,8 @@ class MessageStream:
                 self._ended_at = anyio.current_time()
             lost = ExecLostError("The agent has ended, and the engine's client did not.")
             return self._ended_at + options.grace + END_PATIENCE, lost
+        if (used_up := self._used_up()) is not None:
+            return -math.inf, used_up
         over = ContainerGoneError("The container's time limit is over.", next_step=RAISE_LIMIT)
         ends: list[tuple[float, ContainerRunnerError]] = [(self._ends_at + options.grace + END_PATIENCE, over)]
         if options.timeout is not None:

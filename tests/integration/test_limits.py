@@ -9,8 +9,10 @@ import anyio
 import pytest
 
 from container_runner import CommandRuntime
+from container_runner.runner import disk
+from container_runner.stream import stream
 from tests.integration.engines import RealEngine
-from tests.integration.runs import Box, error_of, lines_of, status
+from tests.integration.runs import ON_OWN_ROOTFUL, Box, error_of, lines_of, status
 
 HUNGRY = CommandRuntime(["sh", "-c", "tail /dev/zero; exit 1"])
 
@@ -55,6 +57,24 @@ def test_a_kept_container_has_the_same_limits_and_outlives_an_agent_that_went_ov
     assert_limited(after)
     assert box.containers() == kept
     stop_all(box)
+    assert box.containers() == []
+
+
+@ON_OWN_ROOTFUL
+@pytest.mark.parametrize("how", [{}, {"workspace_mode": "carried", "carry": "overlay"}], ids=["rw", "carried"])
+def test_an_agent_that_writes_more_than_it_may_is_stopped(
+    box: Box, monkeypatch: pytest.MonkeyPatch, how: dict[str, str]
+) -> None:
+    monkeypatch.setattr(disk, "LEAST", 0.2)
+    monkeypatch.setattr(stream, "CHECK_INTERVAL", 0.2)
+    writing = CommandRuntime(["sh", "-c", "head -c 9000000 /dev/zero >big; sleep 600"])
+
+    error = error_of(box.run("go", writing, disk_limit="4m", grace=0, idle_timeout=120, **how))
+
+    assert error is not None
+    assert error.kind == "disk_limit", error
+    assert ("/layers/" in error.message) == bool(how)
+    assert "and may add 4 MiB" in error.message
     assert box.containers() == []
 
 
