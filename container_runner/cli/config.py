@@ -146,7 +146,7 @@ def explanations() -> Mapping[str, str]:
 
 # The schema
 
-_SIZES = ("memory", "shm_size", "size", "line_limit", "records_max_total", "records_max_run")
+_SIZES = ("memory", "disk_limit", "shm_size", "size", "line_limit", "records_max_total", "records_max_run")
 _TIMES = ("time_limit", "timeout", "idle_timeout", "result_timeout", "records_max_age")
 _SIZE = {"type": ["integer", "string"], "pattern": r"^[0-9]+(\.[0-9]+)?([kmgtKMGT]([iI]?[bB])?|[bB])?$"}
 _TIME = {"type": ["number", "string"], "pattern": r"^[0-9]+(\.[0-9]+)?[smhdSMHD]?$"}

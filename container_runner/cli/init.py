@@ -45,6 +45,7 @@ EXAMPLES: dict[str, str] = {
     "labels": '{ team = "web" }',
     "ulimits": '["nofile=1024:2048"]',
     "gpus": '"all"',
+    "disk_limit": '"5g"',
     "shm_size": '"64m"',
     "add_host": '["host.internal:host-gateway"]',
     "devices": '["/dev/fuse"]',

@@ -265,7 +265,7 @@ def test_run_with_everything_on() -> None:
             ["--network=none"],
             ["--network=bridge"],
         ),
-        ({"pool": 3, "unprotected": [".envrc"]}, [], []),
+        ({"pool": 3, "unprotected": [".envrc"], "disk_limit": "1g"}, [], []),
         ({"carry": "stream", "carry_ignored": [".env"], "history": 3, "protected": ["x"]}, [], []),
         ({"max_containers": 9, "credentials": "none", "workspace_mode": "ro", "engine": "x"}, [], []),
         ({"workspace_target": "same"}, [], []),

@@ -348,6 +348,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "pull": "never",
         "ulimits": (),
         "gpus": None,
+        "disk_limit": None,
         "shm_size": None,
         "add_host": (),
         "devices": (),
@@ -420,6 +421,7 @@ GOOD: dict[str, list[Any]] = {
     "pull": ["never", "missing", "always"],
     "ulimits": [[], ["cpu=60"], ["nofile=1024:2048", "nproc=-1", "memlock=0:-1", "stack=-1:-1"]],
     "gpus": [None, "all", "2", "device=0", "device=0,GPU-3a/1:0"],
+    "disk_limit": [None, "1g", "1m", 1024**2],
     "shm_size": [None, "1g", 4096],
     "add_host": [["db:10.0.0.1", "db.x:::1", "me:host-gateway"]],
     "devices": [["/dev/fuse", "/dev/a:/dev/b", "/dev/dri/card0:/dev/dri/card0:rw"]],
@@ -514,6 +516,7 @@ BAD: dict[str, list[Any]] = {
     "pull": CHOICE,
     "ulimits": [*LIST, "cpu=0", ["cpu=0\n"], *alone("core=0 cpu cpu= cpu=x x=1 nofile=2:1 nofile=-1:5")],
     "gpus": [*TEXT, "none", "0", "-1", "device=", "device=0,", "all\n", "2 ", 2],
+    "disk_limit": [*(value for value in SIZE_TRAPS if value is not None), "1023k", 1],
     "shm_size": [value for value in SIZE_TRAPS if value is not None],
     "add_host": [*LIST, ["db:1.2.3.4\n"], ["d b:::1"], *alone("db db: :1.2.3.4 db:x -x:1.2.3.4 a:b:1.2.3.4")],
     "devices": [

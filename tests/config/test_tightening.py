@@ -285,6 +285,7 @@ SPOKEN: dict[str, st.SearchStrategy[Any]] = {
     "labels": st.dictionaries(st.sampled_from(["a", "b", "c.d"]), st.sampled_from("12")),
     "read_only": st.booleans(),
     "pull": st.sampled_from(["never", "missing", "always"]),
+    "disk_limit": SIZES,
     "shm_size": SIZES,
     "add_host": st.lists(st.sampled_from(["x:host-gateway", "y:10.0.0.1"]), max_size=2, unique=True),
     "devices": st.lists(st.sampled_from(["/dev/fuse", "/dev/kvm"]), max_size=2, unique=True),
@@ -318,7 +319,17 @@ def spelled(table: Mapping[str, Any]) -> str:
     return "".join(f"{name} = {one(value)}\n" for name, value in table.items())
 
 
-NOT_MORE = {"memory", "cpu_shares", "cpus", "cpu_quota", "pids_limit", "max_containers", "pool", "time_limit"}
+NOT_MORE = {
+    "disk_limit",
+    "memory",
+    "cpu_shares",
+    "cpus",
+    "cpu_quota",
+    "pids_limit",
+    "max_containers",
+    "pool",
+    "time_limit",
+}
 SAME = {"image", "engine", "user", "env", "ulimits", "gpus", "extra_args", "host_mcp_servers", "tell_network"}
 WITHIN = {
     "allow_hosts",
