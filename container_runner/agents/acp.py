@@ -90,7 +90,7 @@ MANNERS: Final[Mapping[str, Manners]] = {
     ),
     "copilot": Manners(
         kind="copilot",
-        args=("--acp", "--no-auto-update"),
+        args=("--acp", "--no-auto-update", "--disable-client-telemetry"),
         modes={
             "bypassPermissions": {"mode": f"{_COPILOT}agent", "allow_all": "on"},
             "default": {"mode": f"{_COPILOT}agent", "allow_all": "off"},

@@ -45,7 +45,7 @@ def result(**fields: Any) -> ResultMessage:
         ("gemini", ("gemini", "--acp", "--model=x/m")),
         ("/opt/qwen", ("/opt/qwen", "--acp", "--auth-type=openai", "--model=x/m")),
         ("opencode", ("opencode", "acp")),
-        ("copilot", ("copilot", "--acp", "--no-auto-update", "--model=x/m")),
+        ("copilot", ("copilot", "--acp", "--no-auto-update", "--disable-client-telemetry", "--model=x/m")),
         ("codex-acp", ("codex-acp",)),
     ],
 )
