@@ -133,7 +133,8 @@ class AgentRuntime(CommandLineRuntime):
         Every value is joined to its flag by "=", so that it can not be taken for another one.
 
         Raises:
-            ConfigError: it has no such permission mode, or a value is too long for a command line.
+            ConfigError: it has no such permission mode, can not be told of an empty list, or a value is too long for a
+                command line.
         """
         values = {name: value for name, value, default in asked(options) if value != default}
         if self.modes and (mode := permissions(options, self.modes, contained=contained)):
@@ -143,6 +144,9 @@ class AgentRuntime(CommandLineRuntime):
             match values.get(name):
                 case True:
                     words.append(word)
+                case () if name not in self.joined:
+                    told = f"{self.kind} would take no {name} for all of them; name one, or leave it out"
+                    raise ConfigError(name, (), "at least one, or left out", told=told)
                 case tuple(many) if name not in self.joined:
                     words += [each for value in many for each in flag(word, value)]
                 case tuple(many):

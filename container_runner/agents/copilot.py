@@ -26,7 +26,6 @@ class CopilotRuntime(AgentRuntime):
         "disallowed_tools": "--deny-tool", "tools": "--available-tools", "plugin_dirs": "--plugin-dir",
         "mcp_servers": "--additional-mcp-config", "resume": "--resume",
     }  # fmt: skip
-    joined = frozenset({"tools"})
     carries = frozenset(flags) | {"base_url", "permission_mode", "include_partial_messages", "session_id"}
     modes: ClassVar = {"default": "", "plan": "--mode=plan", "bypassPermissions": "--allow-all"}
     has_uuids = True

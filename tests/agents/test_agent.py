@@ -100,6 +100,13 @@ def test_permission_modes_that_it_has_not_are_refused(kind: type[AgentRuntime]) 
         flags(kind, agent={"permission_mode": "dontAsk"})
 
 
+@pytest.mark.parametrize("kind", [QwenRuntime, CopilotRuntime])
+def test_no_tools_at_all_are_refused_by_those_that_would_take_it_for_all(kind: type[AgentRuntime]) -> None:
+    assert any(word.endswith("=ls") for word in flags(kind, agent={"tools": ["ls"]}))
+    with pytest.raises(ConfigError, match="would take no tools for all of them"):
+        flags(kind, agent={"tools": []})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["resume", "session_id"])
 def test_an_id_that_could_be_a_name_or_a_number_is_refused(kind: type[AgentRuntime], name: str) -> None:

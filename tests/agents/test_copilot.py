@@ -35,7 +35,7 @@ def test_all_that_copilot_can_be_asked_for_is_on_its_command_line() -> None:
     assert made.argv == (
         "copilot", "--output-format=json", "--stream=on", "--no-ask-user", "--no-auto-update",
         "--disable-client-telemetry", "--allow-all", "--model=m", "--reasoning-effort=high", "--allow-tool=a",
-        "--deny-tool=b", "--deny-tool=c", "--available-tools=d,e", "--plugin-dir=/p",
+        "--deny-tool=b", "--deny-tool=c", "--available-tools=d", "--available-tools=e", "--plugin-dir=/p",
         '--additional-mcp-config={"mcpServers": {"x": {"command": "y"}}}', f"--resume={ID}",
     )  # fmt: skip
     assert made.env["COPILOT_PROVIDER_BASE_URL"] == "http://here:1/v1"
