@@ -61,6 +61,7 @@ class Manners:
 
     login: str | None = None
     failure_prefix: str | None = None
+    counts_on: bool = False
 
 
 def _modes(**names: str) -> Modes:
@@ -98,6 +99,7 @@ MANNERS: Final[Mapping[str, Manners]] = {
         },
         model_flag="--model",
         failure_prefix="Error: ",
+        counts_on=True,
     ),
     "codex-acp": Manners(
         kind="codex",
@@ -214,6 +216,7 @@ class AcpRuntime(CommandLineRuntime):
             login=self.manners.login,
             partial=options.include_partial_messages,
             failure_prefix=self.manners.failure_prefix,
+            counts_on=self.manners.counts_on,
         )
 
     def outcome(self, result: ResultMessage | None, exit_code: int, stderr: str) -> ContainerRunnerError | None:

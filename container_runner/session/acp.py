@@ -99,6 +99,9 @@ class AcpCodec(Codec):
     failure_prefix: str | None = None
     """How a text begins with which the agent tells that it failed, where it says in the protocol that it did not."""
 
+    counts_on: bool = False
+    """Whether it tells with a turn's end what all its turns so far have used."""
+
     agent: str = "The agent"
     """What errors call it."""
 
@@ -120,7 +123,7 @@ class AcpCodec(Codec):
     _updates: Updates = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._updates = Updates(partial=self.partial)
+        self._updates = Updates(partial=self.partial, counts_on=self.counts_on)
 
     def start(self) -> bytes:
         files = {"readTextFile": False, "writeTextFile": False}

@@ -90,10 +90,13 @@ class Updates:
 
     Args:
         partial: whether each piece of a text is told as well.
+        counts_on: whether the agent tells with a turn's end what all its turns so far have used.
     """
 
-    def __init__(self, *, partial: bool = False) -> None:
+    def __init__(self, *, partial: bool = False, counts_on: bool = False) -> None:
         self._partial = partial
+        self._counts_on = counts_on
+        self._total: Folded = {}
         self._kind = ""
         self._message_id = ""
         self._pieces: list[str] = []
@@ -158,7 +161,7 @@ class Updates:
         for call in self._calls.values():
             told += self._tell(call)
         told += self._end_denied()
-        usage = _usage(part(answer, "usage")) or _quota(answer) or self._usage
+        usage = self._of_turn(_usage(part(answer, "usage"))) or _quota(answer) or self._usage
         numbers = {
             "usage": usage,
             "total_cost_usd": self._cost,
@@ -167,6 +170,14 @@ class Updates:
         }
         self._calls, self._weight, self._usage, self._denials = {}, 0, None, []
         return told, {name: value for name, value in numbers.items() if value is not None}
+
+    def _of_turn(self, usage: Folded | None) -> Folded | None:
+        """What this turn has used; None if nothing is told of it."""
+        if usage is None or not self._counts_on:
+            return usage
+        before, self._total = self._total, usage
+        used = {name: max(0, value - before.get(name, 0)) for name, value in usage.items()}
+        return used if any(used.values()) else None
 
     def begin(self) -> None:
         """A turn begins."""

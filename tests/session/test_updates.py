@@ -195,6 +195,17 @@ def test_tokens_that_come_with_the_pieces_are_added_up_for_each_turn() -> None:
     assert "usage" not in found.end({})[1]
 
 
+def test_tokens_that_an_agent_counts_on_are_those_of_the_turn_and_none_if_there_are_no_more() -> None:
+    """copilot does, and that a turn used nothing is how it is known to have failed."""
+    found = Updates(counts_on=True)
+    totals = [{"inputTokens": 100 * n, "outputTokens": 20 * n, "totalTokens": 120 * n} for n in (2, 3, 3)]
+    first, second, third = (found.end({"usage": total})[1] for total in totals)
+
+    assert (first["usage"]["input_tokens"], first["usage"]["output_tokens"]) == (200, 40)
+    assert (second["usage"]["input_tokens"], second["usage"]["output_tokens"]) == (100, 20)
+    assert "usage" not in third
+
+
 def test_the_cost_is_the_sessions_and_in_dollars() -> None:
     found = Updates()
     found.take({"sessionUpdate": "usage_update", "used": 1, "size": 2, "cost": {"amount": 0.25, "currency": "USD"}}, 9)
