@@ -245,6 +245,7 @@ oom() {{
 
 trap 'exit 143' TERM
 trap '' INT HUP
+[ "$#" -gt 0 ] || say ready
 if [ "$$" = 1 ]; then
   kept=no
   rm -f "$tmp/sh"
@@ -253,7 +254,6 @@ else
   kept=yes
   exec 4>{LEASE}
 fi
-[ "$#" -gt 0 ] || say ready
 IFS= read -r lines || exit {EXIT_NO_HEADER}
 header=
 while [ "$lines" -gt 0 ]; do
