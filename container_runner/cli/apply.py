@@ -45,6 +45,8 @@ def apply(
         return
     if applied.paths:
         print(f"{counted(len(applied.paths), 'file is', 'files are')} applied.")
+    elif applied.left_out:
+        print("Nothing is applied: the folder has the rest.")
     else:
         print("There is nothing to apply: the folder has all of it.")
     for row in finding_rows(applied.left_out):

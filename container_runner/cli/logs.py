@@ -208,7 +208,7 @@ def _tail(summary: RunSummary) -> str:
     if summary.outcome == "running":
         return "· it still runs; --follow waits for more"
     if summary.outcome == "interrupted":
-        return "✗ interrupted: the process that ran it was killed"
+        return "✗ interrupted: the process that ran it was killed, or could not write how it ended"
     facts = [summary.kind or summary.outcome]
     facts += [figures.duration(summary.duration)] if summary.duration is not None else []
     tokens = None if summary.tokens is None else summary.tokens.total

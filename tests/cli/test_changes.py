@@ -112,7 +112,7 @@ def test_an_apply_says_what_it_did_and_what_it_left_out(done: Path, cli: Cli) ->
     assert not (done / "b").exists()
     assert not (done / ".envrc").exists()
 
-    assert cli("apply").out == "There is nothing to apply: the folder has all of it.\n"
+    assert cli("apply").out == "Nothing is applied: the folder has the rest.\n"
     assert cli("apply", "--include=.envrc").out == "1 file is applied.\n"
     assert (done / ".envrc").read_text() == "evil\n"
     assert orjson.loads(cli("apply", "--include", "all", "--json").out) == {"paths": [], "left_out": []}
