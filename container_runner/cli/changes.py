@@ -74,7 +74,7 @@ def changes(
     async def look(found: Changes) -> str:
         if diff or stat:
             return await found.diff(stat=stat)
-        return "\n".join(rows_of(found))
+        return "\n".join(rows_of(found, is_last=not run))
 
     found, text = with_changes(run, flags, lambda found: _both(found, look), may_be_empty=empty)
     if json:
@@ -108,9 +108,14 @@ def with_shadow(flags: WorkFlags, use: Callable[[Shadow], Awaitable[T]]) -> T:
     return anyio.run(work)
 
 
-def rows_of(found: Changes) -> list[str]:
-    """Changes for a person: files, commits, findings, and what can be done with them."""
-    rows = [f"· run {found.run[:12]}", *file_rows(found.files, most=sys.maxsize)]
+def rows_of(found: Changes, *, is_last: bool = False) -> list[str]:
+    """Changes for a person: files, commits, findings, and what can be done with them.
+
+    Args:
+        is_last: nobody has named the run, so it is the last one here; but not of those that wrote into the folder.
+    """
+    which = ", the last one on a copy" if is_last else ""
+    rows = [f"· run {found.run[:12]}{which}", *file_rows(found.files, most=sys.maxsize)]
     if found.commits:
         rows += [f"{counted(len(found.commits), 'commit was', 'commits were')} made:"]
         rows += [f"  {commit.sha[:12]} {one_line(commit.subject)}" for commit in found.commits]

@@ -67,7 +67,7 @@ def test_changes_are_told_with_what_to_look_at_and_what_to_type(done: Path, cli:
     assert said.err == ""
     rows = [row for row in said.out.splitlines() if "by the" not in row]
     assert rows == [
-        "· run 111111111111",
+        "· run 111111111111, the last one on a copy",
         "4 files have changed:",
         "  + .envrc  (+1 -0)",
         "  ~ a  (+1 -0)",
