@@ -159,7 +159,7 @@ def test_only_one_module_starts_processes() -> None:
     }
 
     # A tunnel outlives the event loop that it was opened in. What has a person's terminal has no pipes to us.
-    assert found - {"engine.tunnel", "testing.docker", "testing.engine", "testing.scripted"} == set()
+    assert found - {"engine.tunnel", "testing.container", "testing.engine", "testing.scripted"} == set()
     assert by_name == {"stream.process", "stream.terminal"}
 
 
@@ -168,7 +168,7 @@ def test_the_environment_is_read_in_few_places() -> None:
     reading = {module for module in MODULES if names(module) & {"os.environ", "os.getenv"}}
 
     assert {module for module in reading if not module.startswith("cli")} <= {
-        *("box.environment", "agents.runtime", "testing.docker", "testing.engine", "config.tiers"),
+        *("box.environment", "agents.runtime", "testing.container", "testing.engine", "testing.output", "config.tiers"),
     }
 
 

@@ -6,7 +6,7 @@ import difflib
 import functools
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import (
     App,
@@ -17,11 +17,13 @@ from cyclopts import (
     UnknownOptionError,
     UnusedCliTokensError,
 )
-from cyclopts.help import DefaultFormatter, HelpPanel
-from rich.console import Console, ConsoleOptions
 
 from container_runner import __version__
 from container_runner.config.keys import ELSEWHERE, near
+
+if TYPE_CHECKING:  # slow to import, and only a help is shown with it
+    from cyclopts.help import DefaultFormatter, HelpPanel
+    from rich.console import Console, ConsoleOptions
 
 
 def _worth_showing(default: Any) -> str | None:
@@ -36,10 +38,20 @@ USUAL = {
 """The flags of the commands with many that most people need."""
 
 
-class _Help(DefaultFormatter):
+class _Help:
     """Shows of commands with many flags those that most people need, unless all are asked for."""
 
     shows_all = False
+
+    @functools.cached_property
+    def _usual(self) -> DefaultFormatter:
+        from cyclopts.help import DefaultFormatter
+
+        return DefaultFormatter()
+
+    def render_usage(self, console: Console, options: ConsoleOptions, usage: object) -> None:
+        """Show the usage line."""
+        self._usual.render_usage(console, options, usage)
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         """Show one group of flags, or of commands."""
@@ -48,7 +60,7 @@ class _Help(DefaultFormatter):
             panel.entries = [entry for entry in entries if USUAL & {*entry.positive_names}]
             left = len(entries) - len(panel.entries)
             panel.description = f"{left} more flags are shown by --help-all."
-        super().__call__(console, options, panel)
+        self._usual(console, options, panel)
 
 
 def show_all() -> None:

@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 import container_runner
-from container_runner.testing import docker
+from container_runner.testing import container
 
 COMMAND = str(Path(sys.executable).with_name("container-runner"))
 PROGRAM = '#!/bin/sh\nPYTHONPATH="{path}" exec "{python}" -m container_runner.testing.docker "$@"\n'
@@ -117,7 +117,7 @@ def test_what_can_not_be_played_is_told(
     monkeypatch.setenv("DOCKER_FAKE_REPLIES", file)
 
     with pytest.raises(ValueError, match=re.escape(told.format(file=file))):
-        docker._reply("bot", "Hello")
+        container._reply("bot", "Hello")
 
 
 def test_without_variables_it_says_which_there_are(place: Place) -> None:
@@ -138,7 +138,7 @@ def test_an_agent_of_this_machine_works_in_the_workspace_and_is_stopped(place: P
 
 
 def test_it_needs_no_pytest() -> None:
-    code = "import sys, container_runner.testing.docker; print(*sys.modules)"
+    code = "import sys, container_runner.testing.container; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
     assert not {"pytest", "pytest_subprocess", "anyio"} & set(loaded)
