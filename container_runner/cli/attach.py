@@ -11,7 +11,7 @@ from typing import Final
 import anyio
 import anyio.abc
 
-from container_runner.cli.carrying import When, begin, tell
+from container_runner.cli.carrying import ApplyFlag, When, begin, tell
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.image import fetch
 from container_runner.cli.options import ExecuteFlags
@@ -31,17 +31,12 @@ PLAIN: Final = "\x1b[!p\x1b(B\x0f\x1b[0m"
 
 def attach(
     *,
-    apply: When | None = None,
+    apply: ApplyFlag = None,
     flags: RunFlags | None = None,
     more: ExecuteFlags | None = None,
     box: ConfigFlags | None = None,
 ) -> int:
-    """Use an agent on its own screen.
-
-    Args:
-        apply: Write the work of a carried workspace into the folder at the end. clean: if nothing has failed and there
-            is nothing to look at first; always: whatever it is. Default: never with --carried, else clean.
-    """
+    """Use an agent on its own screen."""
     flags = flags or RunFlags()
     if flags.json:
         raise ConfigError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import anyio
 import attrs
 import orjson
+from cyclopts import Parameter
 
 from container_runner.box import hints
 from container_runner.box.environment import host_environment
@@ -27,6 +28,15 @@ from container_runner.workspace.git import check_version
 
 When = Literal["clean", "always", "never"]
 """When the work of a carried workspace is applied at the end of a run."""
+
+ApplyFlag = Annotated[
+    When | None,
+    Parameter(
+        help="Write the work of a carried workspace into the folder at the end. clean: if nothing has failed and there "
+        "is nothing to look at first; always: whatever it is. Default: never with --carried, else clean."
+    ),
+]
+"""The type of --apply."""
 
 
 @attrs.frozen

@@ -14,7 +14,7 @@ import attrs
 from container_runner.agents import AgentRuntime
 from container_runner.agents.acp import MANNERS, AcpRuntime
 from container_runner.box.translator import Translator
-from container_runner.cli.carrying import When, again, begin, tell
+from container_runner.cli.carrying import ApplyFlag, When, again, begin, tell
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.image import fetch
 from container_runner.cli.options import ExecuteFlags
@@ -46,7 +46,7 @@ def chat(
     *,
     ask: bool = False,
     live: bool | None = None,
-    apply: When | None = None,
+    apply: ApplyFlag = None,
     flags: RunFlags | None = None,
     more: ExecuteFlags | None = None,
     box: ConfigFlags | None = None,
@@ -57,8 +57,6 @@ def chat(
         prompt: The first prompt. The others are lines of stdin.
         ask: Ask me before the agent acts: short for --permission-mode=default.
         live: Show the live view. Default: if stdout is a terminal.
-        apply: Write the work of a carried workspace into the folder at the end. clean: if nothing has failed and there
-            is nothing to look at first; always: whatever it is. Default: never with --carried, else clean.
     """
     flags, more = flags or RunFlags(), more or ExecuteFlags()
     check_live(live, is_json=flags.json)

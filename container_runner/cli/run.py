@@ -18,7 +18,7 @@ import attrs
 from container_runner.agents import AgentRuntime
 from container_runner.box import hints, protect
 from container_runner.box.translator import Translator
-from container_runner.cli.carrying import When, again, applied, begin, carried_rows, put_changes
+from container_runner.cli.carrying import ApplyFlag, When, again, applied, begin, carried_rows, put_changes
 from container_runner.cli.changes import file_rows
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare
 from container_runner.cli.image import fetch
@@ -60,7 +60,7 @@ def run(
     *,
     prompt_file: Path | None = None,
     live: bool | None = None,
-    apply: When | None = None,
+    apply: ApplyFlag = None,
     flags: RunFlags | None = None,
     more: ExecuteFlags | None = None,
     box: ConfigFlags | None = None,
@@ -71,8 +71,6 @@ def run(
         prompt: What to do. What is piped in is added to it, or is the prompt if there is no other.
         prompt_file: A file that holds the prompt.
         live: Show the live view. Default: if stdout is a terminal.
-        apply: Write the work of a carried workspace into the folder at the end. clean: if the agent succeeded and there
-            is nothing to look at first; always: whatever it is. Default: never with --carried, else clean.
     """
     flags, more = flags or RunFlags(), more or ExecuteFlags()
     check_live(live, is_json=flags.json)
