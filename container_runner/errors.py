@@ -96,7 +96,7 @@ class ConfigError(ContainerRunnerError):
 
     Args:
         field: the field's name, as the configuration spells it ("volumes[0]", "memory").
-        value: the value as it was given; None if there is none. It is shown, so never pass a secret.
+        value: the value as it was given; None if there is none. It is shown, so of a secret pass "…", which is not.
         allowed: what would have been accepted, in words, as the end of "it must be ...".
         source: the file or the flag that the value came from, or None for Python.
         told: all of it in words, without the source, where "FIELD must be ..." does not say it well.
@@ -112,13 +112,13 @@ class ConfigError(ContainerRunnerError):
         try:
             shown = repr(value)
         except Exception:  # an int of 5,000 digits, a list 5,000 deep
-            shown = "(not shown)"
+            shown = "'…'"
         if len(shown) > 200:
             shown = f"{shown[:200]}… ({len(shown)} characters)"
         if told is None and value is None:
             told = f"{field} is missing: give {allowed}"
         elif told is None:
-            told = f"{field} must be {allowed}" + ("" if shown == "(not shown)" else f"; got {shown}")
+            told = f"{field} must be {allowed}" + ("" if shown == "'…'" else f"; got {shown}")
         where = f"{source}{at and ':'}{at}: " if source else ""
         super().__init__(f"{where}{told}.", next_step=f"Allowed: {allowed}.")
         self.field, self.value, self.allowed = field, value, allowed

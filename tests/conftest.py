@@ -9,11 +9,16 @@ from pathlib import Path
 
 import attrs
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.faults.scene import TABLE, Row
 from tests.integration.engines import PLACES
 
 pytest_plugins = ["tests.integration.fixtures"]
+
+# How long an example takes says more of what else this machine does than of us.
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,6 +17,7 @@ from container_runner.cli.options import ExecuteFlags
 from container_runner.cli.relay import Relay, check_reach
 from container_runner.cli.streams import LAST_PATIENCE, Output, Stdin
 from container_runner.cli.text import clean
+from container_runner.config.laws import NOT_SHOWN
 from container_runner.config.tiers import Effective
 from container_runner.errors import ConfigError, ContainerGoneError, ContainerRunnerError, ProtocolError
 from container_runner.options import ExecuteOptions
@@ -66,7 +67,7 @@ def _prepared(
     ):
         if value is not None:
             told = f"{name} is the editor's to say, in the session that it begins; leave it out"
-            raise ConfigError(name, "…", "left out", told=told)
+            raise ConfigError(name, NOT_SHOWN, "left out", told=told)
     return runner, options
 
 

@@ -17,6 +17,7 @@ from container_runner.cli.image import fetch
 from container_runner.cli.options import ExecuteFlags
 from container_runner.cli.streams import ending_signals
 from container_runner.cli.view import View
+from container_runner.config.laws import NOT_SHOWN
 from container_runner.errors import ConfigError
 from container_runner.options import ExecuteOptions
 from container_runner.runner import ContainerRunner
@@ -47,7 +48,7 @@ def attach(
         )
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         told = "attach needs a terminal; without one, use `container-runner run` or `chat`"
-        raise ConfigError("stdin", "…", "a terminal", told=told)
+        raise ConfigError("stdin", NOT_SHOWN, "a terminal", told=told)
     runner, options = prepare("", flags, more, box)
     runner, when = begin(runner, options, apply, flags, box)
     return anyio.run(_attach, runner, options, when)

@@ -21,6 +21,7 @@ from container_runner.cli.containers import state_folder
 from container_runner.cli.options import AGENT_GROUP, RUN_GROUP, ExecuteFlags, several
 from container_runner.config.container import ContainerConfig
 from container_runner.config.fields import FIELDS, HINTS, flag
+from container_runner.config.laws import NOT_SHOWN
 from container_runner.config.tiers import Effective, effective
 from container_runner.errors import ConfigError, SessionNotFoundError
 from container_runner.folders import expanded
@@ -225,7 +226,7 @@ def _runtime(flags: RunFlags, found: Effective) -> CommandLineRuntime:
     ]
     if len(given) > 1:
         told = f"{given[0]} and {given[1]} exclude each other"
-        raise ConfigError(given[0], "…", f"given without {given[1]}", told=told)
+        raise ConfigError(given[0], NOT_SHOWN, f"given without {given[1]}", told=told)
     if flags.python is not None:
         return PythonRuntime(flags.python, python_path=flags.python_path)
     if flags.python_path:

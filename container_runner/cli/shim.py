@@ -21,6 +21,7 @@ from container_runner.box.words import in_the_box
 from container_runner.cli.flags import ConfigFlags, RunFlags, prepare, split_words
 from container_runner.cli.options import ExecuteFlags, spelled
 from container_runner.cli.relay import Relay, check_reach
+from container_runner.config.laws import NOT_SHOWN
 from container_runner.config.tiers import Effective
 from container_runner.errors import ConfigError
 from container_runner.folders import expanded
@@ -125,7 +126,7 @@ def _install(
     for name, given in (("words", words), ("--env", None if box is None else box.env)):
         if given:
             told = f"{name} can not be kept in the executable; --env has a place in the configuration file"
-            raise ConfigError(name, "…", "left out", told=told)
+            raise ConfigError(name, NOT_SHOWN, "left out", told=told)
     if flags.workspace != RunFlags().workspace:
         told = "--workspace is the folder in which a program starts claude; leave it out"
         raise ConfigError("--workspace", str(flags.workspace), "left out", told=told)

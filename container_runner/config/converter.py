@@ -134,7 +134,7 @@ def _converter() -> cattrs.Converter:
             try:
                 return kind.parse(value)
             except ConfigError as error:
-                refuse("", error.value if error.value is NOT_SHOWN else value, error.allowed)
+                refuse("", NOT_SHOWN if error.value == NOT_SHOWN else value, error.allowed)
 
         return structure
 

@@ -10,21 +10,14 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import attrs
 
 from container_runner.errors import ConfigError
 
-
-class _NotShown:
-    """Stands in an error for a value that may be a secret, or that can not be shown."""
-
-    def __repr__(self) -> str:
-        return "(not shown)"
-
-
-NOT_SHOWN = _NotShown()
+NOT_SHOWN: Final = "…"
+"""Stands in an error for a value that may be a secret, or that can not be shown."""
 
 
 def refuse(

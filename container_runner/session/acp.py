@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 import attrs
 import orjson
 
+from container_runner.config.laws import NOT_SHOWN
 from container_runner.errors import (
     AgentError,
     AgentFailedError,
@@ -388,7 +389,7 @@ class AcpCodec(Codec):
         try:
             orjson.dumps(blocks)
         except TypeError as error:
-            raise ConfigError("content", "…", f"what JSON can hold ({error})") from None
+            raise ConfigError("content", NOT_SHOWN, f"what JSON can hold ({error})") from None
         return blocks
 
 

@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import attrs
 
+from container_runner.config.laws import NOT_SHOWN
 from container_runner.errors import ConfigError, ContainerRunnerError
 from container_runner.session import jsonrpc
 from container_runner.stream.decode import fits, load
@@ -156,7 +157,7 @@ class EditorProxy:
 
     def _servers(self, servers: Any) -> list[Any]:
         if not isinstance(servers, list) or not all(isinstance(server, dict) for server in servers):
-            raise ConfigError("mcpServers", "…", "a list of servers")
+            raise ConfigError("mcpServers", NOT_SHOWN, "a list of servers")
         if not servers or self._client_mcp == "drop":
             return []
         if self._client_mcp == "refuse":

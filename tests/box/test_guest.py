@@ -228,7 +228,7 @@ BYTES = st.binary(max_size=60).map(lambda data: data.replace(b"\0", b""))
 BYTES |= st.text("'\\\n\"$`; a!\x01", max_size=20).map(str.encode)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     values=st.dictionaries(st.from_regex(r"X[A-Za-z0-9_]{0,8}", fullmatch=True), BYTES, max_size=3),
     command=st.lists(BYTES, max_size=3),

@@ -317,7 +317,7 @@ def test_what_a_subagent_does_is_indented() -> None:
     assert seen(shown, console) == ["  from below"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.one_of(st.text(max_size=40), st.text(alphabet="\x1b[]\x07;m2J\r\n\x9b a", max_size=40)), max_size=8))
 def test_nothing_that_an_agent_says_reaches_the_terminals_controls(texts: list[str]) -> None:
     shown, console = view()

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from container_runner.config.container import ContainerConfig
@@ -405,7 +405,7 @@ def test_the_law_speaks_of_every_field() -> None:
     assert SPOKEN.keys() == {*BOX}
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600)
 @example({"memory": "1g"}, {"memory": 2**30 + 1})
 @example({"volumes": ["/a:/a:ro"]}, {"volumes": ["/a:/a"]})
 @example({"cpu_quota": 1000}, {"cpu_period": 50_000})

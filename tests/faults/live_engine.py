@@ -1,9 +1,10 @@
 """An engine with a live agent, for being cancelled: a script that keeps a container as a file."""
 
 SCRIPT = r"""#!/bin/sh
-# What the agent is told comes by a FIFO beside FOLDER.
+# What the agent is told comes by a FIFO beside FOLDER. What is written before it has opened that, it would never read.
 cd FOLDER || exit
 talk() {
+  : >"../$name.open"
   while IFS= read -r line; do
     case $line in
       *initialize*) echo '{"type":"control_response","response":{"subtype":"success","request_id":"ours-1"}}' ;;
@@ -18,7 +19,7 @@ case $1 in
   run)
     for word; do case $word in --name=*) name=${word#--name=} ;; esac; done
     : >"$name"
-    trap 'rm -f "$name" "../$name"' EXIT  # --rm
+    trap 'rm -f "$name" "../$name" "../$name.open"' EXIT  # --rm
     read -r lines || exit 70
     header=
     while [ "$lines" -gt 0 ]; do
@@ -40,6 +41,7 @@ case $1 in
     for run; do :; done
     name=$2
     exec 1<>"../$name" || exit 69
+    while [ -e "$name" ] && [ ! -e "../$name.open" ]; do sleep 0.01; done
     echo "container-runner: feeding $run" >&2
     exec cat
     ;;

@@ -120,7 +120,7 @@ def lines_of(text: str, width: int, end: str) -> str:
     width=st.sampled_from([64, 76, 1000]),
     end=st.sampled_from(["\n", "\r\n", "\\n"]),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_no_base64_survives(value: bytes, before: bytes, after: bytes, urlsafe: bool, width: int, end: str) -> None:
     encode = base64.urlsafe_b64encode if urlsafe else base64.b64encode
     scrubber = Scrubber({"Z": value.decode("utf-8", "surrogateescape")})
@@ -181,7 +181,6 @@ async def test_what_is_in_a_mounted_login_file_is_in_no_record_and_no_error(
     ascii_only=st.booleans(),
     around=st.text(max_size=20),
 )
-@settings(deadline=None)
 def test_no_text_survives_scrubbing(value: str, ascii_only: bool, around: str) -> None:
     scrubber = Scrubber({"Z": value})
     line = json.dumps({"text": f"{around}{value}{around}"}, ensure_ascii=ascii_only).encode("utf-8", "replace")

@@ -625,7 +625,7 @@ def test_a_real_session(agent: str) -> None:
         assert uses[0].input["command"] == "echo hi > f.txt; cat f.txt"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.sampled_from(

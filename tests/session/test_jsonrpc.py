@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from container_runner.session import jsonrpc
@@ -91,7 +91,6 @@ def test_what_another_program_wrote_in_front_of_a_line_is_cut_off(noise: bytes) 
     assert before in ([], [noise])
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200) | st.text().map(str.encode))
 def test_no_line_is_an_exception(data: bytes) -> None:
     for found in jsonrpc.read(data):

@@ -613,7 +613,7 @@ async def test_nothing_is_left_open_and_nobody_is_left_alive(monkeypatch: pytest
     assert open_fds() == before
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=300_000), max_size=4))
 def test_any_bytes_through_a_process_come_back_as_they_are(chunks: list[bytes]) -> None:
     given_ = b"".join(chunks)
