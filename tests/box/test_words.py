@@ -16,12 +16,12 @@ from container_runner.options import Agent
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("work/src", "elsewhere"):
+    for name in ("project/src", "elsewhere"):
         (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "work/mcp.json").write_text("{}")
+    (tmp_path / "project/mcp.json").write_text("{}")
     (tmp_path / "elsewhere/mcp.json").write_text("{}")
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
 
 
 def translated(work: Path, *words: str) -> list[str]:
@@ -65,7 +65,7 @@ def test_mcp_servers_run_in_the_box(work: Path) -> None:
 
 def test_rules_for_paths_are_for_those_in_the_box(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(work.parent))
-    words = ["--disallowedTools", f"Read(/{work}/private/**)", "Edit(~/work/*.py),Bash(//a b:*)", "Write(//**)"]
+    words = ["--disallowedTools", f"Read(/{work}/private/**)", "Edit(~/project/*.py),Bash(//a b:*)", "Write(//**)"]
     words += [f"--allowed-tools=Read(/{work.parent}/elsewhere/**)", "-p", f"Read(/{work})"]
 
     assert translated(work, *words) == [
