@@ -44,7 +44,7 @@ from container_runner.stream.command import Completed
 from container_runner.stream.messages import ApiRetryMessage, AssistantMessage, ErrorMessage, Message, ResultMessage
 from container_runner.stream.process import Process
 from container_runner.stream.stream import total_timeout
-from container_runner.testing import FakeEngine
+from container_runner.testing import Call, FakeEngine
 from container_runner.testing.stdin import Stdin
 
 ENGINES = [Engine(binary=dialect.name, dialect=dialect, environ={}) for dialect in (DOCKER, PODMAN, PODMAN_ROOTLESS)]
@@ -753,7 +753,8 @@ async def test_the_total_clock_runs_also_while_the_agent_is_started(
     monkeypatch.setattr(run_module, "total_timeout", told)
     fp.register(["docker", "run", fp.any()], callback=lambda _: is_over.wait(30), occurrences=9)
     fake_engine.reply("never said")
-    timeout, clients = 0.1, []
+    timeout = 0.1
+    clients: list[Call] = []
     while not clients:  # on a busy machine a short time may be over before the client is there
         timeout *= 2
         is_over.clear()

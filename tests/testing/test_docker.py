@@ -16,8 +16,8 @@ import pytest
 
 import container_runner
 from container_runner.testing import container
+from tests.small_engine import Done, call
 
-COMMAND = str(Path(sys.executable).with_name("container-runner"))
 PROGRAM = '#!/bin/sh\nPYTHONPATH="{path}" exec "{python}" -m container_runner.testing.docker "$@"\n'
 
 
@@ -26,25 +26,19 @@ class Place:
     """A folder with a workspace and the program."""
 
     folder: Path
+    patch: pytest.MonkeyPatch
+    capture: pytest.CaptureFixture[str]
 
-    def run(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, **variables: str) -> Done:
         """What the command makes of it."""
         own = (f"--engine={self.folder / 'docker'}", "--image=some/image", f"--state-dir={self.folder / 'state'}")
-        return subprocess.run(
-            [COMMAND, "run", *words, *own, "--credentials=none", "--agent=bot"],
-            cwd=self.folder / "work",
-            env={
-                **os.environ,
-                "CONTAINER_RUNNER_WORKSPACE_MODE": "rw",
-                "DOCKER_FAKE_CALLS": str(self.folder / "calls"),
-                **variables,
-            },
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        with self.patch.context() as patch:
+            patch.chdir(self.folder / "work")
+            patch.setenv("CONTAINER_RUNNER_WORKSPACE_MODE", "rw")
+            patch.setenv("DOCKER_FAKE_CALLS", str(self.folder / "calls"))
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            return call(self.capture, "run", *words, *own, "--credentials=none", "--agent=bot")
 
     def replies(self, *replies: Mapping[str, Any] | str) -> dict[str, str]:
         """The variable that names a file with these replies."""
@@ -57,13 +51,13 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Place:
     (tmp_path / "work").mkdir()
     (tmp_path / "work").chmod(0o777)
     path = Path(container_runner.__file__).parent.parent
     (tmp_path / "docker").write_text(PROGRAM.format(path=path, python=sys.executable))
     (tmp_path / "docker").chmod(0o755)
-    return Place(tmp_path)
+    return Place(tmp_path, monkeypatch, capfd)
 
 
 def test_the_first_reply_that_fits_is_given(place: Place) -> None:
@@ -77,12 +71,12 @@ def test_the_first_reply_that_fits_is_given(place: Place) -> None:
 
     done = place.run("What is 2 + 2?", "--secret=TOKEN", "--grace=7", TOKEN="s3cr3t", **replies)
 
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "It is 4.")
-    assert "7 tokens, $0.25" in done.stderr
+    assert (done.code, done.out.splitlines()[-1]) == (0, "It is 4.")
+    assert "7 tokens, $0.25" in done.err
     run = next(call for call in place.calls() if call["argv"][0] == "run")
     assert (run["prompt"], run["grace"], run["variables"]) == ("What is 2 + 2?", "7", {"TOKEN": "s3cr3t"})
     assert "s3cr3t" not in " ".join(run["argv"])
-    assert place.run("Hello", **replies).stdout.splitlines()[-1] == "anything"
+    assert place.run("Hello", **replies).out.splitlines()[-1] == "anything"
 
 
 @pytest.mark.parametrize(
@@ -96,8 +90,8 @@ def test_the_first_reply_that_fits_is_given(place: Place) -> None:
 def test_failures(place: Place, reply: Mapping[str, Any], code: int, told: str) -> None:
     done = place.run("Hello", **place.replies(reply))
 
-    assert done.returncode == code, done.stderr
-    assert told in done.stdout
+    assert done.code == code, done.err
+    assert told in done.out
 
 
 @pytest.mark.parametrize(
@@ -121,7 +115,7 @@ def test_what_can_not_be_played_is_told(
 
 
 def test_without_variables_it_says_which_there_are(place: Place) -> None:
-    assert "set DOCKER_FAKE_REPLIES or DOCKER_FAKE_AGENT" in place.run("Hello").stdout
+    assert "set DOCKER_FAKE_REPLIES or DOCKER_FAKE_AGENT" in place.run("Hello").out
 
 
 def test_an_agent_of_this_machine_works_in_the_workspace_and_is_stopped(place: Place) -> None:
@@ -131,7 +125,7 @@ def test_an_agent_of_this_machine_works_in_the_workspace_and_is_stopped(place: P
 
     done = place.run("Hello", "--timeout=3", DOCKER_FAKE_AGENT=str(agent))
 
-    assert done.returncode == 124, done.stderr
+    assert done.code == 124, done.err
     assert (place.folder / "work/made.txt").read_text() == "Hello"
     with pytest.raises(ProcessLookupError):
         os.kill(int((place.folder / "work/pid").read_text()), 0)
@@ -147,5 +141,5 @@ def test_it_needs_no_pytest() -> None:
 def test_a_carried_workspace_can_not_be_played_and_says_so(place: Place) -> None:
     done = place.run("Hello", **place.replies({"text": "Hi."}), CONTAINER_RUNNER_WORKSPACE_MODE="carried")
 
-    assert done.returncode == 5
-    assert "on a mounted workspace only; give --rw" in done.stdout
+    assert done.code == 5
+    assert "on a mounted workspace only; give --rw" in done.out
