@@ -10,10 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from container_runner.stream import beat
+
+_STOP: Final = 5.0
+"""Seconds that `stop` waits for a call of Ray's that does not return."""
 
 
 class Heartbeat:
@@ -39,22 +43,27 @@ class Heartbeat:
         return max(sent + beat.PATIENCE - time.monotonic(), 0.0)
 
     def stop(self) -> None:
-        """Beat no more. Behind it nothing of Ray's is called, which would start a cluster where there is none."""
+        """Beat no more. Behind it nothing of Ray's is called, which would start a cluster where there is none.
+
+        A call that does not return is waited for for 5 seconds, and no other comes after it.
+        """
         self._is_over.set()
-        self._thread.join()
+        self._thread.join(_STOP)
 
     def _run(self) -> None:
         import ray
 
-        beats: dict[str, Any] = {}
+        beats: dict[str, Future[Any]] = {}
         while True:
             with self._changing:
                 for name, actor in self._actors.items():
+                    if self._is_over.is_set():
+                        return
+                    # Never a second one on the way: a node that is cut off must not hear of us late.
+                    if name in beats and not beats[name].done():
+                        continue
                     with suppress(ray.exceptions.RayError):  # it is dead
-                        # Never a second one on the way: a node that is cut off must not hear of us late.
-                        if name in beats and not ray.wait([beats[name]], timeout=0)[0]:
-                            continue
-                        beats[name] = actor.beat.remote()
+                        beats[name] = actor.beat.remote().future()
                         self._sent[name] = time.monotonic()
             if self._is_over.wait(beat.BEAT):
                 return
