@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -20,6 +22,7 @@ import anyio
 import attrs
 
 from container_runner import __version__
+from container_runner.box.environment import host_environment
 from container_runner.errors import (
     ConfigError,
     EngineUnreachableError,
@@ -47,6 +50,9 @@ _MOST: Final = 1200
 
 _CONNECT: Final = 10.0
 """Seconds that the head of a cluster may take to answer."""
+
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4" + bytes(5)
+"""How gRPC begins, which a head speaks, with settings that are empty; it answers with settings of its own."""
 
 _READY: Final = 120.0
 """Seconds that a node may take to get ready."""
@@ -291,19 +297,48 @@ async def _actors(address: str, specs: Sequence[Spec]) -> AsyncIterator[dict[str
                 ray.kill(actor)
         if is_ours:
             ray.shutdown()
+            _let_print(ray, True)
 
 
 async def _join(ray: Any, address: str) -> None:
     """Make this process a driver of the cluster."""
-    told = f"No Ray cluster answers at {address}."
+    on_term = signal.getsignal(signal.SIGTERM)
     host, _, port = address.rpartition(":")
     try:
-        if host:  # Ray itself would try for minutes
+        if host:  # Ray itself would try for minutes, in which nothing else goes on here
             with anyio.fail_after(_CONNECT):
-                await (await anyio.connect_tcp(host.strip("[]"), int(port))).aclose()
+                await _greet(host.strip("[]"), int(port))
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        _let_print(ray, False)
     except (OSError, RuntimeError, ValueError) as error:
-        raise EngineUnreachableError(told, stderr=str(error)) from None
+        told = f"No Ray cluster answers at {address}."
+        next_step = "Start one with `ray start --head`, or give its head as HOST:PORT, where PORT is 6379 by default."
+        raise EngineUnreachableError(told, next_step=next_step, stderr=str(error)) from None
+    finally:
+        # Ray takes the signal for itself, and exits in the middle of anything.
+        if on_term is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_term)
+
+
+def _let_print(ray: Any, may: bool) -> None:
+    """Ray tells about nodes that have died on stdout, which is not ours and may be JSON; nothing else stops it."""
+    ray._private.worker._worker_logs_enabled = may  # noqa: SLF001  Ray's debugger does the same
+
+
+async def _greet(host: str, port: int) -> None:
+    """See that somebody there speaks as the head of a cluster does.
+
+    Raises:
+        OSError: nobody does.
+    """
+    async with await anyio.connect_tcp(host, port) as stream:
+        if host_environment().get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+            return  # Ray says the rest
+        await stream.send(_PREFACE)
+        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            if (await stream.receive())[3:4] == b"\4":
+                return
+    raise ConnectionError("what answers there is no head of a Ray cluster")
 
 
 def _named(nodes: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -330,7 +365,8 @@ async def _reports(actors: dict[str, Any], shared: Sequence[str]) -> dict[str, R
         reason = report if isinstance(report, str) else report.error or ""
         _log.warning("The node %s runs no jobs: %s", name, reason)
     if not found:
-        raise EngineUnreachableError(f"No node of the fleet can run jobs: {reason}")
+        next_step = "Look at each node with `container-runner doctor --on=ray`."
+        raise EngineUnreachableError(f"No node of the fleet can run jobs: {reason}", next_step=next_step)
     return found
 
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from container_runner import Agent, ClaudeRuntime, ContainerConfig, ContainerRunner, ExecuteOptions, Job, ResultFile
+from container_runner.fleet import ray
 from container_runner.fleet.batch import Watch, run_batch
 from container_runner.fleet.ray import RayFleet
 from container_runner.stream import beat
@@ -29,28 +30,37 @@ WAIT = 100
 
 @attrs.define
 class Nodes:
-    """The cluster, and the engine of each of its nodes; the last one is there to be killed."""
+    """The cluster, and the engine of each of its nodes: the first has Docker, the others Podman."""
 
     cluster: Any
     engines: dict[str, RealEngine]
-    last: Any = None
+    others: list[Any] = attrs.field(factory=list)
 
     @property
     def address(self) -> str:
         return str(self.cluster.address)
 
-    def add(self) -> None:
-        self.last = self.cluster.add_node(**arguments(self.engines["podman"]))
+    def have(self, others: int) -> None:
+        """Let there be so many nodes with Podman."""
+        while len(self.others) < others:
+            self.others.append(self.cluster.add_node(**arguments(self.engines["podman"])))
 
-    def raylet(self) -> psutil.Process:
-        (info,) = self.last.all_processes["raylet"]
-        return psutil.Process(info.process.pid)
+    def drop(self) -> None:
+        """Take those that a test has killed out of the cluster."""
+        for node in self.others:
+            self.cluster.remove_node(node, allow_graceful=False)
+        self.others.clear()
 
     def containers(self) -> dict[str, list[str]]:
         return {name: engine.containers() for name, engine in self.engines.items()}
 
     def are_gone(self) -> bool:
         return not any(self.containers().values())
+
+
+def raylet_of(node: Any) -> psutil.Process:
+    (info,) = node.all_processes["raylet"]
+    return psutil.Process(info.process.pid)
 
 
 def arguments(engine: RealEngine) -> dict[str, Any]:
@@ -76,9 +86,7 @@ def cluster(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Itera
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         made = Cluster(initialize_head=True, head_node_args=arguments(both["docker"]))
         try:
-            nodes = Nodes(made, both)
-            nodes.add()
-            yield nodes
+            yield Nodes(made, both)
         finally:
             made.shutdown()
 
@@ -86,6 +94,7 @@ def cluster(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture
 def nodes(engine: RealEngine, cluster: Nodes) -> Nodes:
     assert {each.images.tiny for each in cluster.engines.values()} == {engine.images.tiny}
+    cluster.have(1)
     return cluster
 
 
@@ -130,47 +139,6 @@ async def test_a_carried_folder_goes_to_both_nodes_and_its_work_comes_back(nodes
     assert nodes.are_gone()
 
 
-@pytest.mark.parametrize("how", ["node", "raylet"])
-async def test_a_node_that_dies_loses_its_containers_and_its_jobs_run_elsewhere(
-    how: str, nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All its processes at once, or its raylet alone, whose actor would work on."""
-    monkeypatch.setattr(beat, "BEAT", 1.0)
-    monkeypatch.setattr(beat, "PATIENCE", 12)  # the time until another node may have the shared folder
-    (go := tmp_path / "go").mkdir(mode=0o755)
-    jobs = jobs_of(nodes, tmp_path, "hello", *["sh until [ -e on ]; do sleep 0.2; done"] * 4, mode="ro", workspace=go)
-    ended: list[str] = []
-    at_work: list[str] = []
-    watch = Watch(at_work=lambda job: at_work.append(job.id), ended=lambda job, _: ended.append(job.id))
-
-    with ResultFile(tmp_path / "results") as results:
-        async with anyio.create_task_group() as tasks:
-
-            async def kill() -> None:
-                await until(lambda: len({*at_work}) == 5 and ended == ["0"])
-                raylet = nodes.raylet()
-                victims = [raylet, *(raylet.children(recursive=True) if how == "node" else [])]
-                for victim in victims:
-                    victim.send_signal(signal.SIGKILL)
-                began = anyio.current_time()
-                await until(lambda: not nodes.engines["podman"].containers())
-                print(f"{how}: containers gone after {anyio.current_time() - began:.2f} s", file=sys.stderr)
-                (go / "on").touch()
-
-            tasks.start_soon(kill)
-            done = await run_batch(jobs, on=RayFleet(nodes.address), at_once=3, results=results, watch=watch)
-    nodes.cluster.remove_node(nodes.last, allow_graceful=False)
-    nodes.add()
-
-    assert sorted(ended) == ["0", "1", "2", "3", "4"]
-    assert len((tmp_path / "results").read_text().splitlines()) == 5
-    assert at_work.count("0") == 1
-    assert len(at_work) > 5
-    assert {each.attempts for each in done} == {1, 2}
-    assert len({each.node for each in done if each.id != "0"}) == 1
-    assert nodes.are_gone()
-
-
 async def test_a_driver_that_is_killed_leaves_nothing_and_the_next_runs_the_rest(nodes: Nodes, tmp_path: Path) -> None:
     (file := tmp_path / "jobs.jsonl").write_text('"hello"\n"sleep 1000"\n"sleep 1000"\n')
     (work := tmp_path / "work").mkdir()
@@ -195,3 +163,57 @@ async def test_a_driver_that_is_killed_leaves_nothing_and_the_next_runs_the_rest
 
     assert b"3 of 3 jobs succeeded, 1 done before" in again.stderr, again.stderr
     assert len(results.read_text().splitlines()) == 3
+
+
+async def test_nodes_that_die_lose_their_containers_and_their_jobs_run_elsewhere(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one the raylet dies alone, whose actor would work on, then all processes of another."""
+    capsys.readouterr()
+    monkeypatch.setattr(beat, "BEAT", 1.0)
+    monkeypatch.setattr(beat, "PATIENCE", 12)  # the time until another node may have the shared folder,
+    monkeypatch.setattr(ray, "_FENCE", 3.0)  # with this
+    nodes.have(2)
+    (go := tmp_path / "go").mkdir(mode=0o755)
+    jobs = jobs_of(nodes, tmp_path, "hello", *["sh until [ -e on ]; do sleep 0.2; done"] * 6, mode="ro", workspace=go)
+    ended: list[str] = []
+    at_work: list[tuple[str, float]] = []
+    killed: list[float] = []
+    watch = Watch(
+        at_work=lambda job: at_work.append((job.id, anyio.current_time())), ended=lambda job, _: ended.append(job.id)
+    )
+    podman = nodes.engines["podman"]
+
+    async def kill(what: str, left: int, *victims: psutil.Process) -> None:
+        for victim in victims:
+            victim.send_signal(signal.SIGKILL)
+        killed.append(anyio.current_time())
+        await until(lambda: len(podman.containers()) == left)
+        print(f"{what}: containers gone after {anyio.current_time() - killed[-1]:.2f} s", file=sys.stderr)
+
+    with ResultFile(tmp_path / "results") as results:
+        async with anyio.create_task_group() as tasks:
+
+            async def kill_both() -> None:
+                await until(lambda: len({id_ for id_, _ in at_work}) == 7 and ended == ["0"])
+                assert len(podman.containers()) == 4
+                one, other = (raylet_of(node) for node in nodes.others)
+                await kill("raylet", 2, one)
+                await kill("node", 0, other, *other.children(recursive=True))
+                (go / "on").touch()
+
+            tasks.start_soon(kill_both)
+            try:
+                done = await run_batch(jobs, on=RayFleet(nodes.address), at_once=2, results=results, watch=watch)
+            finally:
+                nodes.drop()
+
+    assert sorted(ended) == ["0", "1", "2", "3", "4", "5", "6"]
+    assert len((tmp_path / "results").read_text().splitlines()) == 7
+    again = [id_ for id_, _ in at_work[7:]]
+    assert len({*again}) == len(again) == 4
+    assert {each.id: each.attempts for each in done} == {str(n): 1 + (str(n) in again) for n in range(7)}
+    assert len({each.node for each in done if each.id != "0"}) == 1
+    assert at_work[7][1] - killed[0] >= 3, "the fence"
+    assert capsys.readouterr().out == "", "Ray has printed into what may be JSON"
+    assert nodes.are_gone()
