@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import orjson
 
-_PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
+_PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^/]*@")
 
 
 def docker_endpoint(environ: Mapping[str, str]) -> str:

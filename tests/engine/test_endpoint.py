@@ -50,6 +50,7 @@ def test_no_password_is_told() -> None:
 
     assert docker_endpoint(environ) == "ssh://me@far/x"
     assert podman_endpoint(environ) == "tcp://@x:1"
+    assert docker_endpoint({"DOCKER_HOST": "tcp://me:p@ss:w@rd@far:1/@x"}) == "tcp://me@far:1/@x"
 
 
 def test_a_guess_knows_the_address() -> None:
