@@ -16,8 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import attrs
+import pytest
 
+from container_runner import ContainerRunner, Engine, ErrorMessage, ExecuteOptions
+from container_runner.engine.manager import Containers
+from container_runner.runner import lookout, planning
+from container_runner.runner.left import fetch_left
+from container_runner.stream import beat
 from tests.integration.engines import DockerDaemon, find, wait_until, write_program
 from tests.integration.images import Images
 
@@ -206,6 +213,31 @@ def at_work(config: dict[str, Any], place: Path, backend: str = "asyncio") -> It
             yield victim
         finally:
             victim.kill()
+
+
+def be_impatient(patch: pytest.MonkeyPatch) -> float:
+    """Let both sides of a lease lose patience sooner, after the seconds that this returns, for the tests' sake."""
+    patch.setattr(beat, "BEAT", 1.0)
+    patch.setattr(planning, "PATIENCE", 8)
+    patch.setattr(lookout, "MISSES", 0)
+    return 8.0
+
+
+async def cut_off(runner: ContainerRunner, options: ExecuteOptions, line: Line) -> ErrorMessage:
+    """How a run ends whose line is cut when its agent has been at work for a second."""
+    async with contextlib.aclosing(runner.execute(options)) as messages:
+        await anext(messages)
+        await anyio.sleep(1)
+        line.cut()
+        last = [message async for message in messages][-1]
+    assert isinstance(last, ErrorMessage), last
+    return last
+
+
+async def come_home(engine: Engine, state: Path) -> list[bytes]:
+    """The files that runs have left at an engine whose line was cut, once it is mended."""
+    found = await fetch_left(Containers(engine, state))
+    return [file.path for carrier in found if carrier.changes for file in carrier.changes.files]
 
 
 def listens(port: int) -> bool:

@@ -22,21 +22,16 @@ from container_runner import (
     ContainerConfig,
     ContainerRunner,
     Engine,
-    ErrorMessage,
     ExecuteOptions,
     Message,
     ResultMessage,
     RunResult,
     TotalTimeoutError,
 )
-from container_runner.engine.manager import Containers
 from container_runner.engine.tunnel import Tunnel
-from container_runner.runner import lookout, planning
-from container_runner.runner.left import fetch_left
-from container_runner.stream import beat
 from tests.integration.engines import wait_until
 from tests.integration.fixtures import new_folder, on, skipped_if_unavailable
-from tests.integration.remote import Elsewhere, Line, at_work
+from tests.integration.remote import Elsewhere, at_work, be_impatient, come_home, cut_off
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -162,28 +157,14 @@ def test_a_killed_run_leaves_nothing_there(there: Elsewhere, place: Path) -> Non
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Both sides of a lease lose patience sooner, after these seconds, for the tests' sake."""
-    monkeypatch.setattr(beat, "BEAT", 1.0)
-    monkeypatch.setattr(planning, "PATIENCE", 8)
-    monkeypatch.setattr(lookout, "MISSES", 0)
-    return 8.0
+    """After so many seconds both sides of a lease lose patience."""
+    return be_impatient(monkeypatch)
 
 
 @pytest.mark.parametrize("way", ["tcp", "ssh"])
 def test_a_line_that_is_cut_ends_both_sides(
     there: Elsewhere, place: Path, soon: float, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main(program: str, line: Line) -> ErrorMessage:
-        prompt = "sh echo done > work.txt; sleep 300"
-        runner = runner_of(there, place, engine=program)
-        async with contextlib.aclosing(runner.execute(options(place, prompt))) as messages:
-            await anext(messages)
-            await anyio.sleep(1)
-            line.cut()
-            last = [message async for message in messages][-1]
-        assert isinstance(last, ErrorMessage), last
-        return last
-
     with contextlib.ExitStack() as stack:
         program, line = there.client(), there.line
         if way == "ssh":
@@ -194,7 +175,8 @@ def test_a_line_that_is_cut_ends_both_sides(
             assert there.ssh_line is not None
             program, line = "docker", there.ssh_line
         try:
-            error = anyio.run(main, program, line)
+            work = options(place, "sh echo done > work.txt; sleep 300")
+            error = anyio.run(cut_off, runner_of(there, place, engine=program), work, line)
             wait_until(lambda: there.containers() == [], seconds=60)
         finally:
             line.mend()
@@ -202,8 +184,8 @@ def test_a_line_that_is_cut_ends_both_sides(
         assert error.kind == "engine_unreachable"
         assert there.containers() == []
         # When the line is there again, what the agent had done comes home.
-        found = anyio.run(fetch_left, Containers(anyio.run(Engine.probe, program, os.environ), place / "state"))
-    assert [file.path for carrier in found if carrier.changes for file in carrier.changes.files] == [b"work.txt"]
+        engine = anyio.run(Engine.probe, program, os.environ)
+        assert anyio.run(come_home, engine, place / "state") == [b"work.txt"]
 
 
 def test_an_agent_of_a_reader_that_takes_its_time_lives_on(there: Elsewhere, place: Path, soon: float) -> None:
@@ -219,11 +201,23 @@ def test_an_agent_of_a_reader_that_takes_its_time_lives_on(there: Elsewhere, pla
 def test_all_of_a_runner_goes_by_one_connection_of_ssh(
     there: Elsewhere, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A run, one that goes on with its session, and one that is cancelled."""
+    sessions = "/container-runner/sessions/projects/-workspace"
+    first = f"sh cat file.txt; echo new > new.txt; rm file.txt; mkdir -p {sessions}; echo first > {sessions}/s.jsonl"
+
+    async def cancel(runner: ContainerRunner) -> None:
+        async with contextlib.aclosing(runner.execute(options(place, "sleep 60"))) as messages:
+            await anext(messages)
+            assert len(there.containers()) == 1
+
     with skipped_if_unavailable(), there.by_ssh() as variables:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         runner = runner_of(there, place, engine="docker")
-        results = [anyio.run(runner.run, options(place, "sh cat file.txt; echo new > new.txt")) for _ in range(2)]
+        result = anyio.run(runner.run, options(place, first))
+        resumed = anyio.run(runner.run, options(place, f"sh cat {sessions}/s.jsonl", resume="s"))
+        anyio.run(cancel, runner)
+        assert there.containers() == []
         assert there.ssh_line is not None
         connections = there.ssh_line.connections
         engine = runner._known.engine
@@ -234,12 +228,15 @@ def test_all_of_a_runner_goes_by_one_connection_of_ssh(
         gc.collect()
         wait_until(lambda: not folder.exists(), seconds=10)
 
-    assert all("mine" in (result.text or "") and result.changes is not None for result in results)
     assert connections == 1
     assert not folder.exists()
-    assert there.containers() == []
-    assert results[0].record is not None
-    assert results[0].record.summary.endpoint == variables["DOCKER_HOST"]
+    assert "mine" in (result.text or "")
+    assert (resumed.text or "").split()[-1:] == ["first"]
+    assert result.record is not None
+    assert result.record.summary.endpoint == variables["DOCKER_HOST"]
+    assert result.changes is not None
+    anyio.run(result.changes.apply)
+    assert {path.name: path.read_text() for path in (place / "project").iterdir()} == {"new.txt": "new\n"}
 
 
 def test_a_killed_run_leaves_no_tunnel(there: Elsewhere, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

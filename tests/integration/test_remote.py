@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import attrs
 import pytest
 
 from container_runner import ClaudeRuntime, ContainerRunner, Engine, ErrorMessage, Message, ResultMessage, RunResult
@@ -20,7 +21,7 @@ from container_runner.engine.conmon import YOUNGEST
 from container_runner.engine.manager import Containers
 from tests.integration.engines import LABEL, processes_of, wait_until, write_program
 from tests.integration.images import Images
-from tests.integration.remote import at_work
+from tests.integration.remote import Line, at_work, be_impatient, come_home, cut_off
 from tests.integration.runs import Box, on
 
 pytestmark = [on("podman"), pytest.mark.timeout(180)]
@@ -126,8 +127,8 @@ def test_of_two_remotes_neither_ends_the_agents_of_the_other(box: Box) -> None:
     assert [type(end) for end in ends] == [ResultMessage, ResultMessage], ends
 
 
-def test_runs_over_a_remote_work_on_their_own_copy_and_leave_nothing(box: Box) -> None:
-    """Two that find out at the same time, one that goes on with a session, one that is cancelled, and one killed."""
+def test_runs_over_a_remote_work_on_their_own_copy_and_leave_nothing(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that find out at the same time, one that goes on with a session, one cancelled, one killed, one cut off."""
     (box.workspace / "file.txt").write_text("mine\n")
     sessions = "/container-runner/sessions/projects/-workspace"
 
@@ -162,6 +163,19 @@ def test_runs_over_a_remote_work_on_their_own_copy_and_leave_nothing(box: Box) -
             wait_until(lambda: containers(remote) == [], seconds=30)
         assert containers(remote) == []
 
+        be_impatient(monkeypatch)
+        by_line = str(box.folder / "line.client")
+        with contextlib.closing(Line(str(box.folder / "other.socket"))) as line:
+            write_program(Path(by_line), f"exec podman --remote --url=tcp://127.0.0.1:{line.port}")
+            cut = runner.evolved(config=attrs.evolve(runner.config, engine=by_line))
+            error = anyio.run(cut_off, cut, box.options("sh echo done > work.txt; sleep 300"), line, backend="trio")
+            wait_until(lambda: containers(remote) == [], seconds=60)
+            assert containers(remote) == []
+            line.mend()
+            engine = anyio.run(Engine.probe, by_line, host_environment())
+            assert anyio.run(come_home, engine, box.state, backend="trio") == [b"work.txt"]
+
+    assert error.kind == "engine_unreachable"
     for each in results:
         assert "mine" in (each.text or "")
         assert each.changes is not None
@@ -170,3 +184,9 @@ def test_runs_over_a_remote_work_on_their_own_copy_and_leave_nothing(box: Box) -
         assert each.record.summary.endpoint
     assert (resumed.text or "").split()[-1:] == ["first"]
     assert [path.name for path in box.workspace.iterdir()] == ["file.txt"]
+    assert results[0].changes is not None
+    anyio.run(results[0].changes.apply)
+    assert {path.name: path.read_text() for path in box.workspace.iterdir()} == {
+        "file.txt": "mine\n",
+        "new.txt": "new\n",
+    }
