@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -14,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
+import jsonschema
 import pytest
+import yaml
 
 from container_runner import ContainerConfig
 from container_runner.cli.app import app
@@ -262,3 +265,30 @@ def test_commands_in_the_text_exist(page: Path) -> None:
     for name in named:
         chain, _, _ = app.parse_commands(name.split())
         assert chain, name
+
+
+# Recipes
+
+
+def test_the_kubernetes_job_is_one_and_runs_the_shard_of_its_index(tmp_path: Path) -> None:
+    (block,) = (block for block in blocks_of(ROOT / "docs/how-to/shards.md") if block.language == "yaml")
+    job = yaml.safe_load(block.code)
+    schema = jsonschema.Draft202012Validator(json.loads((ROOT / "tests/data/kubernetes/job-1.29.json").read_text()))
+    assert [error.message for error in schema.iter_errors(job)] == []
+    assert not schema.is_valid(yaml.safe_load(block.code.replace("backoffLimitPerIndex", "backoffLimitPerShard")))
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    number = job["spec"]["completions"]
+    variables = {"JOB_COMPLETION_INDEX": str(number - 1), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    # As the kubelet does before there is a shell: $(NAME) is the variable, if there is one.
+    words = [
+        re.sub(r"\$\(([^)]*)\)", lambda match: variables.get(match[1], match[0]), word)
+        for word in (*container["command"], *container["args"])
+    ]
+    (program := tmp_path / "container-runner").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+
+    said = subprocess.run(words, env=variables, check=True, capture_output=True, text=True).stdout.splitlines()
+
+    assert f"--shard={number}/{number}" in said
+    assert f"--state-dir=/batch/state/{number - 1}" in said
+    app.parse_args(said, exit_on_error=False, print_error=False)
