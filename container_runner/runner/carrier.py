@@ -119,28 +119,27 @@ class Carrier:
             WorkspaceError: the folder can not be read, or does not arrive.
             EngineError: the engine failed.
         """
-
-        async def ready() -> bool:
-            is_there = await process.wait_for_gate(timeout)
-            if is_there and self._ways.open:
-                await self._manager.engine.run(self._ways.open)
-            return is_there
-
         try:
             with _typed():
-                if not await together(ready, self._keep):
+                if not await together(partial(process.wait_for_gate, timeout), self._keep):
                     return False
                 if self._files is not None:
                     with anyio.fail_after(BRING_TIMEOUT):
-                        await self._bring(self._files)
+                        await together(self._let_write, partial(self._bring, self._files))
         finally:
             if self._files is not None:
                 await settle(self._files.aclose)
         self._write_down("run")
         return True
 
+    @property
+    def needs_box(self) -> bool:
+        """Whether the container must be there for the work to be fetched: something may have been committed in it, or
+        what it has written can not be read here."""
+        return not self._ways.commits or any(map(touches_git, self._repositories))
+
     async def fetch(self) -> None:
-        """Fetch the work from its container, which still runs. What can not be had so, `finish` fetches."""
+        """Fetch the work, from its container if it `needs_box`. What can not be had so, `finish` fetches."""
         try:
             with _typed(), anyio.fail_after(FETCH_TIMEOUT):
                 await self._fetch(self._ways.fetch)
@@ -239,7 +238,13 @@ class Carrier:
             self._shadow = await Shadow.open(Path(self.carry.workspace), self._manager.state_dir)
         return self._shadow
 
-    async def _bring(self, files: Prepared) -> None:
+    async def _let_write(self) -> bool:
+        """Let the agent write to a volume that is root's; IN waits for it."""
+        if self._ways.open:
+            await self._manager.engine.run(self._ways.open)
+        return True
+
+    async def _bring(self, files: Prepared) -> bool:
         """Have the box begin with what it is to begin with, and learn what is in it then, if it had nothing before."""
         before: dict[bytes, Facts] = {}
         code = 0
@@ -254,6 +259,7 @@ class Carrier:
             if await pipe.wait() != 0 or code != 0:
                 raise WorkspaceError("The workspace did not arrive in the box.", stderr=pipe.stderr)
         self._before = before
+        return True
 
     async def _fetch(self, command: Sequence[str]) -> None:
         """Fetch the work; what we can not read here by a command that runs OUT on it."""
@@ -287,9 +293,6 @@ class Carrier:
 
     async def _read_upper(self, shadow: Shadow, command: Sequence[str]) -> Outcome | None:
         """Read what an overlay has written, and have the box tell of commits; None if it must tell of all."""
-        top, *elsewhere = self.carry.layers
-        git = [f"{top.upper}/.git", *(layer.upper for layer in elsewhere)]
-        may_have_commits = shadow.is_repository and any(map(touches_git, git))
         marks = marks_of(is_rootless=self._manager.engine.dialect.keep_id) or ""
         carry = self.carry
         take = partial(
@@ -302,8 +305,8 @@ class Carrier:
             may_be_empty=self._may_be_empty,
         )
         try:
-            with Upper.open(top.upper, marks) as upper:
-                if not may_have_commits:
+            with Upper.open(self.carry.layers[0].upper, marks) as upper:
+                if not (shadow.is_repository and self.needs_box):
                     return await take(upper)
                 async with self._box([*command, COMMITS_ALONE]) as pipe:
                     return await take(upper, commits=pipe)
@@ -313,10 +316,17 @@ class Carrier:
 
     def _module(self, command: Sequence[str], module: Repository) -> AbstractAsyncContextManager[Pipe] | None:
         """A box that is asked for the commits of a submodule; None if there can be none."""
-        top, place = self.carry.layers[0].upper if self._ways.commits else "", Path(self.carry.workspace)
-        if top and place in module.folder.parents and not touches_git(f"{top}/{module.folder.relative_to(place)}"):
-            return None
+        for layer in self.carry.layers if self._ways.commits else ():
+            below = module.folder.is_relative_to(layer.lower)
+            if below and not touches_git(f"{layer.upper}/{module.folder.relative_to(layer.lower)}"):
+                return None
         return self._box([*command[:-1], f"{command[-1]}/{os.fsdecode(module.at)}", COMMITS_ALONE])
+
+    @property
+    def _repositories(self) -> list[str]:
+        """What an overlay has written in the workspace's repository, wherever that is."""
+        top, *elsewhere = self.carry.layers
+        return [f"{top.upper}/.git", *(layer.upper for layer in elsewhere)]
 
     @asynccontextmanager
     async def _box(self, command: Sequence[str]) -> AsyncIterator[Pipe]:

@@ -345,7 +345,7 @@ class Shadow:
         sort = (await self.user_git("rev-parse", "--show-object-format")).decode().strip() or "sha1"
         if not (self.git_dir / "info/attributes").exists():  # written last: what was cut off is made again
             await init_bare(self.git_dir, sort)
-        elif (await self.git("rev-parse", "--show-object-format")).decode().strip() != sort and self.repository:
+        elif self.repository and (b"sha256" in (self.git_dir / "config").read_bytes()) is not (sort == "sha256"):
             step = f"Remove {self.folder}, and with it what is kept of earlier runs."
             raise WorkspaceError(f"The repository has other ids now ({sort}) than before.", next_step=step)
         files = {"info/attributes": _ATTRIBUTES}
@@ -369,20 +369,16 @@ class Shadow:
         """See `contents`; of one repository and those inside it, which are added to *repositories*."""
         repositories.append(repository)
         env = setting("core.excludesFile", str(await _excludes_file(repository)))
-
-        async def listed(*words: str) -> list[bytes]:
-            said = await git("ls-files", "-z", *words, folder=repository.folder, tree=repository.tree, env=env)
-            return said.split(b"\0")[:-1]
-
+        words = ("ls-files", "-z", "-t", "--stage", "--others", "--exclude-standard")
         found: list[bytes] = []
         inside: list[bytes] = []
-        for line in await listed("--stage"):
-            (inside if line.startswith(b"160000 ") else found).append(line.partition(b"\t")[2])
-        for name in await listed("--others", "--exclude-standard"):
-            if name.endswith(b"/"):  # a repository that this one does not know as a submodule
-                inside.append(name[:-1])
+        for line in (await git(*words, folder=repository.folder, tree=repository.tree, env=env)).split(b"\0")[:-1]:
+            if not line.startswith(b"? "):
+                (inside if line.startswith(b"160000 ", 2) else found).append(line.partition(b"\t")[2])
+            elif line.endswith(b"/"):  # a repository that this one does not know as a submodule
+                inside.append(line[2:-1])
             else:
-                found.append(name)
+                found.append(line[2:])
         for name in inside if repository.at.count(b"/") < _DEEPEST else ():
             at = os.path.join(repository.at, name)
             tree = self.workspace / os.fsdecode(at)
@@ -395,7 +391,7 @@ class Shadow:
 
     async def _keep(self, tree: str) -> None:
         """Copy what *tree* borrows into the shadow."""
-        last = (await self.git("rev-parse", "--quiet", "--verify", _KEPT, ok=(0, 1))).decode().strip()
+        last = read_some(os.fsencode(self.git_dir / _KEPT)).decode().strip()
         if tree == last:
             return
         wanted = f"{tree}\n^{last}\n" if last else f"{tree}\n"

@@ -3,7 +3,8 @@ r"""The way into a box on another machine, or behind an engine without overlays:
 It holds the files of the folder as they lie on the disk, and for each repository in it a `.git` that is made for the
 box: the objects that HEAD and the index reach in one pack, the index itself, the branch, and what `git status` needs
 to say the same as outside. Nothing of the user's `.git` that git would run or obey is in it, and no other branch.
-`sh -c IN sh FOLDER` unpacks it, and then tells the manifest of what it has made, with which the way out begins.
+`sh -c IN sh FOLDER` unpacks it, once it may write there, and then tells the manifest of what it has made, with which
+the way out begins.
 
 What a filter has made of a file (of git-lfs, say) is carried as it lies there. The box has no such filter, so the
 index takes these files for unchanged: `git add --all` in there commits what was committed before, and what the agent
@@ -34,6 +35,11 @@ IN: Final = rf"""{LIST}
 export LC_ALL=C
 unset TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
 cd "$1" || exit 71
+tries=0
+until [ -w . ] || [ "$tries" -eq 200 ]; do
+  tries=$((tries + 1))
+  sleep 0.05 2>/dev/null || sleep 1
+done
 tar -xof - >&2 || exit 72
 if command -v git >/dev/null; then
   find . -name .git -type d -prune -exec sh -c '
