@@ -34,6 +34,15 @@ from container_runner.workspace.way_out import COMMITS_ALONE, OUT
 OPEN: Final = 'chmod 1777 "$1"'
 """Lets every user write to a folder: `sh -c OPEN sh FOLDER`, by its owner."""
 
+HELD: Final = """\
+trap 'exit 143' TERM
+exec 3<&0
+sh -c "$@" <&3 3<&- &
+wait "$!"
+"""
+"""Runs a script of ours as PID 1 of a container: `sh -c HELD sh SCRIPT sh FOLDER`. The kernel keeps a TERM from a PID 1
+without a trap, and a shell that waits for a program of its own hears it too late."""
+
 HELPER_MEMORY: Final = 1024**3
 """The most bytes of memory of a container that only fetches."""
 
@@ -218,6 +227,8 @@ def helper_argv(
         "--",
         image,
         "-c",
+        HELD,
+        "sh",
         script,
         "sh",
         *arguments,

@@ -93,6 +93,7 @@ async def open_pipe(
     try:
         yield Pipe(process, None if isinstance(stdin, bytes) else stdin, patience)
     finally:
+        process.give_up_pipes()  # who waits for us to read, as an engine's client, does not end
         try:
             await settle(lambda: process.terminate(grace))
         finally:

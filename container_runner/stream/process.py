@@ -251,7 +251,7 @@ class Process:
         while True:
             lines = self._pump()
             if self._exited_at is not None and anyio.current_time() >= self._exited_at + EXIT_GRACE:
-                self._give_up_pipes()  # all that it wrote has been taken; what comes now is a grandchild's
+                self.give_up_pipes()  # all that it wrote has been taken; what comes now is a grandchild's
             if lines:
                 return lines
             if self.has_said_all:  # and the reader, who asks for more, has got it all
@@ -345,7 +345,7 @@ class Process:
             ends.append(now + EXIT_POLL)
         if self._exited_at is not None:
             if now >= self._exited_at + EXIT_GRACE:
-                self._give_up_pipes()
+                self.give_up_pipes()
                 return
             ends.append(self._exited_at + EXIT_GRACE)
         if deadline is not None and now >= deadline:
@@ -353,7 +353,8 @@ class Process:
         with anyio.move_on_at(min(ends, default=math.inf)):
             await anyio.wait_readable(self._selector.fileno())
 
-    def _give_up_pipes(self) -> None:
+    def give_up_pipes(self) -> None:
+        """Hear no more of what it says."""
         self._close("stdout")
         self._close("stderr")
         self._gate = None

@@ -11,7 +11,7 @@ import pytest
 
 from container_runner.box import carried
 from container_runner.box.argv import DOCKER, PODMAN, PODMAN_ROOTLESS, Dialect
-from container_runner.box.carried import carried_flags, helper_argv, in_kernel, plan_carry
+from container_runner.box.carried import HELD, carried_flags, helper_argv, in_kernel, plan_carry
 from container_runner.box.user import User
 from container_runner.config.container import ContainerConfig
 from container_runner.errors import ConfigError
@@ -201,5 +201,5 @@ def test_a_helper_sees_the_work_and_nothing_else() -> None:
         *("--network=none", "--memory=1073741824", "--pids-limit=256", "--log-driver=none", "--no-healthcheck"),
         "--mount=type=volume,src=VOLUME,dst=/workspace,volume-nocopy",
         *(f"--env={name}=" for name in DOCKER.blank),
-        *("--", "i", "-c", "echo", "sh", "x"),
+        *("--", "i", "-c", HELD, "sh", "echo", "sh", "x"),
     ]
