@@ -1,9 +1,9 @@
-"""Work that goes on while a block runs."""
+"""Work that goes on at once, or while a block runs."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, Final
@@ -89,3 +89,31 @@ async def _prune(manager: Containers) -> None:
                 _log.info("removed %s, whose owner is dead", info.name)
     except Exception as error:  # whatever is wrong with what others left, this run has nothing to do with it
         _log.info("looking for what dead processes left: %s", error)
+
+
+async def together(*functions: Callable[[], Awaitable[bool]]) -> bool:
+    """Wait for all of these at once; tell whether all are true. The first that is not, or fails, ends the others.
+
+    Raises:
+        Exception: what one of them has raised, as it is.
+    """
+    failures: list[Exception] = []
+    is_true = True
+
+    async def one(function: Callable[[], Awaitable[bool]]) -> None:
+        nonlocal is_true
+        try:
+            went_well = await function()
+        except Exception as error:  # out of the task group, which would wrap it
+            failures.append(error)
+            went_well = False
+        if not went_well:
+            is_true = False
+            tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        for function in functions:
+            tasks.start_soon(one, function)
+    if failures:
+        raise failures[0]
+    return is_true

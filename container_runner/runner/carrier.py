@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from container_runner.errors import (
     StateError,
     WorkspaceError,
 )
+from container_runner.runner.beside import together
 from container_runner.runner.diagnosis import left_over
 from container_runner.stream.pipe import Pipe
 from container_runner.stream.process import Process, settle
@@ -241,7 +242,9 @@ class Carrier:
     async def _let_write(self) -> bool:
         """Let the agent write to a volume that is root's; IN waits for it."""
         if self._ways.open:
-            await self._manager.engine.run(self._ways.open)
+            done = await self._manager.engine.run(self._ways.open, check=False)
+            if done.returncode != 0:
+                raise _not_arrived(done.stderr)
         return True
 
     async def _bring(self, files: Prepared) -> bool:
@@ -257,7 +260,7 @@ class Carrier:
             async for _ in pipe:
                 pass
             if await pipe.wait() != 0 or code != 0:
-                raise WorkspaceError("The workspace did not arrive in the box.", stderr=pipe.stderr)
+                raise _not_arrived(pipe.stderr)
         self._before = before
         return True
 
@@ -390,6 +393,10 @@ class Carrier:
         self.carry.save(self._manager.state_dir)
 
 
+def _not_arrived(stderr: str) -> WorkspaceError:
+    return WorkspaceError("The workspace did not arrive in the box.", stderr=stderr)
+
+
 @contextmanager
 def _typed() -> Iterator[None]:
     """Make an error of ours of what the disk refuses, as one that is full does."""
@@ -419,31 +426,3 @@ def _labels(said: bytes) -> Mapping[str, str]:
 def run_lock(state_dir: Path, run: str) -> LockFile:
     """The lock that is held by whoever looks after the work of a run."""
     return LockFile(state_dir / "locks" / f"carried.{run}.lock")
-
-
-async def together(*functions: Callable[[], Awaitable[bool]]) -> bool:
-    """Wait for all of these at once; tell whether all are true. The first that is not, or fails, ends the others.
-
-    Raises:
-        Exception: what one of them has raised, as it is.
-    """
-    failures: list[Exception] = []
-    is_true = True
-
-    async def one(function: Callable[[], Awaitable[bool]]) -> None:
-        nonlocal is_true
-        try:
-            went_well = await function()
-        except Exception as error:  # out of the task group, which would wrap it
-            failures.append(error)
-            went_well = False
-        if not went_well:
-            is_true = False
-            tasks.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        for function in functions:
-            tasks.start_soon(one, function)
-    if failures:
-        raise failures[0]
-    return is_true

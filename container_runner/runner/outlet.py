@@ -15,7 +15,7 @@ from container_runner.engine.pool import gateway_of
 from container_runner.errors import ContainerRunnerError
 from container_runner.records.recorder import Recorder
 from container_runner.records.tally import MOST_DENIED
-from container_runner.runner.carrier import together
+from container_runner.runner.beside import together
 from container_runner.stream.own import ConnectionDenied
 from container_runner.stream.process import Process
 

@@ -22,7 +22,7 @@ import pytest
 from container_runner import Agent, ClaudeRuntime, CommandRuntime, ContainerConfig, ContainerRunner, ExecuteOptions
 from container_runner.errors import ConfigError, ConflictError, EngineError, WorkspaceError
 from container_runner.records.summary import RunSummary
-from container_runner.runner.carrier import together
+from container_runner.runner.beside import together
 from container_runner.runner.left import fetch_left, unfetched
 from container_runner.workspace.carry import Carry
 from container_runner.workspace.changes import Changes
