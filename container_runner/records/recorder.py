@@ -165,8 +165,9 @@ class Recorder:
         self._give_up("what the agent said while it was being stopped was too much")
 
     def stopped(self, rung: str | None) -> None:
-        """The agent was stopped, by this rung of the ladder."""
-        _log.info("run %s was stopped by %s", self._plan.run_id, rung, extra={**self._ids, "rung": rung})
+        """The agent was stopped, by this rung of the ladder; None if it left by itself meanwhile."""
+        how = "stopped by itself" if rung is None else f"was stopped by {rung}"
+        _log.info("run %s %s", self._plan.run_id, how, extra={**self._ids, "rung": rung})
 
     def finish(
         self, error: BaseException | None, *, stop: str | None = None, changes: Changes | None = None
