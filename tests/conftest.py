@@ -9,16 +9,11 @@ from pathlib import Path
 
 import attrs
 import pytest
-from hypothesis import HealthCheck, settings
 
 from tests.faults.scene import TABLE, Row
 from tests.integration.engines import PLACES
 
 pytest_plugins = ["tests.integration.fixtures"]
-
-# How long an example takes says more of what else this machine does than of us.
-settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("no clock")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,6 +25,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the real engine (or the machine) to test with; may be repeated; without it they are all used",
     )
     parser.addoption("--fault-table", metavar="FILE", help="write the fault suite's table to this file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let no example of Hypothesis be too slow: that says more of what else this machine does than of us."""
+    if config.pluginmanager.has_plugin("hypothesispytest"):  # the whole machine has none
+        from hypothesis import HealthCheck, settings
+
+        settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("no clock")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
