@@ -96,7 +96,7 @@ def test_a_known_agent_needs_its_kind_alone(place: Place) -> None:
         pass
 
     (run,) = (call["argv"] for call in played_engine.calls(place.folder / "engine") if "prompt" in call)
-    assert run[-3:] == ["copilot", "--acp", "--no-auto-update"]
+    assert run[-4:] == ["copilot", "--acp", "--no-auto-update", "--disable-client-telemetry"]
 
 
 def test_an_agent_that_dies_answers_what_is_open(place: Place) -> None:
