@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +135,64 @@ def test_sub_agents_work_in_worktrees_in_one_run_as_in_the_next(
         assert "Read-only" not in told
         assert "/workspace/.claude/worktrees/" in told, told
         assert "second" in told, told
+
+
+MERGE = """\
+for n in $(seq 60); do
+  git log -1 --format=%s $(git branch --list 'worktree-*' '--format=%(refname)') | grep -q second && break
+  sleep 1
+done
+git merge -q $(git branch --list 'worktree-*' '--format=%(refname)')"""
+CARRIED = "\n".join(
+    [
+        'tool: Read {"file_path": "/workspace/a"}',
+        'tool: Edit {"file_path": "/workspace/a", "old_string": "1", "new_string": "2"}',
+        "bash: (cd mod && echo 2 >l && git commit -qam within) && git commit -qam around",
+        f"tool: Agent {json.dumps(SUB_AGENT)}",
+        f"tool: Bash {json.dumps({'command': MERGE})}",  # the sub-agent is not waited for
+    ]
+)
+
+
+@ON_OWN_ROOTFUL
+def test_what_claude_and_its_sub_agent_commit_comes_out_of_a_carried_workspace(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a submodule."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    (tmp_path / "config").write_text('[user]\nname = Me\nemail = me@home\n[protocol "file"]\nallow = always\n')
+    (library := tmp_path / "library").mkdir()
+
+    def git(folder: Path, *words: str) -> str:
+        command = ["git", "-c", "safe.directory=*", *words]
+        return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+    for folder, name in ((library, "l"), (box.workspace, "a")):
+        git(folder, "init", "-q")
+        (folder / name).write_text("1\n")
+        git(folder, "add", name)
+    git(library, "commit", "-qm", "first")
+    git(box.workspace, "submodule", "--quiet", "add", str(library), "mod")
+    git(box.workspace, "commit", "-qm", "first")
+    for path in (box.workspace, *box.workspace.rglob("*")):
+        os.chown(path, *box.engine.owner, follow_symlinks=False)
+    runner = runner_of(box, workspace_mode="carried", carry="overlay" if box.engine.is_docker else "stream")
+
+    async def work() -> str:
+        result = await runner.run(box.options(CARRIED))
+        assert (box.workspace / "a").read_text() == "1\n"
+        assert result.changes is not None
+        await result.changes.apply()
+        await result.changes.branch("agent")
+        return result.text
+
+    told = anyio.run(work)
+
+    assert {path.name for path in box.workspace.iterdir()} >= {"a", "b", "mod"}, told
+    assert (box.workspace / "a").read_text() == "2\n"
+    assert git(box.workspace, "log", "--format=%s", "agent").splitlines()[-3:] == ["second", "around", "first"]
+    assert git(box.workspace / "mod", "log", "--format=%s", "agent").splitlines() == ["within", "first"]
+    assert git(box.workspace, "rev-parse", "agent:mod") == git(box.workspace / "mod", "rev-parse", "agent")
 
 
 def test_a_session_is_resumed_with_its_history_and_forked_under_a_new_id(box: Box) -> None:
