@@ -355,9 +355,13 @@ interrupt() {{
   if [ "$kept" = yes ] && others; then marked -INT; else kill -INT -1; fi
 }}
 any() {{
-  [ -n "$shared" ] || {{ kill -0 -1; return; }}
-  marked -0
-  [ -n "$found" ]
+  [ "$kept" = yes ] || {{ kill -0 -1; return; }}
+  [ -z "$shared" ] || {{ marked -0; [ -n "$found" ]; return; }}
+  for process in /proc/[0-9]*; do
+    look "${{process#/proc/}}"
+    case $uid:$state:$process in "$mine":[ZX]:* | *:"/proc/$$") ;; "$mine":*) return 0 ;; esac
+  done
+  return 1
 }}
 stop() {{
   trap '' TERM USR1
@@ -430,7 +434,8 @@ process that we still wait for. From then on nothing is written but to KEEPER, a
 A live agent's stdin is a FIFO, see FEED.
 
 `stop` asks all that the agent has started, wherever it hides, and when the agent has ended gives the rest up to two
-seconds more: a git that is killed leaves its lock.
+seconds more: a git that is killed leaves its lock. In a kept container `kill -0 -1` would always find
+somebody: to the kernel it succeeds where there are but processes of others, such as KEEPER's.
 
 The host sends an empty line when the agent was silent, so that we look whether it is there: what kills all that it
 may also kills the ticker. A `read` that fails has met the lease's end, or a signal: dash and ash do not tell which.
