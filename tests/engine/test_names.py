@@ -25,6 +25,7 @@ from container_runner.options import Agent, ExecuteOptions
 from container_runner.runner import ContainerRunner
 from container_runner.runner.kept import ContainerManager
 from container_runner.stream.messages import ErrorMessage, Message
+from tests.faults.live_engine import READ_HEADER
 from tests.faults.test_checkpoints import at_every_await, stepped
 
 ENGINE = """\
@@ -62,14 +63,7 @@ case $1 in
     case $2 in --detach) printf '%064d\\n' 0; exit ;; esac
     trap 'rm -f "$name"' EXIT  # --rm
     [ "$word" != 86400 ] || echo "container-runner: ready $run" >&2  # there is no command behind its time limit
-    read -r lines || exit 70
-    header=
-    while [ "$lines" -gt 0 ]; do
-      IFS= read -r line || exit 70
-      header="$header$line
-" lines=$((lines - 1))
-    done
-    eval "$header"
+    READ_HEADER
     echo "${gated:-$uid}" >>../begun
     if [ -n "$uid" ] && [ -n "$(cat ../nameless)" ]; then
       echo "container-runner: nameless $token" >&2
@@ -84,7 +78,7 @@ case $1 in
     ;;
   rm) for word; do :; done; rm -f "$word" ;;
 esac
-"""
+""".replace("READ_HEADER", READ_HEADER)
 ROOT = b"root:x:0:0:root:/root:/bin/sh\n"
 ONE, TWO = "1" * 64, "2" * 64
 

@@ -1,5 +1,17 @@
 """An engine with a live agent, for being cancelled: a script that keeps a container as a file."""
 
+READ_HEADER = """\
+read -r lines || exit 70
+header=
+while [ "$lines" -gt 0 ]; do
+  IFS= read -r line || exit 70
+  header="$header$line
+" lines=$((lines - 1))
+done
+eval "$header"
+"""
+"""How each engine that is a script takes what stands in front of the prompt."""
+
 SCRIPT = r"""#!/bin/sh
 # What the agent is told comes by a FIFO beside FOLDER. What is written before it has opened that, it would never read.
 cd FOLDER || exit
@@ -20,14 +32,7 @@ case $1 in
     for word; do case $word in --name=*) name=${word#--name=} ;; esac; done
     : >"$name"
     trap 'rm -f "$name" "../$name" "../$name.open"' EXIT  # --rm
-    read -r lines || exit 70
-    header=
-    while [ "$lines" -gt 0 ]; do
-      IFS= read -r line || exit 70
-      header="$header$line
-" lines=$((lines - 1))
-    done
-    eval "$header"
+    READ_HEADER
     mkfifo "../$name"
     talk <"../$name" &
     agent=$!
@@ -52,4 +57,4 @@ case $1 in
   ps) ;;
   inspect) echo '[]' ;;
 esac
-"""
+""".replace("READ_HEADER", READ_HEADER)

@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from container_runner import Agent, ClaudeRuntime, ContainerConfig, ContainerRunner, ExecuteOptions
+from tests.faults.live_engine import READ_HEADER
 from tests.faults.live_engine import SCRIPT as LIVE
 from tests.faults.scene import TABLE, Row, last, resources
 from tests.faults.test_consumer import tasks
@@ -32,14 +33,7 @@ case $1 in
     for word; do case $word in --name=*) name=${word#--name=} ;; esac; done
     : >"$name"
     trap 'rm -f "$name"' EXIT  # --rm
-    read -r lines || exit 70
-    header=
-    while [ "$lines" -gt 0 ]; do
-      IFS= read -r line || exit 70
-      header="$header$line
-" lines=$((lines - 1))
-    done
-    eval "$header"
+    READ_HEADER
     prompt=$(head -c "$size")
     echo "container-runner: started $token" >&2
     echo '{"type":"system","subtype":"init","session_id":"s"}'
@@ -56,7 +50,7 @@ case $1 in
   ps) ;;
   inspect) echo '[]' ;;
 esac
-"""
+""".replace("READ_HEADER", READ_HEADER)
 
 
 @types.coroutine
