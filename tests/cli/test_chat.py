@@ -138,6 +138,11 @@ def test_nobody_answers_at_a_pipe(place: Place) -> None:
     assert "--ask" in done.stderr
 
 
+def asks(text: str) -> bool:
+    """Whether the next prompt is asked for: what is typed before is drawn over by the live view."""
+    return text.endswith("\n>")
+
+
 def test_at_a_terminal_a_person_answers_interrupts_and_leaves(place: Place) -> None:
     with Terminal([*place.command, "--ask", "--live"], cwd=place.folder / "work") as terminal:
         terminal.wait_for(">")
@@ -146,12 +151,14 @@ def test_at_a_terminal_a_person_answers_interrupts_and_leaves(place: Place) -> N
         assert "Bash: rm -rf x" in terminal.text
         terminal.type("maybe\n")
         terminal.type("n\n")
+        terminal.wait_for(asks)
         terminal.type("say fine\n")
-        terminal.wait_for(lambda text: text.count("fine") == 2)
+        terminal.wait_for(lambda text: text.count("fine") == 2 and asks(text))
         terminal.type("hang\n")
         terminal.wait_for("Ctrl-C stops")
         terminal.type("\x03")
         terminal.wait_for("Interrupting")
+        terminal.wait_for(asks)
         terminal.type("say still here\n")
         terminal.wait_for(lambda text: text.count("still here") == 2)
         terminal.type("\x03")
