@@ -162,7 +162,7 @@ def test_at_a_terminal_a_person_answers_interrupts_and_leaves(place: Place) -> N
         terminal.type("say still here\n")
         terminal.wait_for(lambda text: text.count("still here") == 2)
         terminal.type("\x03")
-        terminal.wait_for("Ctrl-C again ends the session")
+        terminal.wait_for("and so does Ctrl-D")
         terminal.type("\x03")
 
         assert terminal.finish() == 130
