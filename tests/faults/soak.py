@@ -75,10 +75,17 @@ class Soak:
             except Exception as error:
                 self.problems.append(f"{fault.__name__} on {scene.engine.name}: {error!r}")
 
-    async def run(self, scene: Scene, meanwhile: Callable[[], object] | None = None, **options: Any) -> list[Message]:
+    async def run(
+        self,
+        scene: Scene,
+        meanwhile: Callable[[], object] | None = None,
+        *,
+        ephemeral: bool | None = None,
+        **options: Any,
+    ) -> list[Message]:
         """One run of an agent that does something or other, now and then in a persistent container."""
         messages: list[Message] = []
-        runner = scene.runner(ephemeral=self.random.random() < 0.8)
+        runner = scene.runner(ephemeral=self.random.random() < 0.8 if ephemeral is None else ephemeral)
         request = scene.options(
             self.random.choice(PROMPTS), grace=1, **{"result_timeout": 1.0, "timeout": 20.0, **options}
         )
@@ -145,10 +152,11 @@ class Soak:
         async with anyio.create_task_group() as group:
             for number in range(LANES):
                 group.start_soon(self.lane, number)
-        await anyio.sleep(PATIENCE)
         for scene in self.scenes:
-            # Killed starts leave containers that never ran, and the next start removes them. So does a persistent
-            # container outlive its run; of its agents nothing may.
+            # Killed starts leave containers that never ran, and the next start removes them, and a persistent container
+            # that was paused when its run's host was killed. The new one outlives its run; of its agents nothing may.
+            await self.run(scene, ephemeral=False)
+            await anyio.sleep(PATIENCE)
             left = [f"process of a run {line[:150]}" for line in scene.agents().values()]
             await (await scene.runner().manager()).prune()
             await anyio.sleep(1)
