@@ -255,12 +255,14 @@ class Scene:
         The patience begins now: until a busy machine has come here, it may have taken much of it.
         """
         end = time.monotonic() + patience
+        pause = 0.05  # a look at all processes takes a quarter of that
         while True:
             left = self.left(keep=keep) + also()
             seconds = time.monotonic() - since
             if not left or time.monotonic() > end:
                 break
-            time.sleep(0.05)
+            time.sleep(pause)
+            pause = min(1.2 * pause, 0.2)
         row = Row(
             fault=fault,
             engine=self.engine.name,
