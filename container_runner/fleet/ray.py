@@ -22,7 +22,6 @@ import anyio
 import attrs
 
 from container_runner import __version__
-from container_runner.box.environment import host_environment
 from container_runner.errors import (
     ConfigError,
     EngineUnreachableError,
@@ -32,6 +31,7 @@ from container_runner.errors import (
 from container_runner.fleet.heartbeat import Heartbeat
 from container_runner.fleet.job import Job
 from container_runner.fleet.node import Ended, Node, held, place_of
+from container_runner.fleet.ray_head import greet
 from container_runner.fleet.ray_node import PYTHON, NodeRunner, Report, Spec
 from container_runner.fleet.travel import Luggage, Parcel, make_parcel, pack, take_home, wanted_for
 from container_runner.runner import ContainerRunner
@@ -50,9 +50,6 @@ _MOST: Final = 1200
 
 _CONNECT: Final = 10.0
 """Seconds that the head of a cluster may take to answer."""
-
-_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4" + bytes(5)
-"""How gRPC begins, which a head speaks, with settings that are empty; it answers with settings of its own."""
 
 _READY: Final = 120.0
 """Seconds that a node may take to get ready."""
@@ -307,13 +304,17 @@ async def _join(ray: Any, address: str) -> None:
     try:
         if host:  # Ray itself would try for minutes, in which nothing else goes on here
             with anyio.fail_after(_CONNECT):
-                await _greet(host.strip("[]"), int(port))
+                await greet(host.strip("[]"), int(port))
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
         _let_print(ray, False)
     except (OSError, RuntimeError, ValueError) as error:
         told = f"No Ray cluster answers at {address}."
-        next_step = "Start one with `ray start --head`, or give its head as HOST:PORT, where PORT is 6379 by default."
-        raise EngineUnreachableError(told, next_step=next_step, stderr=str(error)) from None
+        silence = f"Nothing came from there in {_CONNECT:g} seconds."
+        next_step = (
+            "Start one with `ray start --head`, or give its head as HOST:PORT: PORT is 6379, or what "
+            "`ray start --head --port` was given, and not 10001, which is Ray Client's."
+        )
+        raise EngineUnreachableError(told, next_step=next_step, stderr=str(error) or silence) from None
     finally:
         # Ray takes the signal for itself, and exits in the middle of anything.
         if on_term is not None and threading.current_thread() is threading.main_thread():
@@ -323,22 +324,6 @@ async def _join(ray: Any, address: str) -> None:
 def _let_print(ray: Any, may: bool) -> None:
     """Ray tells about nodes that have died on stdout, which is not ours and may be JSON; nothing else stops it."""
     ray._private.worker._worker_logs_enabled = may  # noqa: SLF001  Ray's debugger does the same
-
-
-async def _greet(host: str, port: int) -> None:
-    """See that somebody there speaks as the head of a cluster does.
-
-    Raises:
-        OSError: nobody does.
-    """
-    async with await anyio.connect_tcp(host, port) as stream:
-        if host_environment().get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-            return  # Ray says the rest
-        await stream.send(_PREFACE)
-        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
-            if (await stream.receive())[3:4] == b"\4":
-                return
-    raise ConnectionError("what answers there is no head of a Ray cluster")
 
 
 def _named(nodes: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

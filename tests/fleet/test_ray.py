@@ -243,12 +243,45 @@ async def test_a_node_that_lacks_a_secret_is_told_before_the_first_job(nodes: No
         await run_batch([job(lacking, "1", "hello")], on=RayFleet(nodes.address))
 
 
-@pytest.mark.parametrize("answer", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"], ids=["nobody", "silent", "http"])
+SETTINGS = bytes.fromhex("000018040000000000000400400000000500400000000600004000fe0300000001000004080000000000003f0001")
+SETTINGS += bytes.fromhex("00000004010000000000000408000000000000000000")
+NO_SUCH_METHOD = (
+    b"\x88@\x0ccontent-type\x10application/grpc@\x0bgrpc-status\x0212\0\x0cgrpc-message\x11Method not found!"
+)
+CLIENT = SETTINGS + b"\0\0P\x01\x05\0\0\0\x01" + NO_SUCH_METHOD
+"""What the port of Ray Client answers, of Ray 2.60."""
+
+SILENCE = "Nothing came from there in 0.5 seconds."
+NO_HEAD = "What answers there is no head of a Ray cluster"
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (None, "attempts failed"),
+        (b"", SILENCE),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", f"{NO_HEAD}."),
+        (SETTINGS, SILENCE),
+        (SETTINGS + b"\0\0\x08\x07" + bytes(13), f"{NO_HEAD}."),
+        (CLIENT, f"{NO_HEAD}, but speaks as the port of Ray Client."),
+    ],
+    ids=["nobody", "silent", "http", "settings-alone", "goes-away", "client"],
+)
 async def test_a_cluster_that_is_not_there_is_told(
-    answer: bytes | None, runner: ContainerRunner, monkeypatch: pytest.MonkeyPatch
+    answer: bytes | None, why: str, runner: ContainerRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Within seconds: Ray itself would try for half a minute, or for minutes."""
     pytest.importorskip("ray")
-    monkeypatch.setattr(ray, "_CONNECT", 0.5)
+    if why == SILENCE:
+        monkeypatch.setattr(ray, "_CONNECT", 0.5)
+
+    class Joined(Exception):  # noqa: N818  it is no error
+        pass
+
+    def join(**_: object) -> None:
+        raise Joined
+
+    monkeypatch.setattr(ray._ray(), "init", join)
 
     async def serve(stream: SocketStream) -> None:
         async with stream:
@@ -264,7 +297,8 @@ async def test_a_cluster_that_is_not_there_is_told(
         tasks.cancel_scope.cancel()
 
     assert caught.value.message == f"No Ray cluster answers at 127.0.0.1:{port}."
-    assert "ray start --head" in caught.value.next_step
+    assert "`ray start --head --port` was given, and not 10001, which is Ray Client's" in caught.value.next_step
+    assert caught.value.stderr == why or (answer is None and why in (caught.value.stderr or ""))
 
 
 async def test_functions_of_this_program_are_refused(tmp_path: Path) -> None:
