@@ -96,6 +96,7 @@ class Run:
     """What watches how much the agent writes, if that is limited."""
     _is_spoiled: bool = attrs.field(default=False, init=False)
     """Whether a kept container is one that no other run should use."""
+    _for_names: int = attrs.field(default=0, init=False)  # starts that told an image's names; 2 are no attempts
     stopped_by: str | None = attrs.field(default=None, init=False)
     """The last rung of the ladder that was needed: "term", "kill", "container", or None."""
     has_left: bool = attrs.field(default=False, init=False)
@@ -307,15 +308,15 @@ class Run:
             EngineBusyError: they are not, and the next plan has none.
         """
         if not await fits(self._manager.engine, self.plan):
-            self._is_spoiled = True
+            self._is_spoiled, self._for_names = True, self._for_names + 1
             raise EngineBusyError(f"The name {self.plan.image} stands for another image than when it was looked at.")
 
     async def _retry(self, error: EngineError) -> MessageStream:
-        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+        from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
         attempts = AsyncRetrying(
             retry=retry_if_exception_type(TRANSIENT),
-            stop=stop_after_attempt(START_ATTEMPTS - 1),
+            stop=lambda done: done.attempt_number >= START_ATTEMPTS - 1 + min(self._for_names, 2),
             wait=wait_random_exponential(multiplier=0.2, max=2),
             sleep=anyio.sleep,
             reraise=True,
@@ -442,6 +443,7 @@ class Run:
         self._is_spoiled = report.refusal not in ("no-command", "not-executable")
         if report.refusal == "nameless":
             await learn(self._manager.engine, plan)
+            self._for_names += 1
         if report.refusal is not None:
             return refused(report, plan, exit_code, stderr, for_missing=self._runtime.for_missing())
         done = Completed(returncode=exit_code, stdout=stdout, stderr=stderr)

@@ -59,6 +59,11 @@ case $1 in
     ;;
   exec) [ -z "$(cat ../nameless)" ] || exit 73 ;;
   run)
+    if [ -s ../busy ]; then
+      sed -i 1d ../busy
+      echo 'docker: Error response from daemon: too many open files' >&2
+      exit 125
+    fi
     cp ../image "$name"
     case $2 in --detach) printf '%064d\\n' 0; exit ;; esac
     trap 'rm -f "$name"' EXIT  # --rm
@@ -186,6 +191,21 @@ async def test_the_names_of_another_image_are_never_used(scene: Scene) -> None:
     assert not isinstance(messages[-1], ErrorMessage)
     assert scene.take("begun") == ["4242", "yes"], "the container with the old names got no agent"
     assert (scene.given() or "").startswith("other:")
+    assert scene.left() == []
+
+
+@pytest.mark.parametrize(("busy", "kind"), [(2, None), (3, "engine_busy")])
+async def test_a_start_for_the_names_is_no_attempt_to_start(scene: Scene, busy: int, kind: str | None) -> None:
+    """A name that has moved takes two more, and a busy engine may be so as often as ever."""
+    await scene.run()
+    scene.image(TWO, archive())
+    scene.take()
+    (scene.folder / "busy").write_text("x\n" * busy)
+
+    last = (await scene.run())[-1]
+
+    assert (last.kind if isinstance(last, ErrorMessage) else None) == kind
+    assert scene.take().count("run") == min(busy, 3) + (3 if kind is None else 0)
     assert scene.left() == []
 
 
