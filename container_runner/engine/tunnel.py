@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 from urllib.parse import urlsplit
@@ -39,6 +40,9 @@ OPTIONS: Final = (
 
 OPEN_TIMEOUT: Final = 30.0
 """Seconds that it may take until the engine answers."""
+
+END_GRACE: Final = 2.0
+"""Seconds that ssh has to end when it was told to, and again when it was killed."""
 
 PING: Final = b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n"
 
@@ -121,7 +125,11 @@ def _close(process: subprocess.Popen[bytes], folder: str) -> None:
     """The garbage collector calls it, in the middle of anything: it waits for no answer from the other side."""
     if process.stdin is not None:
         process.stdin.close()
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-    process.wait()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is not None:
+            break
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):  # one that not even a kill ends is left to the kernel
+            process.wait(END_GRACE)
     shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,7 @@ import attrs
 import pytest
 
 from container_runner.box.argv import DOCKER, PODMAN
+from container_runner.engine import tunnel
 from container_runner.engine.engine import Engine
 from container_runner.engine.tunnel import Tunnel, arguments, tunnelled
 
@@ -58,14 +59,46 @@ def test_what_nobody_holds_is_ended_and_nothing_is_waited_for_before(
 
     monkeypatch.setattr(os, "killpg", killed)
     monkeypatch.setattr(process, "wait", waited)
-    tunnel = Tunnel(process, str(folder))
-    assert tunnel.is_open
+    made = Tunnel(process, str(folder))
+    assert made.is_open
 
-    del tunnel
+    del made
     gc.collect()
 
     assert steps == ["end", "wait"]
     assert process.returncode == -signal.SIGTERM
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("obeys", [signal.SIGKILL, None])
+def test_one_that_does_not_end_is_not_waited_for_for_ever(
+    obeys: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnel, "END_GRACE", 0.05)
+    (folder := tmp_path / "tunnel").mkdir()
+    deaf = ["sh", "-c", "trap '' TERM; echo; exec sleep 1000"]
+    process = subprocess.Popen(deaf, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"\n"
+    told: list[int] = []
+    kill = os.killpg
+
+    def killed(group: int, number: int) -> None:
+        told.append(number)
+        if number == obeys:
+            kill(group, number)
+            process.wait()  # however long the machine takes for it
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "killpg", killed)
+        Tunnel(process, str(folder)).close()
+    is_there = process.poll() is None
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+    assert told == [signal.SIGTERM, signal.SIGKILL]
+    assert is_there == (obeys is None)
     assert not folder.exists()
 
 
