@@ -31,7 +31,7 @@ from container_runner.stream.process import Process
 CALL_TIMEOUT: Final = 600.0
 """Seconds that a server may take to answer."""
 
-MOST_OPEN: Final = 64
+MOST_REQUESTS: Final = 64
 """How many requests of one server may be open at a time."""
 
 MOST_UNREAD: Final = 8 * MOST_BYTES
@@ -102,7 +102,7 @@ class HostedServer:
     _start_soon: Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
     """Starts a task that lives as long as the gateway."""
 
-    open: int = 0
+    memory: int = 0
     _process: Process | None = None
     _begun: anyio.Event | None = None
     """Is made where it is waited for: we may be made on another event loop."""
@@ -162,7 +162,7 @@ class HostedServer:
 
     async def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         asked = _Asked(message.get("id"))
-        if len(self._asked) >= MOST_OPEN:
+        if len(self._asked) >= MOST_REQUESTS:
             return jsonrpc.refused(asked.id, jsonrpc.INTERNAL_ERROR, "too many requests are open")
         self._last += 1
         number = self._last

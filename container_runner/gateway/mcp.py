@@ -24,7 +24,7 @@ from container_runner.stream.decode import cost, fits
 MOST_BYTES: Final = 1024**2
 """How long a message of the box's may be. Each of its connections may hold one in memory."""
 
-MOST_OPEN: Final = 128 * 1024**2
+MOST_MEMORY: Final = 128 * 1024**2
 """How much memory the messages of a box that are being answered may take, as `cost` has it. A call is open for as long
 as its function runs."""
 
@@ -37,7 +37,7 @@ BODY_TIMEOUT: Final = 30.0
 class McpServer(Protocol):
     """An MCP server, as it is asked."""
 
-    open: int
+    memory: int
     """What the messages take that are being answered, as `cost` has it. `serve` counts."""
 
     @property
@@ -57,7 +57,7 @@ class ToolServer:
     _tools: Sequence[Tool]
     _call: Callable[[mcp.Called], Awaitable[ToolAnswer]]
     token: str = attrs.field(repr=False)
-    open: int = 0
+    memory: int = 0
 
     async def answer(self, message: dict[str, Any]) -> dict[str, Any] | None:
         """See `McpServer`."""
@@ -94,7 +94,7 @@ async def serve(
     answer: dict[str, Any] | None = None
     if method == "POST":
         body, has_left = await _body(next_event), False
-        if server.open + (price := cost(body)) > MOST_OPEN:
+        if server.memory + (price := cost(body)) > MOST_MEMORY:
             raise Refused(503, "too many calls are open")
         with _counted(server, price):
             async with anyio.create_task_group() as tasks:
@@ -114,7 +114,8 @@ async def serve(
             raise Gone
     status = 405 if method != "POST" else 202 if answer is None else 200  # 405 says that there is no stream to GET
     said = b"" if answer is None else orjson.dumps(answer)
-    if answer is not None and server.open + len(said) > MOST_OPEN:  # what was asked may have been done: it is no 503
+    if answer is not None and server.memory + len(said) > MOST_MEMORY:
+        # What was asked may have been done: it is no 503.
         said = orjson.dumps(jsonrpc.refused(answer.get("id"), jsonrpc.INTERNAL_ERROR, NO_ROOM))
     answer = None
     with _counted(server, len(said)):  # it is in memory until the client has read it
@@ -129,11 +130,11 @@ async def serve(
 @contextlib.contextmanager
 def _counted(server: McpServer, price: int) -> Iterator[None]:
     """Count what a message takes."""
-    server.open += price
+    server.memory += price
     try:
         yield
     finally:
-        server.open -= price
+        server.memory -= price
 
 
 async def _body(next_event: Callable[[], Awaitable[Any]]) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from container_runner.gateway import frames
 from container_runner.gateway.forwarder import MOST_CHANNELS
 from container_runner.gateway.frames import (
     CONNECT,
@@ -95,6 +96,21 @@ async def test_bytes_are_never_sent_beyond_the_credit() -> None:
     told = await hear(frame(OPEN, 1), serve)
 
     assert told.count(b"x") == CREDIT or len(told) < CREDIT  # stderr keeps the end of it
+
+
+async def test_the_channels_that_we_open_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "MOST_OURS", 2)
+    process = await Process.start(["cat"], chunks=True, hold_stdin=True)
+    try:
+        mux = Mux(process)
+        first, _ = mux.open(80), mux.open(80)
+        with pytest.raises(Gone, match="too many"):
+            mux.open(80)
+        await first.close(politely=False)
+        assert mux.open(80).number > first.number
+    finally:
+        await settle(process.terminate)
+        process.close()
 
 
 async def test_an_end_and_a_reset_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import anyio.lowlevel
 import attrs
 import pytest
 
-from container_runner.gateway import mcp
+from container_runner.gateway import functions, mcp
 from container_runner.gateway.forwarder import forwarder
 from container_runner.gateway.gateway import Gateway
 from container_runner.gateway.plan import GatewayPlan
@@ -224,7 +224,7 @@ async def test_a_client_that_hangs_up_ends_its_call() -> None:
 async def test_calls_that_are_open_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = Waiting()
     message = {"id": 1, "method": "tools/call", "params": {"name": "wait", "arguments": {}}, "more": [0] * 100}
-    monkeypatch.setattr(mcp, "MOST_OPEN", cost(json.dumps(message).encode()) + 1)
+    monkeypatch.setattr(mcp, "MOST_MEMORY", cost(json.dumps(message).encode()) + 1)
     async with box(waiting.tool) as inside:
         with anyio.fail_after(60):
             async with await anyio.connect_tcp("127.0.0.1", inside.port) as stream:
@@ -235,6 +235,36 @@ async def test_calls_that_are_open_take_bounded_memory(monkeypatch: pytest.Monke
         again, _ = await inside.post({"id": 2, "method": "ping"})
 
     assert (status, "too many calls are open" in said, again) == (503, True, 200)
+
+
+async def test_a_message_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp, "BODY_TIMEOUT", 0.1)
+    async with box(add) as inside:
+        with anyio.fail_after(20):
+            async with await anyio.connect_tcp("127.0.0.1", inside.port) as stream:
+                await stream.send(inside.request({"id": 1, "method": "ping"})[:-1])
+                said = await read_all(stream)
+
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b"no whole message came in 0.1 seconds" in said
+
+
+async def test_calls_that_are_open_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = Waiting()
+    monkeypatch.setattr(functions, "MOST_OPEN", 1)
+    async with box(waiting.tool, add) as inside:
+        with anyio.fail_after(60):
+            async with await anyio.connect_tcp("127.0.0.1", inside.port) as stream:
+                params = {"name": "wait", "arguments": {}}
+                await stream.send(inside.request({"id": 1, "method": "tools/call", "params": params}))
+                await waiting.begun.wait()
+                refused = await inside.call("add", x=1)
+            await waiting.ended.wait()
+            while (after := await inside.call("add", x=1))["isError"]:  # who was cancelled has yet to be counted out
+                await anyio.sleep(0.01)
+
+    assert refused == {"content": [{"type": "text", "text": "Too many calls are open."}], "isError": True}
+    assert after["content"][0]["text"] == "2"
 
 
 async def test_an_answer_that_finds_no_room_does_not_say_that_nothing_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +278,7 @@ async def test_an_answer_that_finds_no_room_does_not_say_that_nothing_was_done(m
 
     params = {"name": "write", "arguments": {"times": 1000}}
     message = {"jsonrpc": "2.0", "id": "a", "method": "tools/call", "params": params}
-    monkeypatch.setattr(mcp, "MOST_OPEN", cost(json.dumps(message).encode()))
+    monkeypatch.setattr(mcp, "MOST_MEMORY", cost(json.dumps(message).encode()))
     async with box(write) as inside:
         status, said = await inside.post(message)
         again, _ = await inside.post({"id": 2, "method": "ping"})

@@ -15,7 +15,9 @@ import psutil
 import pytest
 
 from container_runner.config.servers import HostServer
+from container_runner.config.values import PortBinding
 from container_runner.errors import EngineBusyError, EngineError, ImageUnsuitableError
+from container_runner.gateway import gateway as gateways
 from container_runner.gateway.forwarder import forwarder
 from container_runner.gateway.frames import Channel
 from container_runner.gateway.gateway import RESTART_DELAY, Gateway
@@ -83,6 +85,34 @@ async def test_a_forwarder_that_was_killed_is_started_again() -> None:
         await gateway.stop()
 
     assert forwarders() == []
+
+
+async def is_open(port: int) -> bool:
+    try:
+        await (await anyio.connect_tcp("127.0.0.1", port)).aclose()
+    except OSError:
+        return False
+    return True
+
+
+async def test_a_forwarder_that_dies_again_and_again_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And then nothing of the run is open any more."""
+    monkeypatch.setattr(gateways, "MOST_STARTS", 3)
+    monkeypatch.setattr(gateways, "RESTART_DELAY", 0.01)
+    started = tmp_path / "started"
+    dies = ["sh", "-c", 'echo >>"$1"; echo "container-runner: forwarding $0" >&2', RUN, str(started)]
+    gateway = Gateway(attrs.evolve(plan(1), ports=(PortBinding(80, published := free_port()),)))
+    await gateway.start(dies, os.environ)
+    try:
+        with anyio.fail_after(40):
+            while await is_open(published):
+                await anyio.sleep(0.05)
+    finally:
+        await gateway.stop()
+
+    assert started.read_text() == "\n" * 3
 
 
 async def test_one_that_was_started_ahead_lets_through_what_its_run_may() -> None:

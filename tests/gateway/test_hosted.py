@@ -17,6 +17,7 @@ import pytest
 from container_runner.agents import CommandRuntime
 from container_runner.config.servers import HostServer
 from container_runner.errors import CommandNotFoundError, ConfigError
+from container_runner.gateway import hosted as gateway_hosted
 from container_runner.gateway.forwarder import forwarder
 from container_runner.gateway.gateway import Gateway
 from container_runner.gateway.hosted import LEASED
@@ -129,6 +130,51 @@ async def test_who_hangs_up_has_withdrawn_what_was_asked() -> None:
                 await anyio.sleep(0.05)
 
     assert numbers == [1]
+
+
+@asynccontextmanager
+async def asked(inside: Inside, text: str = "") -> AsyncIterator[None]:
+    """While somebody waits for an answer that never comes."""
+    async with await anyio.connect_tcp("127.0.0.1", inside.port) as stream:
+        await stream.send(inside.request({"id": 9, "method": "hang", "params": {"text": text}}, path="/mcp/files"))
+        with anyio.fail_after(30):
+            while not inside.gateway.is_owed:
+                await anyio.sleep(0.01)
+        yield
+
+
+async def test_an_answer_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with box({"files": program()}) as inside:
+        with monkeypatch.context() as patch:
+            patch.setattr(gateway_hosted, "CALL_TIMEOUT", 0.1)
+            said = await ask(inside, "hang")
+        numbers = await ask(inside, "cancelled")
+
+    assert said["message"] == "the server took too long"
+    assert numbers == [1]
+
+
+async def test_requests_that_are_open_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_hosted, "MOST_REQUESTS", 1)
+    async with box({"files": program()}) as inside:
+        async with asked(inside):
+            refused = await ask(inside, "env")
+        with anyio.fail_after(30):
+            while inside.gateway.is_owed:
+                await anyio.sleep(0.01)
+        numbers = await ask(inside, "cancelled")
+
+    assert refused["message"] == "too many requests are open"
+    assert numbers == [1]
+
+
+async def test_what_a_program_does_not_read_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_hosted, "MOST_UNREAD", 1000)
+    deaf = HostServer(command=sys.executable, args=["-c", "import time; time.sleep(1000)"])
+    async with box({"files": deaf}) as inside, asked(inside, "x" * 300_000):  # more than a pipe holds
+        refused = await ask(inside, "env")
+
+    assert "reads nothing" in refused["message"]
 
 
 async def test_a_program_that_ends_is_told_and_takes_nothing_with_it() -> None:

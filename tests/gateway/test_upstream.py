@@ -7,13 +7,14 @@ import resource
 
 import anyio
 import anyio.abc
+import h11
 import pytest
 
-from container_runner.gateway import frames
+from container_runner.gateway import frames, upstream
 from container_runner.gateway.policy import Policy
 from container_runner.gateway.refused import Refused
 from container_runner.gateway.route import Route
-from container_runner.gateway.upstream import counted
+from container_runner.gateway.upstream import Link, Links, counted
 from tests.gateway.box import Box, box, read_all
 
 
@@ -66,6 +67,38 @@ async def test_what_may_have_been_done_is_not_asked_again() -> None:
     assert answers[0] == b"HTTP/1.1 200 OK"
     assert answers[1].startswith(b"HTTP/1.1 502 ")
     assert read == 2
+
+
+def served() -> h11.Connection:
+    """What a request was made with that is over, so that another may follow it."""
+    http = h11.Connection(h11.CLIENT)
+    http.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
+    http.send(h11.EndOfMessage())
+    http.receive_data(b"HTTP/1.1 204 No Content\r\n\r\n")
+    assert isinstance(http.next_event(), h11.Response)
+    assert isinstance(http.next_event(), h11.EndOfMessage)
+    return http
+
+
+async def test_the_connections_that_are_kept_for_a_service_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "MOST_IDLE", 2)
+    monkeypatch.setattr(upstream, "IDLE", 1000.0)
+    links = Links()
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        made = [Link(await anyio.connect_tcp("127.0.0.1", port), served()) for _ in range(4)]
+        for link in made[:3]:
+            await links.give("a.test", 80, link)
+        await links.give("b.test", 80, made[3])
+        with pytest.raises(anyio.ClosedResourceError):
+            await made[2].stream.send(b"x")
+        taken = [await links.take("a.test", 80) for _ in range(3)]
+        other = await links.take("b.test", 80)
+        for link in made:
+            await link.close()
+
+    assert taken == [made[1], made[0], None]
+    assert other is made[3]
 
 
 async def test_there_are_no_more_connections_than_half_of_the_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
