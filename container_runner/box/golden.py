@@ -50,6 +50,11 @@ def stable(command: Sequence[str]) -> tuple[str, ...]:
     return tuple(_stable(word, folders) for word in (PurePosixPath(command[0]).name, *words))
 
 
+def stable_words(command: Sequence[str]) -> tuple[str, ...]:
+    """An agent's command, likewise."""
+    return tuple(_stable(word, []) for word in command)
+
+
 def pretty(command: Sequence[str]) -> str:
     """A command for a POSIX shell, with each word behind the verb on a line of its own."""
     head, rest = command[:2], command[2:]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -30,12 +31,16 @@ from container_runner.config.values import Mount
 from container_runner.errors import ConfigError
 from container_runner.gateway.forwarder import forwarder
 from container_runner.gateway.plan import GatewayPlan
+from container_runner.gateway.veil import forms
 from container_runner.workspace.carry import Carry
 from container_runner.workspace.shadow import Start
 
 LONGEST_VARIABLE = 128 * 1024
 """The longest variable in bytes, its name included, that Linux gives to a program (MAX_ARG_STRLEN)."""
 
+
+SHORTEST = 8
+"""How long a hidden value is at least that is looked for in a text of ours: a shorter one is in many by chance."""
 
 PROOF = ".container-runner-"
 """How the name of a file begins that shows a box that its folders are this machine's."""
@@ -44,6 +49,14 @@ PROOF = ".container-runner-"
 def _shown(command: tuple[str, ...]) -> str:
     """A command on one line, without the scripts in it."""
     return repr(" ".join("…" if "\n" in word else shlex.quote(word) for word in command))
+
+
+def _told(command: Sequence[str], hidden: Mapping[str, str]) -> str:
+    """A command on one line, whatever is in it, with names in the place of what is hidden."""
+    names = {form: f"[{name}]" for name, value in hidden.items() for form in forms(value) if len(form) >= SHORTEST}
+    pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    words = [re.sub(pattern, lambda found: names[found[0]], word) if names else word for word in command]
+    return " ".join(shlex.quote(it) if it.isprintable() else json.dumps(it, ensure_ascii=False) for it in words)
 
 
 def _within(container: str, command: tuple[str, ...]) -> tuple[str, ...]:
@@ -350,6 +363,7 @@ class Plan:
         told = told if self.endpoint else []
         told += [f"# gateway: {line}" for line in (self.gateway.told if self.gateway else ())]
         told += [f"# {when} the agent: sh -c {json.dumps(step, ensure_ascii=False)}" for when, step in steps if step]
+        told += [f"# the agent, in the header: {_told(self.command, self.hidden)}"] if self.waits else []
         told += [f"# on stdin: a header{named}; {size} bytes of prompt; the lease, which is open until the end"]
         return "\n".join(told)
 

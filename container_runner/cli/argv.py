@@ -43,7 +43,7 @@ def argv(
     if plan.carry is not None:
         plan = plan.beginning_with(anyio.run(find_start, options, plan.carry, plan.state_dir))
     if stable:  # as where no names of an image are known
-        plan = attrs.evolve(plan, passwd=None)
+        plan = attrs.evolve(plan, passwd=None, command=golden.stable_words(plan.command))
     commands = tuple(map(golden.stable, plan.commands)) if stable else plan.commands
     if flags.json:
         print_json(commands)

@@ -43,6 +43,19 @@ def test_stable_and_pretty_is_a_golden_file(
     assert max(map(len, text.splitlines())) < 150
 
 
+def test_a_command_that_the_header_has_is_told_and_can_be_kept(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "code").mkdir(mode=0o755)
+    words = (*FLAGS, "--python=mine.agent:Reviewer", f"--python-path={place}/code", "--network=gateway")
+
+    texts = [call(capsys, *words, f"--state-dir={place}/{name}", "--stable", "--pretty") for name in "ab"]
+    whole = call(capsys, *words, f"--state-dir={place}/a").out.splitlines()
+
+    assert texts[0].out == texts[1].out
+    assert "\n# the agent, in the header: python3 -c DRIVER mine.agent:Reviewer\n" in texts[0].out
+    (line,) = (line for line in whole if line.startswith("# the agent, in the header: "))
+    assert re.fullmatch(r'.*: python3 -c ".*\\n.*" mine\.agent:Reviewer', line)
+
+
 def test_pretty_alone_can_be_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = call(capsys, *FLAGS, "--pretty").out
 

@@ -317,6 +317,8 @@ async def test_a_command_shows_the_mount_but_not_where_it_is_to_be_the_same_ever
     assert after.passwd is not None
     source = scene.folder / "state/passwd" / after.passwd.folder.name / ONE
     assert f"--mount=type=bind,src={source},dst=/etc/passwd,readonly" in after.commands[0]
+    assert "# the agent, in the header: " in after.told_on_stdin
+    assert "# the agent" not in before.told_on_stdin
     assert after.digest != before.digest
     unnamed = attrs.evolve(after, passwd=None)
     assert [*map(golden.stable, unnamed.commands)] == [*map(golden.stable, before.commands)]

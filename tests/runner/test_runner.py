@@ -237,6 +237,33 @@ def test_a_setup_and_a_check_travel_on_stdin_and_are_shown(tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.parametrize(
+    ("fields", "is_told"),
+    [
+        ({"network": "none"}, False),
+        ({"network": "gateway"}, True),
+        ({"workspace_mode": "carried"}, True),
+        ({"network": "gateway", "ephemeral": False}, False),  # the exec has it
+    ],
+)
+def test_a_command_that_travels_on_stdin_is_told(tmp_path: Path, fields: dict[str, Any], is_told: bool) -> None:
+    words = ["my agent", "two\nlines", "it's", f"--key={SECRET}", json.dumps({"key": f'"{SECRET}"'})]
+    box = {"credentials": "none", "env": {"TOKEN": f'"{SECRET}"', "KEY": SECRET}, "user": "root", **fields}
+    config = ContainerConfig(image="i", **box)
+    (tmp_path / "work").mkdir(mode=0o777)
+    agent = Agent(name="bot", workspace=tmp_path / "work")
+    plan = ContainerRunner(CommandRuntime(words), config, tmp_path / "state").plan(
+        options(agent=agent), engine=ENGINES[0]
+    )
+
+    told = [line for line in plan.to_shell().splitlines() if line.startswith("# the agent")]
+
+    shown = """# the agent, in the header: 'my agent' "two\\nlines" 'it'"'"'s' '--key=[KEY]' '{"key": "[TOKEN]"}'"""
+    assert told == ([shown] if is_told else [])
+    assert ("my agent" in {word for command in plan.commands for word in command}) != is_told
+    assert shlex.split(plan.to_shell(), comments=True) == [word for command in plan.commands for word in command]
+
+
 @pytest.mark.parametrize(("size", "fits"), [(128 * 1024, True), (128 * 1024 + 1, False)])
 def test_a_variable_that_the_kernel_would_not_take_is_refused(tmp_path: Path, size: int, fits: bool) -> None:
     value = "ä" + "x" * (size - len(b"NAME=\xc3\xa4\0"))
