@@ -134,7 +134,10 @@ def run(folder: Path, words: list[str]) -> int:
         return fail("docker: Error response from daemon: failed to mount local volume: invalid argument", 125)
     source = next(found[1] for word in words if (found := re.search(r"\bsrc=([^,]+),dst=/workspace(,|$)", word)))
     place = folder / "volumes" / source
-    place.mkdir(exist_ok=True)  # as an engine does
+    if not place.exists():  # an engine makes it, with the labels that it is told
+        place.mkdir()
+        labels = dict(found.split("=", 1) for word in words for found in re.findall(r",volume-label=([^,]+)", word))
+        place.with_name(f"{source}.json").write_text(json.dumps(labels))
     command = words[words.index("--") + 1 :]
     if command[3] == "sh":
         return script(folder, place, words)

@@ -157,16 +157,27 @@ def _options(layer: Layer, *, escape: bool) -> list[tuple[str, str]]:
     return [(name, _SPECIAL.sub(_ESCAPED, path) if escape else path) for name, path in places]
 
 
-def carried_flags(carry: Carry, dialect: Dialect) -> list[str]:
-    """The flags of `run` that put a carried workspace in its place."""
+def carried_flags(carry: Carry, dialect: Dialect, *, makes: bool = False) -> list[str]:
+    """The flags of `run` that put a carried workspace in its place.
+
+    Args:
+        makes: whether docker is to make the volume, with the labels by which it is known; podman knows no flag for it.
+    """
     if carry.volume:
         # 'nocopy': what an image has at that place would look like work.
         if dialect.name == "docker":
-            return [f"--mount={csv('type=volume', f'src={carry.volume}', f'dst={carry.target}', 'volume-nocopy')}"]
+            labels = [f"volume-label={label}" for label in _labels(carry)] if makes else []
+            where = (f"src={carry.volume}", f"dst={carry.target}")
+            return [f"--mount={csv('type=volume', *where, 'volume-nocopy', *labels)}"]
         return [f"--volume={carry.volume}:{carry.target}:nocopy"]
     if dialect.name == "docker":
         return [f"--mount={_overlay(layer)}" for layer in carry.layers]
     return [f"--volume={it.lower}:{it.target}:O,upperdir={it.upper},workdir={it.work}" for it in carry.layers]
+
+
+def _labels(carry: Carry) -> tuple[str, ...]:
+    """The labels of its volume."""
+    return f"{WORK_LABEL}={carry.run}", f"{NONCE_LABEL}={carry.nonce}"
 
 
 def _overlay(layer: Layer) -> str:
@@ -240,7 +251,7 @@ class Ways:
     """The commands that carry one workspace in and out, beside that of its container. What is not needed is empty."""
 
     make: tuple[str, ...] = ()
-    """Make the volume, before there is a container."""
+    """Make the volume, before there is a container; docker makes it with that."""
 
     open: tuple[str, ...] = ()
     """Let the agent write to it: docker's are root's."""
@@ -263,10 +274,11 @@ class Ways:
         exec_ = partial(work_exec_argv, binary, name=carry.container, arguments=[carry.target])
         fetch = exec_(user=carry.user, script=OUT)
         is_read_here = bool(carry.layers) and marks_of(is_rootless=dialect.keep_id) is not None
-        labels = f"--label={WORK_LABEL}={carry.run}", f"--label={NONCE_LABEL}={carry.nonce}"
+        labels = [f"--label={label}" for label in _labels(carry)]
+        is_docker = dialect.name == "docker"
         return cls(
-            make=(binary, "volume", "create", *labels, carry.volume) if carry.volume else (),
-            open=exec_(user="0:0", script=OPEN) if carry.volume and dialect.name == "docker" else (),
+            make=(binary, "volume", "create", *labels, carry.volume) if carry.volume and not is_docker else (),
+            open=exec_(user="0:0", script=OPEN) if carry.volume and is_docker else (),
             bring=exec_(user=carry.user, script=IN if carry.volume else PATCH) if carry.volume or carry.start else (),
             fetch=fetch,
             commits=(*fetch, COMMITS_ALONE) if is_read_here else (),

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ from container_runner.stream.process import Process, settle
 from container_runner.workspace.carry import Carry, Phase
 from container_runner.workspace.changes import Changes, Notes, write_notes
 from container_runner.workspace.manifest import BYTES_LIMIT, Facts, Manifest
-from container_runner.workspace.modules import explained, take_modules
+from container_runner.workspace.modules import explained, may_have_submodules, take_modules
 from container_runner.workspace.patch import is_other, patch
 from container_runner.workspace.repository import Repository, check_objects
 from container_runner.workspace.shadow import Shadow
@@ -133,17 +133,17 @@ class Carrier:
         self._write_down("run")
         return True
 
-    @property
-    def needs_box(self) -> bool:
-        """Whether the container must be there for the work to be fetched: something may have been committed in it, or
-        what it has written can not be read here."""
-        return not self._ways.commits or any(map(touches_git, self._repositories))
+    async def fetch(self, release: Callable[[], None]) -> None:
+        """Fetch the work, from its container if need be. What can not be had so, `finish` fetches.
 
-    async def fetch(self) -> None:
-        """Fetch the work, from its container if it `needs_box`. What can not be had so, `finish` fetches."""
+        Args:
+            release: is called as soon as the container may go: what comes after is done while it does.
+        """
+        if not self._needs_box:
+            release()
         try:
             with _typed(), anyio.fail_after(FETCH_TIMEOUT):
-                await self._fetch(self._ways.fetch)
+                await self._fetch(self._ways.fetch, release)
         except (ContainerRunnerError, TimeoutError) as error:
             _log.info("the work of run %s is fetched another way: %s", self.carry.run, error)
 
@@ -264,10 +264,17 @@ class Carrier:
         self._before = before
         return True
 
-    async def _fetch(self, command: Sequence[str]) -> None:
+    @property
+    def _needs_box(self) -> bool:
+        """Whether the container must be there for the work to be fetched: something may have been committed in it, or
+        what it has written can not be read here."""
+        return not self._ways.commits or any(map(touches_git, self._repositories))
+
+    async def _fetch(self, command: Sequence[str], release: Callable[[], None] | None = None) -> None:
         """Fetch the work; what we can not read here by a command that runs OUT on it."""
         shadow, run = await self._open(), self.carry.run
-        outcome = await self._read_upper(shadow, command) if self._ways.commits else None
+        on_end = None if may_have_submodules(shadow) else release
+        outcome = await self._read_upper(shadow, command, on_end) if self._ways.commits else None
         if outcome is None:
             async with self._box(command) as pipe:
                 outcome = await receive(
@@ -279,6 +286,7 @@ class Carrier:
                     start=self.carry.start,
                     below=self.carry.below,
                     may_be_empty=self._may_be_empty,
+                    on_end=on_end,
                 )
         carry, head = self.carry, None if outcome.commits is None else outcome.commits.head
         modules, refused = await take_modules(shadow, run, partial(self._module, command))
@@ -294,7 +302,9 @@ class Carrier:
         self.changes = await Changes.load(shadow, run)
         self._write_down("fetched" if outcome.is_whole else "kept")
 
-    async def _read_upper(self, shadow: Shadow, command: Sequence[str]) -> Outcome | None:
+    async def _read_upper(
+        self, shadow: Shadow, command: Sequence[str], on_end: Callable[[], None] | None
+    ) -> Outcome | None:
         """Read what an overlay has written, and have the box tell of commits; None if it must tell of all."""
         marks = marks_of(is_rootless=self._manager.engine.dialect.keep_id) or ""
         carry = self.carry
@@ -306,10 +316,11 @@ class Carrier:
             start=carry.start,
             below=carry.below,
             may_be_empty=self._may_be_empty,
+            on_end=on_end,
         )
         try:
             with Upper.open(self.carry.layers[0].upper, marks) as upper:
-                if not (shadow.is_repository and self.needs_box):
+                if not (shadow.is_repository and self._needs_box):
                     return await take(upper)
                 async with self._box([*command, COMMITS_ALONE]) as pipe:
                     return await take(upper, commits=pipe)

@@ -139,7 +139,7 @@ def make_plan(
         user=user,
         mounts=mounts,
         env=env,
-        carried=carried_flags(carry, engine.dialect) if carry else (),
+        carried=carried_flags(carry, engine.dialect, makes=True) if carry else (),
         patience=PATIENCE if elsewhere else None,
     )
     # All that makes the container what it is: the command without what differs from run to run, and which files

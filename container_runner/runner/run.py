@@ -154,9 +154,8 @@ class Run:
         with self._record.trace.span("fetch"):
             await fetch_sessions(self._manager.engine, self.plan, self._record)
             if self.carrier is not None:
-                if not self.carrier.needs_box:
-                    self._running.close_stdin()  # the container goes meanwhile
-                await self.carrier.fetch()
+                self.outlet.expect_end()  # the container may go before all is fetched
+                await self.carrier.fetch(self._running.close_stdin)
         self._running.is_kept = False
         return True
 

@@ -36,6 +36,11 @@ class Module:
     """The commit that was HEAD there at the end."""
 
 
+def may_have_submodules(shadow: Shadow) -> bool:
+    """Whether the shadow borrows the objects of a submodule, so that a box may have to be asked for its commits."""
+    return shadow.repository is not None and bool(lenders(shadow.repository.common))
+
+
 async def submodules(shadow: Shadow) -> list[Repository]:
     """The user's submodules that are checked out, and whose objects the shadow borrows."""
     if shadow.repository is None or not (known := lenders(shadow.repository.common)):

@@ -36,17 +36,18 @@ export LC_ALL=C
 unset TAR_OPTIONS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
 cd "$1" || exit 71
 tries=0
-until [ -w . ] || [ "$tries" -eq 200 ]; do
+until [ -w . ] || [ "$tries" -eq 500 ]; do
   tries=$((tries + 1))
-  sleep 0.05 2>/dev/null || sleep 1
+  sleep 0.02 2>/dev/null || sleep 1
 done
 tar -xof - >&2 || exit 72
 if command -v git >/dev/null; then
   find . -name .git -type d -prune -exec sh -c '
     cd "$1/.." && GIT_DIR=.git GIT_CONFIG_GLOBAL=/dev/null git update-index -q --refresh
-  ' sh {{}} \; >&2
+  ' sh {{}} \; >&2 &
 fi
 list
+wait
 """
 
 INCLUDE: Final = ".worktreeinclude"

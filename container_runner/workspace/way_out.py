@@ -6,8 +6,9 @@ whose upper part we can read, `upper` answers 1 and 2 instead, and `sh -c OUT sh
 1. It tells the manifest of the folder (`manifest`).
 2. Asked `SIZE` and that many bytes of names, each ended by NUL, it sends these files as tar, and a block
    `container-runner: end CODE` with tar's exit code. So only what changed travels, and of that only what is wanted.
-3. Asked `0 COMMIT`, it sends a block `container-runner: head ID REF` and a pack of the commits that HEAD has more than
-   COMMIT, and ends (`commits`). For this alone a git is needed in there.
+3. If a COMMIT stands behind the size, which may be 0, it then sends a block `container-runner: head ID REF` and a pack
+   of the commits that HEAD has more than COMMIT (`commits`), and ends. For this alone a git is needed in there. With
+   "-" in the place of COMMIT it ends without.
 
 Everything that comes may have been made by an agent that is up to no good, the programs' output included. So what comes
 is only ever data: names are checked before anything is done with them, a file is what was asked for or nothing, no
@@ -16,7 +17,7 @@ working tree is written, and refs are set when the stream has come to its end, i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import attrs
@@ -39,11 +40,11 @@ export LC_ALL=C
 unset TAR_OPTIONS
 cd "$1" || exit 71
 [ "$2" = {COMMITS_ALONE} ] || list
-while read -r size commit && [ "$size" -gt 0 ]; do
-  head -c "$size" | xargs -0 tar --no-recursion -cf -
-  say "end $?"
+while read -r size commit; do
+  [ "$size" -eq 0 ] || {{ head -c "$size" | xargs -0 tar --no-recursion -cf -; say "end $?"; }}
+  [ -z "$commit" ] || break
 done
-[ -z "$commit" ] || commits "$commit"
+case $commit in '' | -) ;; *) commits "$commit" ;; esac
 """
 
 
@@ -78,6 +79,7 @@ async def receive(
     start: Start | None = None,
     below: str | None = None,
     may_be_empty: bool = False,
+    on_end: Callable[[], None] | None = None,
 ) -> Outcome:
     """Take the work of *run* over from a box, and set its refs result and head.
 
@@ -90,6 +92,7 @@ async def receive(
         start: what the box began with; None: the run's base.
         below: the tree that the folder was when the box began, if *start* is given and *overlay* is true.
         may_be_empty: whether to believe that all files were deleted. An empty volume in place of a lost one says so.
+        on_end: is called when all that a box was asked for has come, whole, and before it is in the shadow.
 
     Raises:
         WorkspaceError: the stream was cut off, is not what was asked for, is too long, or has no file left. Nothing
@@ -99,17 +102,19 @@ async def receive(
     refs = await shadow.refs(run)
     if (base := refs.get("base")) is None:
         raise WorkspaceError(f"Nothing is known of run {run}.", next_step="`container-runner ps` has the runs.")
+    user, found = refs.get("user"), None
+    commit = (user or "none").encode() if shadow.is_repository else b"-"
+    if commits is not None:
+        commits.send(b"0 %s\n" % commit, last=True)
+    box = commits if isinstance(pipe, Upper) else pipe
     with shadow.quarantine() as quarantine, shadow.quarantine() as packs:
         work = Work(shadow, base if start is None else start.files, pipe, dict(before or {}), overlay=overlay)
         if start is not None:
             await work.begin_with(base, below if overlay else None)
         await work.look(may_be_empty=may_be_empty)
-        result = await work.take(quarantine, f"What run {run} left")
-        user, found = refs.get("user"), None
-        box = commits if isinstance(pipe, Upper) else pipe
+        result = await work.take(quarantine, f"What run {run} left", then=commit)
         if box is not None:
             source = work.source if box is pipe else Source(box, LIMIT + BYTES_LIMIT)
-            box.send(b"0 %s\n" % (user or "none").encode() if shadow.is_repository else b"0\n", last=True)
             if shadow.is_repository:
                 found = await take_commits(source, packs, user)
                 for path in found.gitlinks:
@@ -120,6 +125,8 @@ async def receive(
                 raise garbled()
             if await box.wait() != 0:
                 raise cut_off()
+            if on_end is not None:
+                on_end()
         quarantine.release()
         if found and found.head:
             packs.release()

@@ -183,18 +183,23 @@ class Work:
 
     # What is taken.
 
-    async def take(self, quarantine: Quarantine, message: str) -> str:
-        """Fetch what is edited and new into the quarantine; the commit with it on the base."""
-        async with aclosing(self._stream(message)) as stream:
+    async def take(self, quarantine: Quarantine, message: str, *, then: bytes) -> str:
+        """Fetch what is edited and new into the quarantine; the commit with it on the base.
+
+        Args:
+            then: what OUT is asked for with the last of these files, so that it gets that ready while they are taken.
+                Its answer is left in `source`.
+        """
+        async with aclosing(self._stream(message, then)) as stream:
             ids = await quarantine.fast_import(stream)
         entries = {path: b"%s blob %s" % (mode, ids[b":%d" % mark]) for path, (mode, mark) in self._taken.items()}
         self._taken = {path: taken for path, taken in self._taken.items() if entries[path] != self._in_base.get(path)}
         self._tell()
         return ids[b":%d" % self._marks].decode()
 
-    async def _stream(self, message: str) -> AsyncGenerator[bytes]:
+    async def _stream(self, message: str, then: bytes) -> AsyncGenerator[bytes]:
         """What `git fast-import` is told: the blobs, and then a commit of them."""
-        async with aclosing(self._blobs()) as blobs:
+        async with aclosing(self._blobs(then)) as blobs:
             async for data in blobs:
                 yield data
         self._marks += 1
@@ -205,7 +210,7 @@ class Work:
         yield b"".join(b"M %s :%d %s\n" % (mode, mark, quoted(path)) for path, (mode, mark) in self._taken.items())
         yield b"done\n"
 
-    async def _blobs(self) -> AsyncGenerator[bytes]:
+    async def _blobs(self, then: bytes) -> AsyncGenerator[bytes]:
         """A blob for each file that is taken."""
         if self._first_rules is not None:  # what they name stays, whatever an earlier agent has made of them
             async with Rules.open(self._shadow, self._first_rules) as rules:
@@ -219,7 +224,7 @@ class Work:
             if first and self._shadow.is_repository:
                 await self._leave_ignored(rules)  # by the agent's rules too, which can only leave more in the box
             rest = [path for path in (*self._edited, *self._new) if basename(path) != ignored.NAME]
-            async with aclosing(self._fetch(rest, rules)) as blobs:
+            async with aclosing(self._fetch(rest, rules, then)) as blobs:
                 async for data in blobs:
                     yield data
 
@@ -236,9 +241,16 @@ class Work:
             elif path not in self._had:
                 self.ignored += 1
 
-    async def _fetch(self, names: Collection[bytes], rules: Rules) -> AsyncGenerator[bytes]:
+    async def _fetch(self, names: Collection[bytes], rules: Rules, then: bytes = b"") -> AsyncGenerator[bytes]:
         """The blobs of some files, in chunks."""
         names = self._that_fit(names)
+        asked = b"".join(b"./%s\0" % name for name in names)
+        # Not a line behind the names: where `head` reads more than it should, that would be lost.
+        line = b"%d %s\n%s" % (len(asked), then, asked)
+        if then and not isinstance(self._pipe, Upper):
+            self._pipe.send(line, last=True)
+        elif names:
+            self._pipe.send(line)
         if not names:
             return
         held: list[bytes] = []
@@ -281,9 +293,7 @@ class Work:
         yield b"".join(held)
 
     async def _members(self, names: Collection[bytes]) -> AsyncGenerator[tuple[bytes, Member]]:
-        """Ask for files, and read them as they come: in the order of *names*, or not at all."""
-        asked = b"".join(b"./%s\0" % name for name in names)
-        self._pipe.send(b"%d\n%s" % (len(asked), asked))
+        """Read the files that were asked for, as they come: in the order of *names*, or not at all."""
         expected = iter(names)
         missing: list[bytes] = []
         while True:

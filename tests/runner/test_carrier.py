@@ -136,7 +136,6 @@ async def test_the_commands_are_those_of_the_plan(scene: Scene) -> None:
     assert sorted(execs[0]) == sorted(execs[1])  # the agent may write there while the files are on their way
     assert execs[0][-1] == execs[1][-1]
     assert [verb for verb in scene.verbs if verb not in ("--version", "ps")] == [
-        "volume create",
         "run",
         "exec",
         "exec",

@@ -5,6 +5,7 @@ What these hold is refused and told, or nothing of them is taken over.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tracemalloc
@@ -19,6 +20,7 @@ from container_runner.stream.pipe import Pipe
 from container_runner.workspace import manifest as manifest_module
 from container_runner.workspace import work as work_module
 from container_runner.workspace.findings import Finding
+from container_runner.workspace.git import _WHO
 from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.tar import END, file, member, padding
 from container_runner.workspace.way_out import receive
@@ -287,7 +289,7 @@ REFUSED = [
 async def test_names_that_are_git_s_or_lead_elsewhere_are_refused_and_told(shadow: Shadow) -> None:
     records = manifest(A, KEEP, *(record(name) for name in REFUSED))
 
-    outcome = await take(shadow, records + SAME + END + block("end 0"), asks=b"11\n./a\0./keep\0" + b"0\n")
+    outcome = await take(shadow, records + SAME + END + block("end 0"), asks=b"11 -\n./a\0./keep\0")
 
     assert set(await files(shadow, outcome.result)) == {"a", "keep"}
     assert {finding.path for finding in outcome.findings} == set(REFUSED)
@@ -454,3 +456,28 @@ async def test_what_has_no_end_is_given_up(shadow: Shadow, monkeypatch: pytest.M
 
     assert tracemalloc.get_traced_memory()[1] < 60_000_000
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_came_out_is_on_the_disk(
+    work: Path, state: Path, box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What held it is removed then, and a machine may lose its power. Git by itself would leave that to the kernel."""
+    told = tmp_path / "told"
+    monkeypatch.setitem(_WHO, "GIT_TRACE2_EVENT", str(told))
+    await box.shadow.start("q")
+    box.sh("echo more >>a; git commit -qam more")
+
+    await box.out(run="q")
+
+    flushed: dict[str, int] = {}
+    events = [json.loads(line) for line in told.read_text().splitlines()]
+    names = {event["sid"]: event["name"] for event in events if event["event"] == "cmd_name"}
+    for event in events:
+        if event.get("key") == "fsync/hardware-flush":
+            name = names[event["sid"]]
+            flushed[name] = flushed.get(name, 0) + int(event["value"])
+    assert flushed["commit-tree"] == 1  # base
+    assert flushed["update-ref"] == 4  # base and user, result and head
+    assert flushed["fast-import"] >= 1
+    assert flushed["index-pack"] >= 1
