@@ -13,6 +13,7 @@ from container_runner.config.converter import structured, unstructured
 from container_runner.errors import WorkspaceError
 from container_runner.workspace import apply, branch
 from container_runner.workspace.findings import LONGEST, NOT_TAKEN, Difference, Entry, Finding, find, wanted
+from container_runner.workspace.git import ON_DISK
 from container_runner.workspace.lineage import note_applied, standing
 from container_runner.workspace.modules import Module
 from container_runner.workspace.objects import contents, difference, is_landmark, listing, merge, without
@@ -241,7 +242,8 @@ async def write_notes(shadow: Shadow, run: str, notes: Notes) -> None:
     """Keep *notes* of a run, until it is discarded."""
     import orjson
 
-    oid = await shadow.git("hash-object", "-w", "--stdin", stdin=orjson.dumps(unstructured(notes)))
+    said = orjson.dumps(unstructured(notes))
+    oid = await shadow.git("hash-object", "-w", "--stdin", stdin=said, env=ON_DISK)
     await shadow.set_refs(run, {NOTES: oid.decode().strip()})
 
 

@@ -160,6 +160,11 @@ def setting(key: str, value: str) -> dict[str, str]:
     return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": key, "GIT_CONFIG_VALUE_0": value}
 
 
+ON_DISK: Final = setting("core.fsync", "committed,loose-object,reference")
+"""What git writes is on the disk before it says so, refs and loose objects included: what held the work is removed
+then, and a machine that loses its power forgets what was written last."""
+
+
 async def user_config(keys: str, folder: Path | None = None, *, own: bool = True) -> dict[str, str]:
     """The user's own settings whose names match a pattern, as they count in the repository *folder*, if there is one.
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import AsyncIterable, Collection
 from pathlib import Path
 
-from container_runner.workspace.git import git
+from container_runner.workspace.git import ON_DISK, git
 
 
 class Quarantine:
@@ -44,7 +44,7 @@ class Quarantine:
         for name in ("HEAD", "config"):
             shutil.copy(self._git_dir / name, place)
         words = ("fast-import", "--quiet", "--done", f"--export-marks={marks}")
-        await git(*words, folder=place, stdin=stream, env=self.env)
+        await git(*words, folder=place, stdin=stream, env={**self.env, **ON_DISK})
         return dict(line.split(b" ") for line in marks.read_bytes().splitlines())
 
     @property

@@ -44,7 +44,7 @@ from platformdirs.unix import Unix
 
 from container_runner.errors import StateError, WorkspaceError
 from container_runner.folders import open_folder
-from container_runner.workspace.git import check_version, git, init_bare, setting, user_config
+from container_runner.workspace.git import ON_DISK, check_version, git, init_bare, setting, user_config
 from container_runner.workspace.names import OURS
 from container_runner.workspace.quarantine import Quarantine
 from container_runner.workspace.repositories import lenders
@@ -257,7 +257,8 @@ class Shadow:
         tree = await self.snapshot()
         await self._keep(tree)
         before = tree if start is None else f"{start.base}^{{tree}}"
-        base = (await self.git("commit-tree", before, "-m", f"The folder before run {run}")).decode().strip()
+        words = ("commit-tree", before, "-m", f"The folder before run {run}")
+        base = (await self.git(*words, env=ON_DISK)).decode().strip()
         user = await self.user_head() if start is None else start.user
         await self.set_refs(run, {"base": base, "user": user})
         return tree
@@ -300,7 +301,7 @@ class Shadow:
             f"delete {_ref(run, name)}\n" if value is None else f"update {_ref(run, name)} {value}\n"
             for name, value in values.items()
         ]
-        await self.git("update-ref", "--stdin", stdin="".join(lines).encode())
+        await self.git("update-ref", "--stdin", stdin="".join(lines).encode(), env=ON_DISK)
 
     async def runs(self) -> list[str]:
         """The runs of which there is something here, by their names."""

@@ -22,7 +22,8 @@ from container_runner import Agent, ClaudeRuntime, ContainerConfig, ContainerRun
 from container_runner.agents import CommandLineRuntime
 from container_runner.config.paths import MARK
 from container_runner.stream.messages import Message
-from tests.integration.engines import RealEngine, processes_of
+from tests.integration.engines import RealEngine, mounts_below, processes_of
+from tests.integration.images import Unavailable
 
 PATIENCE = 15.0
 """Seconds after which what is still there counts as left. The promise is 5; a busy machine gets more."""
@@ -210,6 +211,29 @@ class Scene:
     def spare(self) -> None:
         """Count nothing of the engine's that is there now: a test has started it."""
         self._before.update(_engine_processes(self.engine))
+
+    def restart_machine(self) -> None:
+        """Kill the engine and all that it runs, throw away what a machine has in memory, and start the engine again.
+
+        What had not been written to the disk yet is still there: only a machine of its own could lose that.
+
+        Raises:
+            Unavailable: the engine is the machine's own.
+        """
+        if not (memory := self.engine.memory):
+            msg = f"{self.engine.name} is the machine's own"
+            raise Unavailable(msg)
+        top = memory[0].parent
+        while pids := [found for found, line in processes_of(top).items() if f"{top}/" in line]:
+            for pid in {*pids, *(child for parent in pids for child in descendants(parent))}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, 9)
+        for mount in mounts_below(top):
+            subprocess.run(["umount", "--lazy", mount], check=True)
+        for folder in memory:
+            shutil.rmtree(folder)
+        if self.engine.daemon is not None:
+            self.engine.restart_daemon()
 
     def left(self, *, keep: Collection[str] = ()) -> list[str]:
         """What is there of this scene. Of the containers *keep*, only what runs of agents left in them counts."""

@@ -23,6 +23,7 @@ from container_runner.workspace.carry import LAYERS, Carry
 from container_runner.workspace.changes import Changes
 from container_runner.workspace.shadow import Shadow
 from tests.faults.scene import Scene, Victim, _command, descendants
+from tests.integration.fixtures import skipped_if_unavailable
 from tests.integration.runs import on
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
@@ -158,6 +159,27 @@ def killed_while_the_work_is_applied(scene: Scene, run: str) -> None:
     anyio.run(apply)
     assert files(scene.workspace) == work
     assert is_left(scene)() == []
+
+
+def test_the_machine_restarts(carried: Scene) -> None:
+    """Two runs are at work then. Nothing has come out of them, and nobody is left but what is on the disk."""
+    before, work = files(carried.workspace), wanted(carried)
+    victims = [carried.victim(f"{WORK}\nsleep 100", config=box(way)) for way in ("overlay", "stream")]
+    for victim in victims:
+        victim.wait_for("user")
+    runs = Carry.runs(carried.state)
+    for victim in victims:
+        victim.kill(tree=True)
+    with skipped_if_unavailable():
+        carried.restart_machine()
+    since = time.monotonic()
+
+    fetch(carried)
+
+    carried.settle("the machine restarts while agents work in carried workspaces", "nothing", since=since)
+    assert is_left(carried)() == []
+    assert [result(carried, run) for run in runs] == [work, work]
+    assert files(carried.workspace) == before
 
 
 @pytest.mark.parametrize(("phase", "word"), [("workspace is brought in", IN), ("work is fetched", OUT)])

@@ -87,6 +87,9 @@ class RealEngine:
     daemon: DockerDaemon | None = None
     """The daemon, if there is one and it is ours."""
 
+    memory: tuple[Path, ...] = ()
+    """The folders, side by side with its others, that lie in memory on a real machine; none if they are not ours."""
+
     @property
     def is_docker(self) -> bool:
         """Whether it is Docker Engine, and not Podman."""
@@ -273,7 +276,9 @@ class Engines:
             msg = "no Docker Engine answers, and only root can start one"
             raise Unavailable(msg)
         find("dockerd")
-        return self._docker_of_ours("docker", client, DockerDaemon(self.folder / "dockerd"))
+        daemon = DockerDaemon(self.folder / "dockerd")
+        engine = self._docker_of_ours("docker", client, daemon)
+        return attrs.evolve(engine, memory=(daemon.folder / "exec",))
 
     def _docker_of_today(self) -> RealEngine:
         within = self._debian()
@@ -295,7 +300,9 @@ class Engines:
             raise Unavailable(msg)
         if "podman" not in installed_for_tests():
             return self._engine("podman", f"exec {podman}", owner=ROOTFUL)
-        return self._podman_of_ours("podman", podman)
+        engine = self._podman_of_ours("podman", podman)
+        state = self.folder / "libpodman"
+        return attrs.evolve(engine, memory=(state / "run", state / "tmp"))
 
     def _podman_of_today(self) -> RealEngine:
         # It says with every command that cgroup v1 has had its day.
