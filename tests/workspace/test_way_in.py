@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import shutil
+import struct
 import subprocess
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from container_runner.stream.pipe import open_pipe
+from container_runner.workspace.changes import Changes
 from container_runner.workspace.manifest import Facts, Manifest
 from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.tar import Source
@@ -403,3 +407,86 @@ async def test_a_reader_that_goes_away_leaves_nothing_open(work: Path, state: Pa
         await chunks.aclose()
     gc.collect()  # which warns of a generator that was left in the middle, and warnings are errors here
     assert list(shadow.folder.glob("scratch-*")) == []
+
+
+def write_blobs(objects: Path, count: int, size: int) -> list[str]:
+    """A pack of blobs that do not compress, and their ids. (Git takes many times as long for it as hashlib does.)"""
+    part = os.urandom(2**20)
+    found: dict[bytes, tuple[int, int]] = {}
+    made = objects / "pack/made"
+    made.parent.mkdir(exist_ok=True)
+    with made.open("wb") as file:
+        whole = hashlib.sha1(head := struct.pack(">4sII", b"PACK", 2, count))
+        file.write(head)
+        for number in range(count):
+            at, crc, oid = file.tell(), 0, hashlib.sha1(b"blob %d\0" % size)
+            parts = [b"%16d" % (number * size + mark) + part[16:] for mark in range(0, size, 2**20)]
+            for data in _as_packed(parts, oid, size):
+                crc = zlib.crc32(data, crc)
+                whole.update(data)
+                file.write(data)
+            found[oid.digest()] = crc, at
+        file.write(whole.digest())
+    ids = sorted(found)
+    fanout = [sum(oid[0] <= byte for oid in ids) for byte in range(256)]
+    index = struct.pack(">4sI256I", b"\xfftOc", 2, *fanout) + b"".join(ids)
+    index += struct.pack(f">{2 * count}I", *(found[oid][0] for oid in ids), *(found[oid][1] for oid in ids))
+    index += whole.digest()
+    pack = made.with_name(f"pack-{whole.hexdigest()}.pack")
+    pack.with_suffix(".idx").write_bytes(index + hashlib.sha1(index).digest())
+    made.rename(pack)
+    return [oid.hex() for oid in found]
+
+
+def _as_packed(parts: Iterable[bytes], oid: hashlib._Hash, size: int) -> Iterator[bytes]:
+    """A blob as it stands in a pack, stored and not compressed. *oid* becomes its id."""
+    stored = zlib.compressobj(0)
+    left = size >> 4
+    header = [0x30 | size & 15 | (128 if left else 0)]
+    while left:
+        header.append(left & 127 | (128 if left >> 7 else 0))
+        left >>= 7
+    yield bytes(header)
+    for part in parts:
+        oid.update(part)
+        yield stored.compress(part)
+    yield stored.flush()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.timeout(600)
+async def test_a_gigabyte_of_history(work: Path, state: Path, tmp_path: Path, user: Git) -> None:
+    """It goes in once, in small pieces, or not at all; and what is committed on it comes out without it."""
+    count, size = 8, 128 * 2**20
+    other, *blobs = write_blobs(work / ".git/objects", count + 1, size)
+    who = b"committer U <u@x> 0 +0000\ndata 0\n"
+    lines = [b"commit refs/heads/main\n%sfrom refs/heads/main^0\nM 644 %s big\n" % (who, blobs[0].encode())]
+    lines += [b"commit refs/heads/main\n%sM 644 %s big\n" % (who, blob.encode()) for blob in blobs[1:]]
+    lines += [b"commit refs/heads/main\n%sD big\n" % who]
+    lines += [b"commit refs/heads/other\n%sfrom refs/heads/main^0\nM 644 %s big\n" % (who, other.encode())]
+    user("fast-import", "--quiet", stdin=b"".join(lines))
+    shadow = await Shadow.open(work, state)
+    below = await shadow.start("r")
+    sent, largest = dict[int | Literal["all"], int](), 0
+    for history in ("all", 1, 0):
+        sent[history] = 0
+        async for chunk in send(shadow, history=history, below=below):
+            sent[history] += len(chunk)
+            largest = max(largest, len(chunk))
+    box = Box(shadow, tmp_path / "box", os.environ["PATH"])
+    user("clone", "-q", "--shared", "work", "box", at=".")
+    await box.remember()
+    box.sh("echo more >>a; git commit -qam more; echo edited >sub/b")
+
+    outcome = await box.out()
+
+    assert count * size < sent["all"] < count * size + 2**20  # and nothing of the other branch
+    assert count * size // count < sent[1] < count * size // count + 2**20
+    assert sent[0] < 2**20
+    assert largest < 2**21
+    assert outcome.commits is not None
+    assert (await shadow.git("rev-list", "--count", str(outcome.commits.head))).strip() == b"%d" % (count + 3)
+    changes = await Changes.load(shadow, "r")
+    assert ([file.path for file in changes.files], len(changes.commits)) == ([b"a", b"sub/b"], 1)
+    assert sum(file.stat().st_size for file in shadow.objects.rglob("*") if file.is_file()) < 2**20
+    shutil.rmtree(work)  # pytest would keep it
