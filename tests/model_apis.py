@@ -124,6 +124,23 @@ def answer(directive: str, argument: str, tools: set[str]) -> list[Block]:
     return blocks
 
 
+def schema_of(body: Block) -> Block | None:
+    """The JSON Schema that an answer of Gemini's API must fit, as when gemini asks which model to take."""
+    config = body.get("generationConfig") or {}
+    return config.get("responseJsonSchema") or config.get("responseSchema")
+
+
+def fitting(schema: Block) -> Any:
+    """The least that fits a JSON Schema."""
+    kind = str(schema.get("type", "object")).lower()
+    if schema.get("enum"):
+        return schema["enum"][0]
+    if kind == "object":
+        return {name: fitting(schema["properties"][name]) for name in schema.get("required") or []}
+    least: Block = {"array": [], "boolean": False, "integer": 1, "number": 1}
+    return least.get(kind, "ok")
+
+
 def responses_events(body: Block, blocks: list[Block]) -> Iterator[tuple[Block, bool]]:
     """The events of the Responses API, and whether each is a piece of the answer."""
     base = {"id": f"resp_{time.time_ns()}", "object": "response", "created_at": 1, "model": body.get("model")}
@@ -262,7 +279,9 @@ class Handler(messages_api.Handler):  # type: ignore[misc,unused-ignore]  # its 
             error = {"message": f"scripted {code}", "type": "scripted", "code": code, "status": "SCRIPTED"}
             self.send(code, {"error": error})
             return
-        made = list(events(body, answer(directive, argument, tools_of(body))))
+        schema = schema_of(body)
+        shaped = [] if schema is None else [{"type": "text", "text": json.dumps(fitting(schema))}]
+        made = list(events(body, shaped or answer(directive, argument, tools_of(body))))
         if streams:
             self.stream_events(made, pause=1 if directive == "slow" else 0)
         elif events is responses_events:

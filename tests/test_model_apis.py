@@ -62,6 +62,17 @@ CALLED = {
 }
 
 
+def test_gemini_that_asks_for_a_model_gets_an_answer_that_fits_its_schema(port: int) -> None:
+    fields = {"why": {"type": "STRING"}, "score": {"type": "INTEGER"}, "kind": {"type": "string", "enum": ["a", "b"]}}
+    schema = {"type": "OBJECT", "properties": fields, "required": ["why", "score", "kind"]}
+    path, body = request("gemini", "say: hello")
+
+    _, told = ask(port, path, {**body, "generationConfig": {"responseJsonSchema": schema}})
+
+    (part,) = told["candidates"][0]["content"]["parts"]
+    assert json.loads(part["text"]) == {"why": "ok", "score": 1, "kind": "a"}
+
+
 @pytest.mark.parametrize("api", CALLED)
 def test_each_api_says_what_it_is_told_calls_the_tool_and_fails(port: int, api: str) -> None:
     assert "all of it" in json.dumps(ask(port, *request(api, "say: all of it")))
