@@ -415,7 +415,7 @@ class ProtocolError(AgentError):
 class ControlTimeoutError(AgentError):
     kind = "control_timeout"
     cli_exit_code = 124
-    advice = "Resume the session in a new one, or allow more time with control_timeout."
+    advice = "See by `container-runner logs` what it said. Resume its session, or allow more time by control_timeout."
 
 
 class RequestRefusedError(AgentError):

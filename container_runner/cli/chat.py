@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -21,14 +22,14 @@ from container_runner.cli.options import ExecuteFlags
 from container_runner.cli.run import JsonView, PlainView
 from container_runner.cli.streams import Stdin, ending_signals
 from container_runner.cli.text import clean, line
-from container_runner.cli.view import View, check_live, take_any_script, wants_live
+from container_runner.cli.view import QUIET, View, check_live, take_any_script, wants_live
 from container_runner.errors import ConfigError, ContainerRunnerError
 from container_runner.options import ExecuteOptions
 from container_runner.records.tally import Tally
 from container_runner.runner import ContainerRunner
 from container_runner.runner.beside import beside
 from container_runner.session.asks import Allow, Decision, Deny, PermissionRequest, Question, Reply
-from container_runner.session.session import Session
+from container_runner.session.session import READY_TIMEOUT, Session
 from container_runner.stream.blocks import tool_title
 
 if TYPE_CHECKING:
@@ -142,7 +143,9 @@ class _Talk:
         return await tell(found, self._when, is_good=is_good, is_json=self._is_json)
 
     async def _talk(self) -> None:
-        async with self._runner.open_session(self._options, ask_timeout=ANSWER_TIMEOUT) as self._session:
+        started = anyio.Event()
+        opened = self._runner.open_session(self._options, ask_timeout=ANSWER_TIMEOUT, on_start=started.set)
+        async with beside(partial(self._wonder, started)), opened as self._session:
             prompt: str | None = self._options.prompt
             if prompt:
                 await self._turn(self._session, prompt)
@@ -151,6 +154,18 @@ class _Talk:
                 if prompt.strip():
                     await self._session.send(prompt)
                     await self._turn(self._session, prompt)
+
+    async def _wonder(self, started: anyio.Event) -> None:
+        """Tell what is waited for, if it takes long until there is a session."""
+        with anyio.move_on_after(QUIET):
+            await started.wait()
+        if not started.is_set():
+            self.note("The container has not started yet; Ctrl-C ends the waiting.")
+            await started.wait()
+        await anyio.sleep(QUIET)
+        if self._session is None:
+            told = "has started, and has not said yet that it takes prompts; it has"
+            self.note(f"The agent {told} {READY_TIMEOUT:g} seconds for that. Ctrl-C ends the waiting.")
 
     async def _turn(self, session: Session, prompt: str) -> None:
         """Show the answer to what was sent, and let the person decide what the agent asks."""

@@ -244,6 +244,7 @@ class ContainerRunner:
         hooks: Sequence[Hook] = (),
         ask_timeout: float = 600.0,
         control_timeout: float = 60.0,
+        on_start: Callable[[], object] | None = None,
     ) -> AbstractAsyncContextManager[Session]:
         """A live agent for the length of a block: many turns of one process, on the lease of any run.
         `timeout` is for all of it, `idle_timeout` for the agent's silence while it owes an answer.
@@ -256,6 +257,7 @@ class ContainerRunner:
             hooks: functions of yours that the agent calls at points of its work, each with a deadline of its own.
             ask_timeout: seconds that such an answer, or a tool of yours, may take. Then it is denied.
             control_timeout: seconds that the agent has to answer a request such as `Session.set_model`.
+            on_start: called when the agent has started, which may be long before it takes prompts.
 
         Raises:
             ContainerRunnerError: it can not be carried out, or what ended it, if that was not told inside the block.
@@ -264,10 +266,13 @@ class ContainerRunner:
         taken, _ = in_container(options, self.config, self.runtime)
         tools = (*self.tools, *check_tools(tools))
         made = live_runtime(self.runtime, taken, can_use_tool, tools, hooks, ask_timeout, control_timeout)
-        live = self.evolved(runtime=made, tools=())  # its protocol carries them
+        live = self.evolved(runtime=made, tools=() if made.session.codec.calls_tools else tools)
+        live.tool_timeout = ask_timeout
         if self.runtime.reads_mentions:
             made.session.translate = Translator.of(options.agent, self.config).prompt
-        return opened(made.session, partial(live._execute, options, live.plan(options)), options.prompt)  # noqa: SLF001  one of our own kind
+        begun = (lambda _: on_start()) if on_start is not None else None
+        execute = partial(live._execute, options, live.plan(options), on_start=begun)  # noqa: SLF001  one of our own kind
+        return opened(made.session, execute, options.prompt)
 
     def pump(
         self,

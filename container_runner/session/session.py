@@ -152,7 +152,7 @@ class Session:
         """The agent has started, or what comes *after* has, and takes its time: begin its protocol."""
         self._stream = stream
         if not after:
-            self._expect("ready", READY_TIMEOUT, "did not get ready")
+            self._expect("ready", READY_TIMEOUT, "did not get ready for prompts, as agents with live sessions do,")
         self._give(self.codec.start())
 
     def take(self, event: Event, size: int = 1024) -> None:

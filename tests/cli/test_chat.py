@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,30 @@ def test_nobody_answers_at_a_pipe(place: Place) -> None:
 def asks(text: str) -> bool:
     """Whether the next prompt is asked for: what is typed before is drawn over by the live view."""
     return text.endswith("\n>")
+
+
+@pytest.mark.parametrize("word", ["--command=mute", "--agent-kind=codex", "--python=my.module:make"])
+def test_an_agent_without_sessions_is_refused_before_anything_starts(place: Place, word: str) -> None:
+    done = place.chat("say x", word)
+
+    assert done.returncode == 2, done.stderr
+    assert "has no live sessions" in done.stderr
+    assert not (place.folder / "engine/calls").exists()
+
+
+def test_what_is_waited_for_is_told_and_the_waiting_can_be_ended(place: Place) -> None:
+    (place.folder / "agent").write_text("#!/bin/sh\nexec sleep 100\n")
+    soon = "import container_runner.cli.chat as it; it.QUIET = 0.1; from container_runner.cli import main; main()"
+    command = [sys.executable, "-c", soon, *place.command[1:], "say x"]
+    with subprocess.Popen(command, cwd=place.folder / "work", stderr=subprocess.PIPE, text=True) as chat:
+        assert chat.stderr is not None
+        told = next(line for line in chat.stderr if "has started" in line)
+        chat.send_signal(signal.SIGINT)
+        rest = chat.stderr.read()
+
+    assert "The agent has started, and has not said yet that it takes prompts; it has 60 seconds for that." in told
+    assert "Traceback" not in rest
+    assert chat.returncode == 130
 
 
 def test_at_a_terminal_a_person_answers_interrupts_and_leaves(place: Place) -> None:
