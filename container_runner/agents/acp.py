@@ -166,22 +166,13 @@ class AcpRuntime(CommandLineRuntime):
         return self.live(options, asks=False, tools=())
 
     def with_server(self, options: ExecuteOptions, name: str, url: str, token: str) -> ExecuteOptions:
-        """It can not be.
-
-        Raises:
-            UnsupportedRuntimeError: always: the token would stand in what the session says.
-        """
-        del options, name, url, token
-        raise self._without_tools()
-
-    def _without_tools(self) -> UnsupportedRuntimeError:
-        message = f"{self.name} can not be given functions as tools: ACP has no way for them."
-        return UnsupportedRuntimeError(message, next_step="Give it an MCP server that is in the image.")
+        """*options* as they are: the agent is told in its session, see `AcpCodec.offer`."""
+        del name, url, token
+        return options
 
     def live(self, options: ExecuteOptions, *, asks: bool, tools: Sequence[Tool]) -> Command:
         """The agent, with ACP on its stdin."""
-        if tools:
-            raise self._without_tools()
+        del tools  # which it finds behind the gateway
         self._check(options)
         manners, agent = self.manners, options.agent
         model = flag(manners.model_flag, agent.model) if manners.model_flag else ()

@@ -17,6 +17,7 @@ from container_runner.gateway.proxy import Proxy
 from container_runner.gateway.route import Route, new_token
 from container_runner.gateway.told import network_told
 from container_runner.options import ExecuteOptions
+from container_runner.session.codec import Reached
 from container_runner.session.mcp import SERVER
 from container_runner.session.tools import Toolbox
 
@@ -79,6 +80,13 @@ class GatewayPlan:
             told.append(f"adds {', '.join(route.headers)} to {', '.join(route.allowed)} of {route.upstream}")
         told += [f"has the MCP server {server.name} of this machine" for server in self.hosted]
         return tuple(told)
+
+    @property
+    def servers(self) -> tuple[Reached, ...]:
+        """The MCP servers behind it."""
+        found = [] if self.toolbox is None else [Reached(SERVER, self.env[TOOLS_URL], self.tokens[TOOLS_TOKEN])]
+        found += [Reached(one.name, f"{self.env[MCP_URL]}/{one.name}", one.token) for one in self.hosted]
+        return tuple(found)
 
     @property
     def identity(self) -> str:

@@ -24,6 +24,7 @@ from container_runner.runner.outlet import BEGIN_TIMEOUT
 from container_runner.runner.result import RunResult
 from container_runner.runner.run import Run
 from container_runner.session.answering import Answerer
+from container_runner.session.codec import Reached
 from container_runner.session.hooks import Hook
 from container_runner.session.once import OnePrompt
 from container_runner.session.session import Record, Session
@@ -44,8 +45,8 @@ class FedRuntime(CommandLineRuntime):
     """Seconds that the agent has to leave by itself when its input has ended, before it is stopped."""
 
     @abc.abstractmethod
-    def connect(self, feed: Process, record: Record) -> None:
-        """What the agent is told goes to *feed*, and *record* is the run's."""
+    def connect(self, feed: Process, record: Record, servers: Sequence[Reached]) -> None:
+        """What the agent is told goes to *feed*, *record* is the run's, and *servers* are behind its gateway."""
 
 
 class LiveRuntime(FedRuntime):
@@ -62,8 +63,9 @@ class LiveRuntime(FedRuntime):
         del contained
         return attrs.evolve(self._runtime.live(options, asks=self._asks, tools=self._tools), is_live=True)
 
-    def connect(self, feed: Process, record: Record) -> None:
-        """See `Session.connect`."""
+    def connect(self, feed: Process, record: Record, servers: Sequence[Reached]) -> None:
+        """See `Session.connect`, and `Codec.offer`."""
+        self.session.codec.offer(servers)
         self.session.connect(feed, record)
 
     def with_server(self, options: ExecuteOptions, name: str, url: str, token: str) -> ExecuteOptions:
@@ -141,7 +143,7 @@ class LiveRun(Run):
             raise await self._no_feed(feed)
         self._running.carry(feed)
         assert isinstance(self._runtime, FedRuntime)  # noqa: S101  see ContainerRunner.open_session
-        self._runtime.connect(feed, self._record)
+        self._runtime.connect(feed, self._record, () if plan.gateway is None else plan.gateway.servers)
         self._is_fed = True
         return True
 

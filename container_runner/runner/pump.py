@@ -13,12 +13,13 @@ import attrs
 from container_runner.agents import Command, CommandLineRuntime
 from container_runner.agents.runtime import no_words
 from container_runner.box import guest
-from container_runner.errors import ContainerRunnerError, IncompleteOutputError
+from container_runner.errors import ContainerRunnerError, IncompleteOutputError, UnsupportedRuntimeError
 from container_runner.options import ExecuteOptions
 from container_runner.records.records import RunRecord
 from container_runner.records.tally import Tally
 from container_runner.runner.live import FedRuntime
 from container_runner.runner.result import RunResult
+from container_runner.session.codec import Reached
 from container_runner.session.session import Record
 from container_runner.stream.lines import Exact, LineSplitter, OversizedLine
 from container_runner.stream.messages import Message, OutputLine, ResultMessage, parse_line
@@ -264,8 +265,17 @@ class PumpRuntime(FedRuntime):
         return attrs.evolve(live, argv=argv, env=env, files=files, is_live=True, is_exact=self._pump.is_exact)
 
     def with_server(self, options: ExecuteOptions, name: str, url: str, token: str) -> ExecuteOptions:
-        """As the agent itself is told of it; not at all, with words of somebody else's, but by the variables."""
-        return self._runtime.with_server(options, name, url, token) if self._argv is None else options
+        """As the agent itself is told of it; not at all, with words of somebody else's, but by the variables.
+
+        Raises:
+            UnsupportedRuntimeError: it would be told in its session, which somebody else begins.
+        """
+        if self._argv is not None:
+            return options
+        if self._runtime.only_live:
+            message = f"The agent can not be told of the MCP server {name}: an editor begins its session."
+            raise UnsupportedRuntimeError(message, next_step="Leave out host_mcp_servers.")
+        return self._runtime.with_server(options, name, url, token)
 
     def with_words(self, options: ExecuteOptions, words: str) -> ExecuteOptions:
         """As the agent itself is told; not at all, with words of somebody else's.
@@ -277,8 +287,9 @@ class PumpRuntime(FedRuntime):
             raise no_words("An agent that another program starts, in words of its own,")
         return self._runtime.with_words(options, words)
 
-    def connect(self, feed: Process, record: Record) -> None:
+    def connect(self, feed: Process, record: Record, servers: Sequence[Reached]) -> None:
         """See `Pump.connect`."""
+        del servers  # the agent was told, or it can not be
         self._pump.connect(feed, record)
 
     def read(self, process: Process, options: ExecuteOptions, session_id: str = "", **more: Any) -> PumpStream:

@@ -25,8 +25,19 @@ from container_runner.errors import (
 )
 from container_runner.session import jsonrpc
 from container_runner.session.asks import Allow, Ask, Content, Decision, Deny, Image, PermissionRequest, content_blocks
-from container_runner.session.codec import MOST_OPEN, Answer, Codec, Event, Ready, Request, Send, TurnEnded, Withdrawn
-from container_runner.session.settings import NotOfferedError, Settings
+from container_runner.session.codec import (
+    MOST_OPEN,
+    Answer,
+    Codec,
+    Event,
+    Reached,
+    Ready,
+    Request,
+    Send,
+    TurnEnded,
+    Withdrawn,
+)
+from container_runner.session.settings import NotOfferedError, Settings, option_of
 from container_runner.session.updates import Updates
 from container_runner.stream.blocks import as_text
 from container_runner.stream.lines import OversizedLine
@@ -68,6 +79,7 @@ class _Asked:
 class AcpCodec(Codec):
     """The agent's side of one ACP session."""
 
+    calls_tools = False
     close_patience = 60.0  # qwen needs ten seconds and more
 
     cwd: str
@@ -107,6 +119,8 @@ class AcpCodec(Codec):
     """What errors call it."""
 
     session_id: str = attrs.field(default="", init=False)
+    _offered: tuple[Block, ...] = attrs.field(default=(), init=False)
+    """The servers behind the gateway, in ACP's own form."""
     _count: int = attrs.field(default=0, init=False)
     _asked: dict[int, _Asked] = attrs.field(factory=dict, init=False)
     _open: dict[str, Ask] = attrs.field(factory=dict, init=False)
@@ -125,6 +139,11 @@ class AcpCodec(Codec):
 
     def __attrs_post_init__(self) -> None:
         self._updates = Updates(partial=self.partial, counts_on=self.counts_on)
+
+    def offer(self, servers: Sequence[Reached]) -> None:
+        self._offered = tuple(
+            {"type": "http", "name": one.name, "url": one.url, "headers": [_bearer(one.token)]} for one in servers
+        )
 
     def start(self) -> bytes:
         files = {"readTextFile": False, "writeTextFile": False}
@@ -160,7 +179,7 @@ class AcpCodec(Codec):
             raise RequestRefusedError("ACP has no way to give a tool another input than the agent wants to give it.")
         if self._open.pop(ask.id, None) is None or not isinstance(ask, PermissionRequest):
             return b""
-        option = _option(ask.raw, decision)
+        option = option_of(ask.raw, decision)
         data = jsonrpc.answer(ask.raw["id"], _CANCELLED if option is None else _selected(option))
         if isinstance(decision, Allow) and option is not None:
             return data
@@ -241,12 +260,14 @@ class AcpCodec(Codec):
             if not method:
                 told = "The agent can not fork a session." if self.fork else "The agent can not go on with a session."
                 raise AgentFailedError(told, next_step="Begin a new session.")
-        for server in self.mcp_servers:
+        servers = [*self.mcp_servers, *self._offered]
+        for server in servers:
             kind = as_text(server.get("type"))
             if kind and part(can, "mcpCapabilities").get(kind) is not True:
-                raise AgentFailedError(f"The agent takes no MCP servers of the type {kind!r}.")
+                step = "Leave out functions as tools, and servers of this machine." if server in self._offered else None
+                raise AgentFailedError(f"{self.agent} takes no MCP servers of the type {kind!r}.", next_step=step)
         more = {} if self.resume is None else {"sessionId": self.resume}
-        return self._ask(_Asked(method), {**more, "cwd": self.cwd, "mcpServers": list(self.mcp_servers)})
+        return self._ask(_Asked(method), {**more, "cwd": self.cwd, "mcpServers": servers})
 
     def _opened(self, said: Mapping[str, Any]) -> None:
         self.session_id = as_text(said.get("sessionId")) or ("" if self.fork else self.resume or "")
@@ -319,7 +340,7 @@ class AcpCodec(Codec):
             input=given,
             tool_use_id=tool_use_id or None,
             title=as_text(tool_call.get("title")),
-            can_always=_option(call.raw, Allow(always=True)) != _option(call.raw, Allow()),
+            can_always=option_of(call.raw, Allow(always=True)) != option_of(call.raw, Allow()),
         )
         if len(self._open) >= MOST_OPEN:
             return [*events, Send(jsonrpc.answer(call.id, _CANCELLED))]
@@ -408,19 +429,8 @@ def _block(each: str | Image | Mapping[str, Any]) -> Block:
     return dict(each)
 
 
-def _option(raw: Mapping[str, Any], decision: Decision) -> str | None:
-    """The option that a decision is; None if there is none, which cancels the request.
-
-    Agents offer several of a kind; the first is taken. A yes for once is never made one for ever.
-    """
-    if isinstance(decision, Allow):
-        kinds = ("allow_always", "allow_once") if decision.always else ("allow_once",)
-    else:
-        kinds = ("reject_once", "reject_always")
-    listed = part(raw, "params").get("options")
-    options = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
-    found = (as_text(one.get("optionId")) for kind in kinds for one in options if one.get("kind") == kind)
-    return next((name for name in found if name), None)
+def _bearer(token: str) -> dict[str, str]:
+    return {"name": "Authorization", "value": f"Bearer {token}"}
 
 
 def _has(methods: object, name: str) -> bool:

@@ -78,6 +78,16 @@ class Request:
     """The `id` of the `Answer`; None if there will be none."""
 
 
+@attrs.frozen
+class Reached:
+    """An MCP server as the agent finds it, by streamable HTTP."""
+
+    name: str
+    url: str
+    token: str = attrs.field(repr=False)
+    """What it wants to see, as `Authorization: Bearer ...`. It is of use in this run alone."""
+
+
 class Codec(abc.ABC):
     """The agent's side of one session. Make one for each process."""
 
@@ -87,6 +97,9 @@ class Codec(abc.ABC):
     keeps_lines: ClassVar[bool] = False
     """Whether each of its messages is a line of the agent's, decoded and no more, so that a record may have the line.
     Otherwise the message itself is recorded, as JSON."""
+
+    calls_tools: ClassVar[bool] = True
+    """Whether the caller's functions are called over its lines. Otherwise they are behind the gateway, see `offer`."""
 
     close_patience: ClassVar[float | None] = None
     """Seconds that it may take to leave when its input has ended; None: the usual ones."""
@@ -100,6 +113,14 @@ class Codec(abc.ABC):
         if hooks:
             step = "Leave `hooks` out; what it asks before it acts is answered by `can_use_tool`."
             raise UnsupportedRuntimeError(f"{self.agent} has no hooks in a live session.", next_step=step)
+
+    def offer(self, servers: Sequence[Reached]) -> None:
+        """There are these MCP servers behind the gateway. It comes before `start`.
+
+        Nothing is to be done for an agent that was told of them where its command was made. What they want to see
+        travels on the agent's stdin alone: the box has it anyway, and no command line and no record has it.
+        """
+        del servers  # unless it is told in its session
 
     @abc.abstractmethod
     def start(self) -> bytes:

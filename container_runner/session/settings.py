@@ -1,4 +1,4 @@
-"""What an ACP agent lets its client choose in a session: its mode, its model, and options of its own."""
+"""What an ACP agent lets its client choose: the mode, the model, its own options, and the answers to what it asks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from container_runner.session.asks import Allow, Decision
 from container_runner.stream.blocks import as_text
 from container_runner.stream.reader import part
 
@@ -111,6 +112,21 @@ class Settings:
     def _hold(self, name: str, value: str) -> None:
         if name in self._found:
             self._found[name].value = value
+
+
+def option_of(raw: Mapping[str, Any], decision: Decision) -> str | None:
+    """The option that a decision is; None if there is none, which cancels the request.
+
+    Agents offer several of a kind; the first is taken. A yes for once is never made one for ever.
+    """
+    if isinstance(decision, Allow):
+        kinds = ("allow_always", "allow_once") if decision.always else ("allow_once",)
+    else:
+        kinds = ("reject_once", "reject_always")
+    listed = part(raw, "params").get("options")
+    options = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    found = (as_text(one.get("optionId")) for kind in kinds for one in options if one.get("kind") == kind)
+    return next((name for name in found if name), None)
 
 
 def _of_option(name: str, option: Mapping[str, Any]) -> Setting:

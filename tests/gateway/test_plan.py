@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from container_runner.agents import ClaudeRuntime, CodexRuntime, CommandRuntime, CopilotRuntime, OpenCodeRuntime
+from container_runner.agents.acp import AcpRuntime
 from container_runner.config.container import ContainerConfig
 from container_runner.errors import ConfigError
 from container_runner.gateway.plan import GatewayPlan, plan_gateway
@@ -189,6 +190,22 @@ def test_claude_is_told_of_the_tools_and_not_of_their_token() -> None:
     }
     assert "--allowedTools=Read,mcp__container_runner__*" in command.argv
     assert box.token not in str(command.argv)
+
+
+@pytest.mark.parametrize("network", ["none", "gateway", "bridge"])
+def test_an_acp_agent_is_told_of_the_tools_in_its_session(network: str) -> None:
+    box, runtime = Toolbox((), 1.0), AcpRuntime("gemini")
+    config = ContainerConfig(image="any", network=network, host_mcp_servers={"files": "files-server /srv"})
+    options = ExecuteOptions(prompt="", agent=Agent(name="bot"))
+    describe = partial(runtime.command, contained=True)
+    command, plan = plan_gateway(config, describe, options, {}, RUN, toolbox=box, offer=runtime.with_server)
+
+    assert plan is not None
+    assert [(one.name, one.url, one.token) for one in plan.servers] == [
+        ("container_runner", "http://127.0.0.1:3128/mcp/container_runner", box.token),
+        ("files", "http://127.0.0.1:3128/mcp/files", box.token),
+    ]
+    assert box.token not in repr((command, plan))
 
 
 @pytest.mark.parametrize("network", ["none", "gateway"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,17 +16,19 @@ import pytest
 from container_runner import (
     Agent,
     AssistantMessage,
+    ContainerRunner,
     ContainerRunnerError,
     ExecuteOptions,
     ResultMessage,
     Session,
     SystemMessage,
     ToolUseBlock,
+    tool,
 )
 from container_runner.agents.acp import AcpRuntime
 from container_runner.session.asks import Allow, Deny, PermissionRequest, Question
 from tests.integration.engines import RealEngine
-from tests.integration.images import STAND_IN
+from tests.integration.images import STAND_IN, TESTS
 from tests.integration.runs import ON_OWN_ROOTFUL, Box, collect, error_of, on, said, tool_output
 
 pytestmark = ON_OWN_ROOTFUL
@@ -156,12 +160,66 @@ def test_a_run_goes_on_with_a_session_without_its_old_words(box: Box) -> None:
     assert said(collect(box.runner(SCRIPTED), box.options("say new", resume="s1"))) == ["new"]
 
 
+@tool
+async def whisper(word: str = "hello") -> str:
+    """Say a word of the host, and who says it."""
+    return f"{word} from {os.getpid()}"
+
+
+@pytest.fixture
+def tools_box(box: Box, agents_image: str) -> Box:
+    """The scripted agent in an image that has what a gateway needs."""
+    shutil.copy(TESTS / "images/acp-agent", box.workspace)
+    return box
+
+
+def runner_with_tools(box: Box, **fields: Any) -> ContainerRunner:
+    runtime = AcpRuntime("/workspace/acp-agent", modes=SCRIPTED.modes)
+    return box.runner(runtime, image=box.engine.images.agents, **fields)
+
+
+async def test_a_session_calls_the_callers_functions(tools_box: Box, anyio_backend: str) -> None:
+    agent = Agent(name="tester", workspace=tools_box.workspace)
+    with anyio.fail_after(100):
+        async with runner_with_tools(tools_box).open_session(agent, tools=[whisper]) as session:
+            called = await session.turn("call whisper")
+            leaked = await session.turn("leak")
+
+    assert called.text == f"hello from {os.getpid()}"
+    assert leaked.is_error
+    see_that_the_token_is_hidden(tools_box)
+
+
+def test_one_prompt_has_the_callers_functions_as_any_run(tools_box: Box) -> None:
+    runner = runner_with_tools(tools_box, tools=[whisper], ephemeral=False)
+    called = collect(runner, tools_box.options("call whisper"))
+    leaked = error_of(collect(runner, tools_box.options("leak")))
+
+    assert error_of(called) is None, called
+    assert said(called) == [f"hello from {os.getpid()}"]
+    assert leaked is not None
+    see_that_the_token_is_hidden(tools_box, leaked.message)
+
+
+def see_that_the_token_is_hidden(box: Box, *told: str) -> None:
+    kept = "".join(path.read_text() for path in box.state.rglob("*") if path.is_file())
+    for text in (*told, kept):
+        assert all("AGENT_TOOLS_TOKEN" in word[:40] for word in text.split("my key is ")[1:]), text
+    assert "my key is" in kept
+
+
 KEYS = {
     "gemini": "GEMINI_API_KEY",
     "qwen": "OPENAI_API_KEY",
     "opencode": "OPENAI_API_KEY",
     "copilot": "COPILOT_PROVIDER_API_KEY",
 }
+CALLS = {
+    "gemini": 'tool: mcp_container_runner_whisper {"word": "hello"}',
+    "opencode": 'tool: container_runner_whisper {"word": "hello"}',
+    "copilot": 'tool: container_runner-whisper {"word": "hello"}',
+}
+"""How the model calls `whisper`; qwen's would have to search for it first."""
 MODELS = {"gemini": "gemini-2.5-flash", "opencode": "own/any-model"}
 
 
@@ -182,7 +240,10 @@ def test_a_real_agent_on_podman(box: Box, name: str, monkeypatch: pytest.MonkeyP
 
 
 def has_its_session(box: Box, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It asks, is allowed and refused, is interrupted with a tool at work, and goes on in a second container."""
+    """It asks, is allowed and refused, is interrupted with a tool at work, and goes on in a second container.
+
+    There functions of the caller's are called.
+    """
     monkeypatch.setenv(KEYS[name], "any-key-of-twenty-letters")
     runner = box.runner(AcpRuntime(f"{name}-offline", like=name), image=box.engine.images.agents, credentials="env")
     base_url = STAND_IN if name == "gemini" else f"{STAND_IN}/v1"
@@ -223,9 +284,12 @@ def has_its_session(box: Box, name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         return session.session_id
 
     async def second(resume: str) -> str:
-        async with runner.open_session(ExecuteOptions(prompt="", agent=agent, resume=resume)) as session:
+        again = ExecuteOptions(prompt="", agent=agent, resume=resume)
+        async with runner.open_session(again, tools=[whisper]) as session:
             turn = await session.turn("bash: echo again >again.txt; cat again.txt")
             assert session.session_id == resume
+            if name in CALLS:
+                assert f"hello from {os.getpid()}" in (await session.turn(CALLS[name])).text
             refused = await session.turn("error: 401")
             assert refused.result is not None
             assert refused.is_error

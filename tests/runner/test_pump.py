@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import attrs
 import pytest
 
 from container_runner import Agent, ClaudeRuntime, ContainerConfig, ContainerRunner, ExecuteOptions
-from container_runner.errors import AgentFailedError, ContainerRunnerError, IncompleteOutputError, TotalTimeoutError
+from container_runner.agents.acp import AcpRuntime
+from container_runner.errors import (
+    AgentFailedError,
+    ContainerRunnerError,
+    IncompleteOutputError,
+    TotalTimeoutError,
+    UnsupportedRuntimeError,
+)
 from container_runner.runner import pump as pump_module
 from container_runner.runner.pump import PumpRuntime, PumpStream
 from tests import played_engine
@@ -40,6 +48,13 @@ def runner(tmp_path: Path) -> ContainerRunner:
 
 def options(**more: Any) -> ExecuteOptions:
     return ExecuteOptions(prompt="", agent=Agent(name="tester"), grace=1, **more)
+
+
+def test_an_agent_whose_session_an_editor_begins_has_no_servers_of_this_machine(runner: ContainerRunner) -> None:
+    config = attrs.evolve(runner.config, host_mcp_servers={"files": "files-server /srv"})
+
+    with pytest.raises(UnsupportedRuntimeError, match="MCP server files"):
+        ContainerRunner(AcpRuntime("gemini"), config, runner.state_dir).pump(options())
 
 
 async def test_lines_go_in_and_come_out_as_they_are(

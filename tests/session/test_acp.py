@@ -22,7 +22,7 @@ from container_runner.errors import (
 from container_runner.session import codec as codecs
 from container_runner.session.acp import AcpCodec
 from container_runner.session.asks import Allow, Deny, Image, PermissionRequest
-from container_runner.session.codec import MOST_OPEN, Answer, Event, Ready, Request, Send, TurnEnded, Withdrawn
+from container_runner.session.codec import MOST_OPEN, Answer, Event, Reached, Ready, Request, Send, TurnEnded, Withdrawn
 from container_runner.stream.lines import OversizedLine
 from container_runner.stream.messages import (
     AgentMessage,
@@ -261,6 +261,31 @@ def test_a_login_that_the_agent_does_not_take_or_does_not_have() -> None:
     (send,) = answered(codec, only(codec.start()), {"protocolVersion": 1, "authMethods": [3, {"id": "other"}]})
     assert isinstance(send, Send)
     assert only(send.data)["method"] == "session/new"
+
+
+def test_servers_behind_the_gateway_are_told_beside_the_others_and_their_token_to_nobody_else() -> None:
+    server = {"name": "x", "command": "/bin/x", "args": [], "env": []}
+    codec, reached = AcpCodec(cwd="/", mcp_servers=[server]), Reached("ours", "http://127.0.0.1:1/mcp/ours", "a-token")
+    for _ in range(2):  # a run that begins anew says it anew
+        codec.offer([reached])
+    (send,) = of(Send, answered(codec, only(codec.start()), {"protocolVersion": 1, "agentCapabilities": CAN}))
+
+    headers = [{"name": "Authorization", "value": "Bearer a-token"}]
+    ours = {"type": "http", "name": "ours", "url": "http://127.0.0.1:1/mcp/ours", "headers": headers}
+    message = only(send.data)
+    assert message["params"]["mcpServers"] == [server, ours]
+    assert not any("a-token" in repr(event) for event in answered(codec, message, {"sessionId": "s1"}))
+    assert "a-token" not in repr((reached, codec))
+
+
+def test_an_agent_without_servers_by_http_can_not_have_functions() -> None:
+    codec = AcpCodec(cwd="/", agent="goose")
+    codec.offer([Reached("ours", "http://127.0.0.1:1/mcp/ours", "a-token")])
+    with pytest.raises(AgentFailedError, match="goose takes no MCP servers of the type 'http'") as caught:
+        answered(codec, only(codec.start()), {"protocolVersion": 1})
+
+    assert "functions" in caught.value.next_step
+    assert "a-token" not in str(caught.value)
 
 
 def test_servers_that_the_agent_can_not_use_are_refused() -> None:
