@@ -11,7 +11,7 @@ import pytest
 
 from container_runner.box import carried
 from container_runner.box.argv import DOCKER, PODMAN, PODMAN_ROOTLESS, Dialect
-from container_runner.box.carried import HELD, carried_flags, helper_argv, in_kernel, plan_carry
+from container_runner.box.carried import HELD, Ways, carried_flags, helper_argv, in_kernel, plan_carry
 from container_runner.box.user import User
 from container_runner.config.container import ContainerConfig
 from container_runner.errors import ConfigError
@@ -165,6 +165,21 @@ def test_an_overlay_on_podman(dialect: Dialect) -> None:
 def test_what_an_image_has_at_that_place_is_not_copied_into_a_volume() -> None:
     assert carried_flags(streamed(), DOCKER) == ["--mount=type=volume,src=VOLUME,dst=/workspace,volume-nocopy"]
     assert carried_flags(streamed(), PODMAN) == ["--volume=VOLUME:/workspace:nocopy"]
+
+
+def test_docker_makes_the_volume_with_its_container_and_podman_before() -> None:
+    """A container that only fetches must not make one: it would be empty, and have the right label."""
+    carry, work = streamed(), f"container-runner.work={RUN}"
+
+    (flag,) = carried_flags(carry, DOCKER, makes=True)
+
+    assert flag == f"{carried_flags(carry, DOCKER)[0]},volume-label={work},volume-label=container-runner.nonce=n"
+    assert Ways.of(carry, "docker", DOCKER).make == ()
+    assert carried_flags(carry, PODMAN, makes=True) == carried_flags(carry, PODMAN)
+    assert Ways.of(carry, "podman", PODMAN).make == (
+        *("podman", "volume", "create"),
+        *(f"--label={work}", "--label=container-runner.nonce=n", "VOLUME"),
+    )
 
 
 def test_what_the_kernel_is_to_say() -> None:

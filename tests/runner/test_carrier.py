@@ -22,10 +22,11 @@ import pytest
 from container_runner import Agent, ClaudeRuntime, CommandRuntime, ContainerConfig, ContainerRunner, ExecuteOptions
 from container_runner.errors import ConfigError, ConflictError, EngineError, WorkspaceError
 from container_runner.records.summary import RunSummary
+from container_runner.runner import carrier
 from container_runner.runner.beside import together
 from container_runner.runner.left import fetch_left, unfetched
 from container_runner.workspace.carry import Carry
-from container_runner.workspace.changes import Changes
+from container_runner.workspace.changes import Changes, Notes, write_notes
 from container_runner.workspace.shadow import Shadow
 from container_runner.workspace.target import Journal, Step
 from tests import carried_engine
@@ -223,6 +224,28 @@ async def test_a_container_that_is_killed_in_the_middle_of_the_way_out(scene: Sc
 
     assert await scene.result(summary) == {"a": "1\n", "c": "1\n2\n"}
     assert not (scene.engine / "cut").exists()
+    assert scene.left == []
+
+
+async def test_what_fails_when_the_container_has_gone_is_fetched_by_another(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may go as soon as it has said all, and its work is in the shadow only after that."""
+    tried: list[str] = []
+
+    async def fails_once(shadow: Shadow, run: str, notes: Notes) -> None:
+        tried.append(run)
+        if len(tried) == 1:
+            raise WorkspaceError("The disk is full.")
+        await write_notes(shadow, run, notes)
+
+    monkeypatch.setattr(carrier, "write_notes", fails_once)
+
+    summary = await scene.run("cat a b >c; rm b")
+
+    assert (summary.outcome, len(tried)) == ("succeeded", 2)
+    assert await scene.result(summary) == {"a": "1\n", "c": "1\n2\n"}
+    assert scene.verbs.count("run") == 2
     assert scene.left == []
 
 

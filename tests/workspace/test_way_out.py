@@ -458,6 +458,25 @@ async def test_what_has_no_end_is_given_up(shadow: Shadow, monkeypatch: pytest.M
     tracemalloc.stop()
 
 
+async def test_a_box_is_let_go_when_all_of_it_has_come_and_not_before(shadow: Shadow) -> None:
+    """The rest is done while it ends; if that fails, the work is still where it was."""
+    result = shadow.git_dir / "refs/container-runner/r/result"
+    called: list[bool] = []
+
+    async def fetch(code: int, *more: bytes) -> None:
+        parts = [manifest(A, KEEP), SAME + END + block("end 0"), *more]
+        await receive(shadow, "r", cast("Pipe", Stream(parts, code)), on_end=lambda: called.append(result.exists()))
+
+    for code, more in ((1, []), (0, [b"more"])):
+        with pytest.raises(WorkspaceError):
+            await fetch(code, *more)
+    assert called == []
+
+    await fetch(0)
+
+    assert (called, result.exists()) == ([False], True)
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_what_came_out_is_on_the_disk(
     work: Path, state: Path, box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
