@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,21 +118,19 @@ def _play(words: Sequence[str], program: str, stdin: Stdin) -> int:
     token, (claude, *arguments) = stdin.fields["token"], words[words.index(script.GUEST) + 2 :]
     mounts = (re.search(r'src=([^,"]+)"?,"?dst=/workspace(?:[,"]|$)', word) for word in words)
     folder = next((mount[1] for mount in mounts if mount), "/")
-    if stdin.fields.get("live"):
-        os.mkfifo(_input(words[words.index(script.GUEST) - 1]))
-    tell(guest.started_line(token).decode())
-    if code := _step("setup", stdin, folder):
-        _end(token, code, "setup")
-        return 0
-    fifo = _input(words[words.index(script.GUEST) - 1]) if stdin.fields.get("live") else None
-    process = subprocess.Popen(
-        [program if claude == "claude" else claude, *arguments],
-        stdin=subprocess.PIPE if fifo is None else fifo.open("rb"),
-        cwd=folder,
-        start_new_session=True,
-    )
-    if fifo is not None:
-        fifo.unlink()
+    with _input_of(words[words.index(script.GUEST) - 1] if stdin.fields.get("live") else None) as fifo:
+        tell(guest.started_line(token).decode())
+        if code := _step("setup", stdin, folder):
+            _end(token, code, "setup")
+            return 0
+        if fifo is not None and not _is_fed(fifo):
+            return 0
+        process = subprocess.Popen(
+            [program if claude == "claude" else claude, *arguments],
+            stdin=subprocess.PIPE if fifo is None else fifo.stream,
+            cwd=folder,
+            start_new_session=True,
+        )
     lease = threading.Thread(target=_watch, args=(process, float(stdin.fields["grace"])), daemon=True)
     lease.start()
     if process.stdin is not None:
@@ -149,17 +149,56 @@ def _play(words: Sequence[str], program: str, stdin: Stdin) -> int:
 
 
 def _input(run: str) -> Path:
-    """The FIFO that is a live agent's stdin."""
+    """The FIFO that is a live agent's stdin, until somebody has opened it to write."""
     return Path(tempfile.gettempdir()) / f"container-runner-fake-{run}"
+
+
+@attrs.frozen
+class _Input:
+    path: Path
+    stream: int
+
+
+@contextlib.contextmanager
+def _input_of(run: str | None) -> Iterator[_Input | None]:
+    """Make the FIFO of a live run, and open it; it is gone behind the block, and where TERM ends us in it."""
+    if run is None:
+        yield None
+        return
+    path = _input(run)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        os.mkfifo(path, 0o600)
+        stream = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            yield _Input(path, stream)
+        finally:
+            os.close(stream)
+    finally:
+        path.unlink(missing_ok=True)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_fed(fifo: _Input) -> bool:
+    """Wait until somebody has opened it to write, who removes it then; False if the lease ends before."""
+    while fifo.path.exists():
+        if select.select([0], [], [], 0.02)[0] and not os.read(0, 4096):
+            return False
+    os.set_blocking(fifo.stream, True)
+    return True
 
 
 def _feed(run: str) -> int:
     """Carry stdin to a live agent."""
-    with _input(run).open("wb", buffering=0) as fifo:
-        tell(guest.feeding_line(run).decode())
-        with contextlib.suppress(BrokenPipeError):
-            while chunk := os.read(0, 65536):
-                fifo.write(chunk)
+    try:
+        with open(os.open(_input(run), os.O_WRONLY), "wb", buffering=0) as fifo:  # noqa: PTH123  a path would make it
+            _input(run).unlink(missing_ok=True)
+            tell(guest.feeding_line(run).decode())
+            with contextlib.suppress(BrokenPipeError):
+                while chunk := os.read(0, 65536):
+                    fifo.write(chunk)
+    except FileNotFoundError:  # its run has ended
+        return script.EXIT_REFUSED
     return 0
 
 

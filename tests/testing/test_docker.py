@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import attrs
 import pytest
 
 import container_runner
+from container_runner.box import guest, script
 from container_runner.testing import container
 from tests.small_engine import Done, call
 
@@ -129,6 +131,81 @@ def test_an_agent_of_this_machine_works_in_the_workspace_and_is_stopped(place: P
     assert (place.folder / "work/made.txt").read_text() == "Hello"
     with pytest.raises(ProcessLookupError):
         os.kill(int((place.folder / "work/pid").read_text()), 0)
+
+
+@attrs.frozen
+class Live:
+    """A live run of the program alone, whose FIFO lies in a folder of its own."""
+
+    process: subprocess.Popen[bytes]
+    temp: Path
+    variables: dict[str, str]
+    program: Path
+
+    @classmethod
+    def start(cls, place: Place) -> Live:
+        (temp := place.folder / "temp").mkdir()
+        program = place.folder / "docker"
+        variables = {**os.environ, "TMPDIR": str(temp), "DOCKER_FAKE_AGENT": "cat"}
+        words = [
+            "run",
+            "--rm",
+            "--interactive",
+            "some/image",
+            "sh",
+            "-c",
+            script.SEAL,
+            RUN,
+            script.GUEST,
+            "9",
+            "claude",
+        ]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen([program, *words], env=variables, **pipes)  # type: ignore[call-overload]
+        header = guest.header(
+            b"", token="t0k3n", grace=0, mounts=(), kernel="", other_mounts=True, values={}, live=True
+        )
+        process.stdin.write(header)
+        process.stdin.flush()
+        assert process.stderr.readline().startswith(guest.started_line("t0k3n"))
+        return cls(process, temp, variables, program)
+
+    def feed(self, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        words = ["exec", "--interactive", "name", "sh", "-c", script.FEED, RUN]
+        return subprocess.run(
+            [self.program, *words], env=self.variables, input=data, check=False, capture_output=True, timeout=60
+        )
+
+
+RUN = "0123456789abcdef"
+
+
+def test_a_live_agent_gets_what_it_is_fed(place: Place) -> None:
+    live = Live.start(place)
+    assert len([*live.temp.iterdir()]) == 1
+
+    fed = live.feed(b"one\ntwo\n")
+    out, err = live.process.communicate(timeout=60)
+
+    assert (fed.returncode, fed.stderr) == (0, guest.feeding_line(RUN) + b"\n")
+    assert out == b"one\ntwo\n\ncontainer-runner: ended t0k3n 0\n"
+    assert err == b"container-runner: ended t0k3n 0\n"
+    assert [*live.temp.iterdir()] == []
+
+
+@pytest.mark.parametrize("how", ["lease", "term"])
+def test_a_live_start_that_is_cut_leaves_nothing(place: Place, how: str) -> None:
+    """Nobody has come to feed it: it ends with its lease, or by TERM, and its FIFO goes with it."""
+    live = Live.start(place)
+    assert len([*live.temp.iterdir()]) == 1
+
+    if how == "term":
+        os.kill(live.process.pid, signal.SIGTERM)
+        assert live.process.wait(60) == 128 + signal.SIGTERM
+    live.process.communicate(timeout=60)
+
+    assert [*live.temp.iterdir()] == []
+    assert live.feed().returncode == script.EXIT_REFUSED
 
 
 def test_it_needs_no_pytest() -> None:
