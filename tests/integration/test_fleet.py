@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,9 @@ from tests.integration.runs import COMMAND, on
 pytestmark = [on("docker"), pytest.mark.ray, pytest.mark.timeout(300)]
 
 WAIT = 100
+
+GONE = 5.0
+"""Seconds in which the containers of a node that is killed are gone; 1.0 to 1.3 were seen."""
 
 
 @attrs.define
@@ -139,6 +143,19 @@ async def test_a_carried_folder_goes_to_both_nodes_and_its_work_comes_back(nodes
     assert nodes.are_gone()
 
 
+async def test_doctor_asks_every_node(nodes: Nodes, tmp_path: Path) -> None:
+    """It prints what they say, and nothing of what Ray itself prints."""
+    image = nodes.engines["docker"].images.tiny
+    command = [COMMAND, "doctor", f"--on=ray:{nodes.address}", "--credentials=none", f"--state-dir={tmp_path}/state"]
+
+    done = await anyio.run_process([*command, f"--image={image}"], check=False)
+
+    *lines, _, end = done.stdout.decode().splitlines()
+    assert (done.returncode, end, done.stderr) == (0, "A batch runs on every node.", b"")
+    assert sorted(line.split()[2] for line in lines) == ["docker", "podman"]
+    assert all(line.startswith("✓ ") and ", image " in line for line in lines), lines
+
+
 async def test_a_driver_that_is_killed_leaves_nothing_and_the_next_runs_the_rest(nodes: Nodes, tmp_path: Path) -> None:
     (file := tmp_path / "jobs.jsonl").write_text('"hello"\n"sleep 1000"\n"sleep 1000"\n')
     (work := tmp_path / "work").mkdir()
@@ -165,6 +182,7 @@ async def test_a_driver_that_is_killed_leaves_nothing_and_the_next_runs_the_rest
     assert len(results.read_text().splitlines()) == 3
 
 
+@pytest.mark.flaky(reruns=1)  # for a clock of a busy machine
 async def test_nodes_that_die_lose_their_containers_and_their_jobs_run_elsewhere(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,17 +197,26 @@ async def test_nodes_that_die_lose_their_containers_and_their_jobs_run_elsewhere
     ended: list[str] = []
     at_work: list[tuple[str, float]] = []
     killed: list[float] = []
+    gone: dict[str, float] = {}
     watch = Watch(
-        at_work=lambda job: at_work.append((job.id, anyio.current_time())), ended=lambda job, _: ended.append(job.id)
+        at_work=lambda job: at_work.append((job.id, time.monotonic())), ended=lambda job, _: ended.append(job.id)
     )
     podman = nodes.engines["podman"]
 
     async def kill(what: str, left: int, *victims: psutil.Process) -> None:
+        looked = 0.0
+
+        def are_gone() -> bool:
+            nonlocal looked
+            looked = time.monotonic()  # a look that takes long on a busy machine is no container that stays long
+            return len(podman.containers()) == left
+
+        killed.append(time.monotonic())
         for victim in victims:
             victim.send_signal(signal.SIGKILL)
-        killed.append(anyio.current_time())
-        await until(lambda: len(podman.containers()) == left)
-        print(f"{what}: containers gone after {anyio.current_time() - killed[-1]:.2f} s", file=sys.stderr)
+        await until(are_gone)
+        gone[what] = looked - killed[-1]
+        print(f"{what}: containers gone after {gone[what]:.2f} s", file=sys.stderr)
 
     with ResultFile(tmp_path / "results") as results:
         async with anyio.create_task_group() as tasks:
@@ -215,5 +242,6 @@ async def test_nodes_that_die_lose_their_containers_and_their_jobs_run_elsewhere
     assert {each.id: each.attempts for each in done} == {str(n): 1 + (str(n) in again) for n in range(7)}
     assert len({each.node for each in done if each.id != "0"}) == 1
     assert at_work[7][1] - killed[0] >= 3, "the fence"
+    assert all(seconds < GONE for seconds in gone.values()), gone
     assert capsys.readouterr().out == "", "Ray has printed into what may be JSON"
     assert nodes.are_gone()
