@@ -140,14 +140,16 @@ podman's client loses what an exec that ends at once has written, so a refusal s
 FEED: Final = f"""\
 command -v cat >/dev/null 2>&1 || exit {EXIT_NO_COMMAND}
 [ -p {INPUT}"$0/fifo" ] && exec >{INPUT}"$0/fifo" || exit {EXIT_REFUSED}
+echo
 printf 'container-runner: feeding %s\\n' "$0" >&2
 exec cat
 """
 """Carries its stdin to a live agent, as an exec beside the one that holds the lease: `sh -c FEED RUN`.
 
 It has another uid than the agent, which can neither stop it nor count on it as somebody who uses the container. The
-agent's own shell holds the FIFO open until the agent has ended, so that nothing here waits for an agent that is gone;
-the agent itself waits until we have opened it, so that it does not take an input that is not there yet for its end.
+agent's own shell holds the FIFO open until the agent has ended, so that nothing here waits for an agent that is gone.
+The agent waits for our first line, so that it does not take an input that is not there yet for its end. (To wait until
+somebody opens the FIFO would be for ever where we had come and gone before, as during a long setup.)
 """
 
 EXIT_NAMELESS: Final = 73
@@ -309,7 +311,7 @@ agent() {{
     [ "$code" -eq 0 ] || step=setup
   fi
   [ -n "$step$asked" ] || {{
-    ([ -z "$live" ] || exec 5<{INPUT}"$run/fifo"; exec <&5 4>&- 5<&-; within "$@")
+    ([ -z "$live" ] || {{ read -r line <&5; }} 8<>{INPUT}"$run/fifo"; exec <&5 4>&- 5<&-; within "$@")
     code=$?
   }}
   if [ -n "$check" ] && [ "$step$asked$code" = 0 ]; then

@@ -588,6 +588,23 @@ def test_a_live_agent_gets_what_it_is_told_and_ends_with_it(start: Start, feed: 
     assert told.process.wait(10) == 0
 
 
+def test_a_live_agent_gets_what_it_was_told_by_who_has_gone_before(
+    start: Start, feed: Callable[[], Feed], folder: Path
+) -> None:
+    script = start(*sh("cat; echo over"))
+    script.tell(live=True, setup=f"until [ -e {folder}/on ]; do sleep 0.05; done")
+    script.hear("setup")
+    told = feed()
+    told.give(b"first\n")
+    told.stdin.close()
+    assert told.process.wait(10) == 0
+
+    (folder / "on").touch()
+
+    script.hear(f"ended {TOKEN} 0")
+    assert script.end().out.startswith("first\nover\n")
+
+
 def test_a_live_agent_waits_for_its_input_and_ends_with_its_lease(start: Start) -> None:
     script = start(*sh("echo up"))
     script.tell(live=True)
