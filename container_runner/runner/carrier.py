@@ -19,6 +19,7 @@ import orjson
 from container_runner.box import guest
 from container_runner.box.carried import Ways, helper_argv, inspect_volume_argv
 from container_runner.box.plan import Plan
+from container_runner.engine.engine import RUN_TIMEOUT
 from container_runner.engine.failures import classify
 from container_runner.engine.locks import LockFile
 from container_runner.engine.manager import (
@@ -85,6 +86,7 @@ class Carrier:
         self._may_be_empty = may_be_empty
         self._ways = Ways.of(carry, manager.engine.binary, manager.engine.dialect)
         self._lock = run_lock(manager.state_dir, carry.run)
+        self._is_taken_over = False
         self._shadow: Shadow | None = None
         self._files: Prepared | None = None
         """What is brought in."""
@@ -192,7 +194,7 @@ class Carrier:
         if carry is None:
             self._lock.release(remove=True)
             return False
-        self.carry = carry
+        self.carry, self._is_taken_over = carry, True
         await self._manager.remove(carry.container)
         return True
 
@@ -203,6 +205,9 @@ class Carrier:
     async def discard(self) -> None:
         """Remove all of it but what is in the shadow.
 
+        An engine whose client was killed may still be about to make the volume. So what is written down of it stays
+        until that can not be any more, for a later start to look again.
+
         Raises:
             EngineError: the volume can not be removed.
             StateError: a folder can not be removed.
@@ -211,6 +216,10 @@ class Carrier:
             done = await self._manager.engine.run(self._ways.remove, check=False, timeout=REMOVE_TIMEOUT)
             if done.returncode != 0 and "no such volume" not in done.stderr.lower():
                 raise classify(done, "volume")
+            is_starting = self.carry.phase == "in" and self.carry.is_younger(self._manager.state_dir, RUN_TIMEOUT)
+            if done.returncode != 0 and self._is_taken_over and is_starting:
+                self.let_go()
+                return
         await anyio.to_thread.run_sync(self.carry.remove_folders, self._manager.state_dir)
         self.carry.forget(self._manager.state_dir)
         self._lock.release(remove=True)

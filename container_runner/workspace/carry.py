@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -138,6 +139,13 @@ class Carry:
                 os.rename(f".{name}", name, src_dir_fd=folder, dst_dir_fd=folder)
         except OSError as error:
             raise StateError(f"{state_dir / FOLDER / name} can not be written: {error.strerror}.") from None
+
+    def is_younger(self, state_dir: Path, seconds: float) -> bool:
+        """Whether it was written down less than *seconds* ago."""
+        with suppress(OSError), open_folder(state_dir, FOLDER) as folder:
+            info = os.stat(f"{self.run}.json", dir_fd=folder, follow_symlinks=False)
+            return abs(time.time() - info.st_mtime) < seconds
+        return False
 
     def forget(self, state_dir: Path) -> None:
         """Remove what was written down: nothing of it is left anywhere but in the shadow."""

@@ -364,6 +364,28 @@ async def test_a_run_whose_process_is_killed_is_fetched_by_the_next(
     assert scene.left == []
 
 
+async def test_a_volume_that_is_made_after_its_run_was_killed_goes_with_a_later_start(scene: Scene) -> None:
+    """The engine goes on with what its client had asked for."""
+    manager = await scene.runner().manager()
+    carry = scene.runner().plan(scene.options("exit 0")).carry
+    assert carry is not None
+    record = scene.state / "carried" / f"{carry.run}.json"
+    carry.save(scene.state)
+
+    await fetch_left(manager)
+    assert record.exists()
+    (scene.engine / "volumes" / carry.volume).mkdir()
+    await fetch_left(manager)
+
+    assert scene.left == []
+
+    carry.save(scene.state)
+    os.utime(record, (0, 0))
+    await fetch_left(manager)
+
+    assert scene.left == []
+
+
 async def test_a_run_begins_with_what_another_has_left_whatever_the_folder_is(scene: Scene) -> None:
     first = await scene.run("echo x >c; rm b")
     (scene.workspace / "a").write_text("the user's\n")
