@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import secrets
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -27,7 +29,7 @@ PACE: float = 100.0
 """Megabytes that one stream carries in a second at least."""
 
 START: float = 0.040
-"""Seconds that a run may begin later, with Docker."""
+"""Seconds that a run may begin later than with a bridge, with Docker."""
 
 SERVICE = """\
 import socket, sys, threading
@@ -86,7 +88,7 @@ class Figures:
 
 
 def gateway_rows(bench: Bench, *, short: bool) -> list[Row]:
-    """First byte, one stream, our processor time for it, and the start of a run."""
+    """First byte, one stream, our processor time for it, and the start of a run, beside what the bare client takes."""
     try:
         image = bench.engine.images.claude  # which has a python3 and a perl
     except Unavailable as reason:
@@ -119,14 +121,53 @@ def gateway_rows(bench: Bench, *, short: bool) -> list[Row]:
             "bridge", [one.spent for one in theirs],
         ),
     ]  # fmt: skip
-    starts = {network: runner(bench, network, "echo", "hello", image=image) for network in ("gateway", "none")}
+    starts = {one: runner(bench, one, "echo", "hello", image=image) for one in ("gateway", "bridge", "none")}
 
     def first(one: ContainerRunner) -> float:
         return anyio.run(lambda: consume(one, bench.options))[0]
 
     contenders: dict[str, Timed] = {network: partial(first, one) for network, one in starts.items()}
-    (start,) = compare("gateway, first message", engine, contenders, ["gateway"], 2 * turns, {})
-    return [*rows, attrs.evolve(start, target=1 + START / start.figures[1] if engine == "docker" else None)]
+    for row in compare("gateway, first message", engine, contenders, ["gateway"], 2 * turns, {}):
+        is_promised = engine == "docker" and row.theirs == "bridge"
+        rows.append(attrs.evolve(row, target=1 + START / row.figures[1] if is_promised else None))
+    bare: dict[str, Timed] = {
+        "none and an exec": partial(bare_start, bench, "none", beside=BESIDE),
+        **{network: partial(bare_start, bench, network) for network in ("bridge", "none")},
+    }
+    return [*rows, *compare("bare CLI, first byte", engine, bare, ["none and an exec"], 2 * turns, {})]
+
+
+BESIDE = ("sh", "-c", 'exec /usr/bin/perl -MSocket -MFcntl -e "$1"', "sh", 'print STDERR "up\\n"; <STDIN>')
+"""What starts beside it: less than a forwarder, and nothing that carries bytes by an exec can start sooner."""
+
+
+def bare_start(bench: Bench, network: str, beside: tuple[str, ...] = ()) -> float:
+    """The seconds until a container says something by the bare client, which it does once what is *beside* has."""
+    name = f"bare-{secrets.token_hex(6)}"
+    run = bench.bare_run(name, "sh", "-c", "echo up >&2; read line; echo said")
+    words = [f"--network={network}" if word == "--network=none" else word for word in run]
+    words[words.index(bench.image)] = bench.engine.images.claude
+    began = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+
+        def start(*command: str) -> subprocess.Popen[bytes]:
+            pipe = subprocess.PIPE
+            called = [bench.engine.binary, *command]
+            return stack.enter_context(subprocess.Popen(called, stdin=pipe, stdout=pipe, stderr=pipe))
+
+        process = start(*words)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"up\n"
+        if beside:
+            forwarder = start("exec", "--interactive", "--user=65533", "--", name, *beside)
+            assert forwarder.stderr is not None
+            assert forwarder.stderr.readline() == b"up\n"
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"said\n"
+        return time.perf_counter() - began
 
 
 def runner(bench: Bench, network: str, *command: str, image: str, port: int | None = None) -> ContainerRunner:
