@@ -96,7 +96,7 @@ def _number(words: Sequence[str]) -> int | None:
 
 
 GO: Final = b"\n"
-"""What an agent waits for whose gateway is started meanwhile."""
+"""What an agent whose gateway is started meanwhile waits for, behind its prompt."""
 
 
 def header(
@@ -136,7 +136,7 @@ def header(
         setup: a command for the shell that comes before the agent; "": none.
         check: likewise one that comes after it.
         live: whether the agent's stdin is what FEED carries, and not the prompt.
-        gated: whether GO stands in front of the prompt, and is waited for.
+        gated: whether GO comes behind the prompt, and is waited for.
         exact: whether our lines on stdout begin where the agent has left off, in the middle of a line too, so that
             nothing is added to what it said.
         place: where the agent starts, if there is such a folder.
@@ -176,7 +176,7 @@ def header(
     if words := list(command):
         lines.append(f"set -- {shlex.join(words)}")
     text = "\n".join([*lines, ""])
-    return f"{text.count(chr(10))}\n{text}".encode("utf-8", "surrogateescape") + (GO if gated else b"") + prompt
+    return f"{text.count(chr(10))}\n{text}".encode("utf-8", "surrogateescape") + prompt
 
 
 def _written(path: str, text: str, before: str) -> str:
@@ -201,6 +201,15 @@ def our_lines(started: bytes) -> re.Pattern[bytes]:
     """
     token = started.split()[2]
     return re.compile(rb"%b[a-z-]+ %b\b[^\n]*\n" % (OURS, re.escape(token)))
+
+
+def up_line(run: str) -> bytes:
+    """How the line of stderr begins with which a container that waits for its header says that it is there.
+
+    It may yet refuse, as an image that lacks a tool does. Nothing of the agent's uid is to be started in it until it is
+    ready.
+    """
+    return f"container-runner: up {run}".encode()
 
 
 def ready_line(run: str) -> bytes:

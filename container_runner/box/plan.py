@@ -229,6 +229,16 @@ class Plan:
         is_named = self.passwd is not None and self.passwd.is_given
         return self.ephemeral and bool(self.carry or self.gateway or self.mounted.sent or is_named)
 
+    @property
+    def gate(self) -> bytes:
+        """How the line begins with which such a container has come far enough for what is done in it first.
+
+        A forwarder may start before it is ready, for it has another uid than the agent; the sessions are sent as the
+        agent's user.
+        """
+        is_soon = self.gateway is not None and not self.mounted.sent
+        return guest.up_line(self.run_id) if is_soon else guest.ready_line(self.run_id)
+
     def is_made_of(self, image: str) -> bool:
         """Whether the names that are mounted, if any are, are those of the image with this id."""
         return self.passwd is None or not self.passwd.is_given or self.passwd.image == image
@@ -254,6 +264,8 @@ class Plan:
 
     def stdin(self, *, with_command: bool = False, proven: bool = False) -> bytes:
         """What the agent's container or exec gets on stdin in front of its lease: header and prompt.
+
+        With a gateway, `guest.GO` comes behind it when that is there.
 
         Args:
             with_command: whether the command is among it, for a container that waited for it.
@@ -288,16 +300,6 @@ class Plan:
             command=self.command if with_command else (),
             place=self.place,
         )
-
-    def in_two(self, *, with_command: bool = False) -> tuple[bytes, bytes]:
-        """`stdin`, proven, as what is given at once and what is held back until the gateway is there.
-
-        Raises:
-            ConfigError: as `stdin`.
-        """
-        stdin = self.stdin(with_command=with_command, proven=True)
-        held = len(guest.GO + self.prompt) if self.gateway is not None else 0
-        return stdin[: len(stdin) - held], stdin[len(stdin) - held :]
 
     def prepare(self) -> bool:
         """Make the folders that the run needs, and see that its mounts are still what they were.
@@ -370,7 +372,8 @@ class Plan:
     def to_shell(self) -> str:
         """The commands as lines for a POSIX shell, with a comment that tells what the last one gets on stdin.
 
-        That is `stdin()`, and then nothing, for as long as the agent is to live. Secrets are in none of the lines.
+        That is `stdin()`, an empty line if there is a gateway, and then nothing, for as long as the agent is to live.
+        Secrets are in none of the lines.
         """
         *first, last = map(shlex.join, self.commands)
         if not self.feed:

@@ -61,12 +61,15 @@ done
 """
 
 SEAL: Final = f"""\
+[ "$#" -gt 2 ] || printf 'container-runner: up %s\\n' "$0" >&2
 {_SEAL}
 [ -n "$refusal" ] || {{ script=$1; shift; exec {RUN_DIR}/sh -c "$script" "$0" "$@"; }}
 printf 'container-runner: %s\\n' "${{refusal%% *}} $0 ${{refusal#* }}" >&2
 exit {EXIT_REFUSED}
 """
 """Becomes GUEST as PID 1, in an unreadable copy of its shell: `sh -c SEAL RUN GUEST LIMIT [COMMAND...]`.
+
+Without a COMMAND it says "up" before: nothing of the agent is there, and programs of ours may start, under another uid.
 
 (ksh starts no process for a subshell, on which `launch` depends, and zsh has traps of its own.)
 """
@@ -271,13 +274,14 @@ program=$(command -v "$1") || {{ hidden "$1" && refuse not-executable "$found"; 
 case $program in
   /*) if [ -d "$program" ] || [ ! -x "$program" ]; then refuse not-executable; fi ;;
 esac
-[ -z "$gated" ] || IFS= read -r line || exit {EXIT_NO_HEADER}
 ulimit -c 0 2>/dev/null
 (umask 077; head -c "$size" >"$tmp/prompt-$run")
 [ "$(wc -c <"$tmp/prompt-$run")" -eq "$size" ] || {{ rm -f "$tmp/prompt-$run"; refuse prompt-lost; }}
-[ -z "$live" ] || {{ mkdir -m 711 {INPUT}"$run" && mkfifo -m 622 {INPUT}"$run/fifo"; }} || refuse prompt-lost
-exec 5<"$tmp/prompt-$run" 6>&1 7>&2 2>/dev/null
+exec 5<"$tmp/prompt-$run"
 rm -f "$tmp/prompt-$run"
+[ -z "$gated" ] || IFS= read -r line || exit {EXIT_NO_HEADER}
+[ -z "$live" ] || {{ mkdir -m 711 {INPUT}"$run" && mkfifo -m 622 {INPUT}"$run/fifo"; }} || refuse prompt-lost
+exec 6>&1 7>&2 2>/dev/null
 [ -z "$live" ] || exec 5<>{INPUT}"$run/fifo" 8<{INPUT}"$run/fifo" 5<&8 8<&-
 
 path_of() {{
@@ -409,7 +413,7 @@ done
 
 RUN is the run's id and LIMIT the seconds after which it ends; with ":SECONDS" behind it, it also ends when the host has
 said nothing for so long, for a line that is cut ends no lease. stdin is the header (see `header`), the prompt, and then
-the lease. Where a gateway is started meanwhile, a line stands in front of the prompt that comes when it is there.
+the lease. Where a gateway is started meanwhile, a line comes behind the prompt when it is there.
 Without a COMMAND it says "ready" first, and takes the command from the header.
 
 The agent is started by its path: a busybox that has programs built in would run them as our copy of it, which nobody
@@ -421,10 +425,10 @@ A line "int" on the lease interrupts the agent and its tools, as Ctrl-C at a ter
 
 The header comes with a secret token, which is in every line that we say from then on, so that an agent can not say
 them in our name. A file that was just made on this machine must be there, or the engine's folders are not ours. The
-mounts are held against what was planned: whatever a path meant when the engine followed it, the
-kernel tells what it became. The prompt is read to its end before the agent starts: an agent must not begin with half of
-it because the host died in the middle. Before "started" nothing of the agent has run, so a failure is the engine's or
-the image's; after it, the exit code on "ended" is the agent's own.
+mounts are held against what was planned: whatever a path meant when the engine followed it, the kernel tells what it
+became. The prompt is read to its end before the agent starts: an agent must not begin with half of it because the host
+died in the middle. Before "started" nothing of the agent has run, so a failure is the engine's or the image's; after
+it, the exit code on "ended" is the agent's own.
 
 What comes before and after the agent is run in the same way, without a prompt, and what it says goes to stderr. The
 check is announced on stdout too: behind that the agent has nothing more to say, and needs no time to leave.
@@ -436,8 +440,8 @@ process that we still wait for. From then on nothing is written but to KEEPER, a
 A live agent's stdin is a FIFO, see FEED.
 
 `stop` asks all that the agent has started, wherever it hides, and when the agent has ended gives the rest up to two
-seconds more: a git that is killed leaves its lock. In a kept container `kill -0 -1` would always find
-somebody: to the kernel it succeeds where there are but processes of others, such as KEEPER's.
+seconds more: a git that is killed leaves its lock. In a kept container `kill -0 -1` would always find somebody: to the
+kernel it succeeds where there are but processes of others, such as KEEPER's.
 
 The host sends an empty line when the agent was silent, so that we look whether it is there: what kills all that it
 may also kills the ticker. A `read` that fails has met the lease's end, or a signal: dash and ash do not tell which.

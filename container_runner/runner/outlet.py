@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from container_runner.box import script
+from container_runner.box import guest, script
 from container_runner.box.plan import Plan
 from container_runner.engine.engine import Engine
 from container_runner.engine.pool import gateway_of
@@ -49,11 +49,8 @@ class Outlet:
         if self._gateway is not None:
             await self._gateway.open()
 
-    async def begin(self, process: Process, plan: Plan, held: bytes) -> bool:
+    async def begin(self, process: Process, plan: Plan) -> bool:
         """Wait until the agent has started, and tell whether it has. It waits for its gateway.
-
-        Args:
-            held: what was held back of the process's stdin until then.
 
         Raises:
             TimeoutError: it had not started in time.
@@ -65,13 +62,13 @@ class Outlet:
             return await started()
         if gateway.is_started:
             gateway.become(plan.gateway)
-            process.give(held)
+            process.give(guest.GO)
             return await started()
 
         async def forward() -> bool:
             with self._record.trace.span("gateway"):
                 await gateway.start(plan.forward_in(plan.container), self._engine.environ)
-            process.give(held)
+            process.give(guest.GO)
             return True
 
         try:

@@ -279,7 +279,7 @@ class Run:
                 return False
             self._disk = await DiskWatch.begin(plan)
         elif plan.waits:
-            self._process = await engine.start(plan.waiting, gate=guest.ready_line(plan.run_id))
+            self._process = await engine.start(plan.waiting, gate=plan.gate)
             await self.outlet.open(plan)
             if not await self._process.wait_for_gate(timeout):
                 return False
@@ -287,18 +287,18 @@ class Run:
             self._process = await engine.start(plan.run, plan.stdin(proven=True), gate=gate, end=end, line_limit=limit)
             return await self._process.wait_for_gate(timeout)
         else:
-            command, (given, held) = plan.exec_in(self.plan.container), plan.in_two()
+            command, given = plan.exec_in(self.plan.container), plan.stdin(proven=True)
             self._process = await engine.start(command, given, gate=gate, end=end, line_limit=limit)
             await self.outlet.open(plan)
-            return await self.outlet.begin(self._process, self.plan, held)
+            return await self.outlet.begin(self._process, self.plan)
         # It is a container that waits for its command. One of the pool was looked at before.
         if warm is None:
             await self._check_image()
         await send_sessions(engine, self.plan)
         self._process.is_kept = plan.carry is not None or bool(plan.mounted.sent)
-        given, held = plan.in_two(with_command=True)
+        given = plan.stdin(with_command=True, proven=True)
         self._process.send(given, gate=gate, end=end, line_limit=limit)
-        return await self.outlet.begin(self._process, self.plan, held)
+        return await self.outlet.begin(self._process, self.plan)
 
     async def _check_image(self) -> None:
         """See that the names that are mounted in a new container are its image's.

@@ -164,7 +164,7 @@ class PlayedProcess:
         at = self._call.argv.index(script.GUEST)
         run = self._call.argv[at - 1]
         if self._call.argv[1] == "run" and len(self._call.argv) == at + 2:  # a container of a pool
-            self._say(stderr=guest.ready_line(run) + b"\n")
+            self._say(stderr=guest.up_line(run) + b"\n" + guest.ready_line(run) + b"\n")
         self._read_stdin(attached=True)
         needed = Stdin.length(self._call.stdin)
         if needed is None or len(self._call.stdin) < needed:

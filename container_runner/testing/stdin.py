@@ -25,8 +25,8 @@ class Stdin:
         words = shlex.split(b"\n".join(lines[:-1]).decode("utf-8", "surrogateescape"))
         fields = dict(word.partition("=")[::2] for word in words)
         exported = shlex.split(fields.get("variables", ""))[2::3]  # behind "command export"
-        waited_for = guest.GO if "gated" in fields else b""
-        return cls(fields, dict(word.partition("=")[::2] for word in exported), lines[-1].removeprefix(waited_for))
+        prompt = lines[-1][: int(fields["size"])]
+        return cls(fields, dict(word.partition("=")[::2] for word in exported), prompt)
 
     @classmethod
     def length(cls, stdin: bytes) -> int | None:

@@ -382,9 +382,11 @@ def test_no_words_make_it_fail(words: list[str]) -> None:
 
 
 def test_the_lines_that_are_waited_for_are_those_that_the_script_says() -> None:
+    assert guest.up_line(RUN) == f"container-runner: up {RUN}".encode()
     assert guest.ready_line(RUN) == f"container-runner: ready {RUN}".encode()
     assert guest.started_line(TOKEN) == f"container-runner: started {TOKEN}".encode()
     assert guest.ended_line(TOKEN) == f"container-runner: ended {TOKEN} ".encode()
+    assert "'container-runner: up %s\\n' \"$0\"" in texts.SEAL
     assert "say ready" in texts.GUEST
     assert "say started" in texts.GUEST
     assert 'printf \'%scontainer-runner: check %s\\n\' "$gap" "$token"' in texts.GUEST

@@ -69,14 +69,12 @@ class Script:
         )
 
     def tell(self, prompt: bytes = b"", **fields: Any) -> None:
-        """Write the header and the prompt; the prompt not, if it waits for its gateway."""
+        """Write the header and the prompt."""
         assert self.process.stdin is not None
         usual: dict[str, Any] = {
             "token": TOKEN, "grace": 1, "mounts": [], "kernel": "k", "other_mounts": True, "values": {}
         }  # fmt: skip
-        stdin = guest.header(prompt, **{**usual, **fields})
-        held = len(guest.GO + prompt) if fields.get("gated") else 0
-        self.process.stdin.write(stdin[: len(stdin) - held])
+        self.process.stdin.write(guest.header(prompt, **{**usual, **fields}))
         self.process.stdin.flush()
 
     def hear(self, line: str) -> str:
@@ -216,7 +214,7 @@ def test_an_agent_can_neither_read_nor_trace_nor_end_it(start: Start) -> None:
 
 def test_a_container_of_a_pool_waits_for_its_command(start: Start) -> None:
     script = start()
-    assert script.hear("ready") == f"container-runner: ready {RUN}\n"
+    assert script.hear("ready") == f"container-runner: up {RUN}\ncontainer-runner: ready {RUN}\n"
 
     script.tell(b"prompt", command=["sh", "-c", 'cat; printf "%s|" "$@"', "sh", "a b", "", "it's\nme"])
     script.hear("ended")
@@ -229,29 +227,25 @@ def test_a_container_of_a_pool_waits_for_its_command(start: Start) -> None:
 
 def test_an_agent_waits_for_its_gateway(start: Start) -> None:
     script = start(*sh("cat; echo started"))
-    stdin = guest.header(
-        b"Hello", token=TOKEN, grace=1, mounts=[], kernel="k", other_mounts=True, values={}, gated=True
-    )
-    assert script.process.stdin is not None
-    script.process.stdin.write(stdin.removesuffix(b"Hello").removesuffix(guest.GO))
-    script.process.stdin.flush()
+    script.tell(b"Hello", gated=True)
     time.sleep(0.3)
     assert script.process.stderr is not None
     assert select.select([script.process.stderr], [], [], 0) == ([], [], [])
 
     assert script.process.stdin is not None
-    script.process.stdin.write(guest.GO + b"Hello")
+    script.process.stdin.write(guest.GO)
     script.process.stdin.flush()
     script.hear(STARTED)
     script.hear(f"ended {TOKEN} 0")
     assert script.end().out.startswith("Hellostarted\n")
 
 
-def test_an_agent_whose_gateway_never_comes_is_not_started(start: Start) -> None:
+def test_an_agent_whose_gateway_never_comes_is_not_started(start: Start, folder: Path) -> None:
     script = start(*sh("echo started"))
-    script.tell(gated=True)
+    script.tell(b"Hello", gated=True)
     ended = script.end()
     assert (ended.code, ended.out) == (texts.EXIT_NO_HEADER, "")
+    assert not {path.name for path in folder.iterdir()} - {"sh"}  # neither the prompt nor a pipe
 
 
 def test_when_the_lease_ends_the_agent_is_asked_to_end(start: Start) -> None:
