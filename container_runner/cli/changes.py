@@ -74,7 +74,8 @@ def changes(
     async def look(found: Changes) -> str:
         if diff or stat:
             return await found.diff(stat=stat)
-        return "\n".join(rows_of(found, is_last=not run))
+        later = None if run else _mounted_after(found.run, flags)
+        return "\n".join([*rows_of(found, is_last=not run), *later_rows(later)])
 
     found, text = with_changes(run, flags, lambda found: _both(found, look), may_be_empty=empty)
     if json:
@@ -159,6 +160,16 @@ def next_rows(run: str) -> list[str]:
     ]
 
 
+def later_rows(run: str | None) -> list[str]:
+    """What is told of a run that was the last one, and on the folder itself."""
+    if run is None:
+        return []
+    return [
+        "",
+        f"Run {run[:12]} was the last, with the folder mounted: what it did is there, and nothing is to be fetched.",
+    ]
+
+
 def shown(path: bytes) -> str:
     """A path on one line of a terminal."""
     return one_line(path.decode("utf-8", "backslashreplace"))
@@ -172,6 +183,21 @@ def one_line(text: str) -> str:
 def counted(number: int, one: str, many: str) -> str:
     """ "1 file has" or "3 files have"."""
     return f"{number} {one if number == 1 else many}"
+
+
+def _mounted_after(run: str, flags: WorkFlags) -> str | None:
+    """The last run on the folder, if that came after *run* and had the folder mounted; else None."""
+    from container_runner.records.records import Records
+
+    workspace = _folder(flags.workspace).resolve()
+    for record in reversed(Records(state_folder(flags.state_dir)).runs()):
+        summary = record.summary
+        if record.run_id == run:
+            return None
+        has_worked = summary.outcome == "succeeded" or summary.exit_code is not None
+        if has_worked and summary.workspace is not None and Path(summary.workspace).resolve() == workspace:
+            return record.run_id if summary.changes is None else None  # a carried one that was discarded has them
+    return None
 
 
 async def _both(found: Changes, look: Callable[[Changes], Awaitable[str]]) -> tuple[Changes, str]:
@@ -203,7 +229,9 @@ async def _find(run: str, flags: WorkFlags, *, may_be_empty: bool) -> tuple[Shad
     if not run:
         if not kept:
             allowed = "a run, or a folder that an agent has worked on with --workspace-mode=carried"
-            raise ConfigError("RUN", None, f"{allowed}; `container-runner logs --list --all` has all runs")
+            allowed = f"{allowed}; `container-runner logs --list --all` has all runs"
+            rows = [row for row in later_rows(_mounted_after("", flags)) if row]
+            raise ConfigError("RUN", None, allowed, told=" ".join([*rows, f"RUN must be {allowed}"]) if rows else None)
         return shadow, kept[-1]
     found = [name for name in kept if name.startswith(run)]
     if len(found) == 1:

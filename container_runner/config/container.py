@@ -38,13 +38,13 @@ from container_runner.config.laws import (
     is_name,
     is_place,
     is_ulimit,
-    is_user,
     is_variable,
     law,
     one_of,
     optional,
     refuse,
     strings,
+    user,
     valid_env,
     valid_labels,
     whole,
@@ -246,7 +246,7 @@ class ContainerConfig:
     pids_limit: int = attrs.field(default=512, validator=whole(16, 4_194_304))
     user: str | None = attrs.field(
         default=None,
-        validator=optional(law('"UID" or "UID:GID" with a UID over 0, or "root" if you mean it', is_user)),
+        validator=optional(user),
     )
     max_containers: int = attrs.field(default=5, validator=whole(1, 10_000))
     pool: int = attrs.field(default=0, validator=whole(0, 100))

@@ -186,11 +186,24 @@ def is_cpus(value: object) -> bool:
 _looks_like_user = pattern(r"[1-9][0-9]{0,9}(?::(?:0|[1-9][0-9]{0,9}))?")
 _LARGEST_ID = 2**31 - 1  # the engines refuse more
 
+_looks_like_name = pattern("[a-z_][a-z0-9_-]{0,31}")
+
 
 def is_user(value: Any) -> bool:
     if not _looks_like_user(value):
         return bool(value == "root")
     return all(int(number) <= _LARGEST_ID for number in value.split(":"))
+
+
+def user(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """A validator for a user by number, which says of a name where its number is had."""
+    if not is_user(value):
+        allowed = '"UID" or "UID:GID" with a UID over 0, or "root" if you mean it'
+        refuse(
+            attribute.name,
+            value,
+            f"{allowed}; on this machine that is $(id -u {value})" if _looks_like_name(value) else allowed,
+        )
 
 
 _looks_like_ulimit = pattern(

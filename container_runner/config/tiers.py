@@ -133,7 +133,7 @@ def effective(
     """
     operator = default_file() if file is None else expanded(file, "config").absolute()
     tiers = [
-        *_operator_tiers(operator, agent, profile, workspace, is_required=file is not None),
+        *_operator_tiers(operator, agent, profile, workspace, typed=file),
         *_environment_tiers(os.environ if environ is None else environ),
         *((flag(name), {name: fields.from_text(name, value)}) for name, value in (flags or {}).items()),
     ]
@@ -202,18 +202,22 @@ def _checked(settings: Mapping[str, Setting], last: str | None = None) -> Contai
 
 
 def _operator_tiers(
-    file: Path, agent: str, profile: str | None, workspace: Path, *, is_required: bool
+    file: Path, agent: str, profile: str | None, workspace: Path, *, typed: Path | None
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     content: Mapping[str, Any] = {}
-    if is_required or file.exists():
+    if typed is not None or file.exists():
         if file.resolve().is_relative_to(expanded(workspace, "agent.workspace").resolve()):
-            refuse("--config", str(file), "a file outside of the workspace, because the agent can write what is in it")
+            refuse(
+                "--config",
+                str(typed or file),
+                "a file outside of the workspace, because the agent can write what is in it",
+            )
         try:
             content = parse_toml(file.read_bytes(), str(file))
         except OSError as error:
-            name = "--config" if is_required else "file"
-            told = f"{name} {file}: {(error.strerror or 'it can not be read').lower()}"
-            refuse(name, str(file), "a file that can be read", told=told)
+            name, shown = ("file", file) if typed is None else ("--config", typed)
+            told = f"{name} {shown}: {(error.strerror or 'it can not be read').lower()}"
+            refuse(name, str(shown), "a file that can be read", told=told)
     for key in content:
         if key in FIELDS:
             places = "below [defaults], [agents.NAME] or [profiles.NAME]"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import orjson
 import pytest
 
+from container_runner.records.records import Records, RunRecord
+from container_runner.records.summary import RunSummary, Work
 from container_runner.workspace.changes import Notes, write_notes
 from container_runner.workspace.findings import Finding
 from container_runner.workspace.shadow import Shadow
@@ -85,6 +89,39 @@ def test_changes_are_told_with_what_to_look_at_and_what_to_type(done: Path, cli:
     assert "by the agent\ufffd\n" in said.out
     assert sha not in said.out
     assert "\x1b" not in said.out
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize(
+    ("fields", "is_told"),
+    [
+        ({"outcome": "succeeded"}, True),
+        ({"outcome": "failed", "exit_code": 1}, True),
+        ({"outcome": "failed"}, False),  # it may have been none that has worked
+        ({"outcome": "succeeded", "changes": Work(base="b", result="r")}, False),
+        ({"outcome": "succeeded", "workspace": "/"}, False),
+    ],
+)
+def test_a_later_run_on_the_folder_itself_is_told_and_has_nothing_to_fetch(
+    fields: dict[str, Any],
+    is_told: bool,
+    is_kept: bool,
+    work: Path,
+    state: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if is_kept:
+        anyio.run(ran, work, state, edit, ONE)
+    usual = {"run_id": TWO, "agent": "a", "started": dt.datetime.now(dt.UTC), "workspace": str(work)}
+    records = [RunRecord(agent="a", name="r", summary=RunSummary(**{**usual, **fields}))]
+    monkeypatch.setattr(Records, "runs", lambda *_: records)
+
+    said = cli("changes")
+
+    told = "Run 222222222222 was the last, with the folder mounted: what it did is there, and nothing is to be fetched."
+    assert (told in (said.out if is_kept else said.err)) is is_told
+    assert said.code == (0 if is_kept else 2)
 
 
 def test_the_difference_is_cleaned_for_a_terminal(done: Path, cli: Cli) -> None:

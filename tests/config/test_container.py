@@ -582,6 +582,7 @@ def test_a_bad_value_is_refused_and_the_error_says_where(field: str, value: Any)
         ({"ulimits": ["cpu=60", "x"]}, "ulimits[1]", "nofile=1024:2048"),
         ({"network": "container:x"}, "network", "another container's network"),
         ({"user": "0"}, "user", '"root"'),
+        ({"user": "nobody"}, "user", "$(id -u nobody)"),
         ({"memroy": "2g"}, "memroy", "perhaps memory"),
         ({"zzz": 1}, "zzz", "the keys are image"),
         ({3: 1}, "a key", "the keys are image"),

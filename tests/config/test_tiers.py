@@ -202,7 +202,9 @@ def test_the_operators_file_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPat
     assert default_file().relative_to(tmp_path).parts[-2:] == ("container-runner", "config.toml")
 
 
-def test_an_operators_file_in_the_workspace_is_refused_because_the_agent_can_write_it(place: Place) -> None:
+def test_an_operators_file_in_the_workspace_is_refused_because_the_agent_can_write_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inside = place.workspace / "mine.toml"
     inside.write_text("")
     link = place.folder / "link.toml"
@@ -210,6 +212,10 @@ def test_an_operators_file_in_the_workspace_is_refused_because_the_agent_can_wri
 
     for file in (inside, link):
         assert place.refusal(file=file).field == "--config"
+    monkeypatch.chdir(place.workspace)
+    for typed in ("mine.toml", "../nowhere.toml"):
+        refused = place.refusal(file=Path(typed))
+        assert (refused.field, refused.value) == ("--config", typed)
 
 
 # Refusals
