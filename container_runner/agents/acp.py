@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final, TypeAlias
 
@@ -12,6 +12,7 @@ import attrs
 
 from container_runner.agents import KINDS
 from container_runner.agents.agent import MOST_SAID, asked, flag
+from container_runner.agents.codex import own_provider
 from container_runner.agents.runtime import Command, CommandLineRuntime
 from container_runner.config import paths
 from container_runner.errors import (
@@ -56,8 +57,8 @@ class Manners:
     model_flag: str | None = None
     """The flag that names the model, for an agent that lists in a session only some of those that it takes."""
 
-    takes_url: bool = True
-    """Whether the variables of its kind tell it where the model's API is."""
+    configured: Callable[[Agent], Mapping[str, str]] | None = None
+    """The variables that tell it the model and where its API is, for an agent whose arguments are its own."""
 
     login: str | None = None
     failure_prefix: str | None = None
@@ -66,6 +67,13 @@ class Manners:
 
 def _modes(**names: str) -> Modes:
     return {mode: {"mode": name} for mode, name in names.items()}
+
+
+def _codex_config(agent: Agent) -> Mapping[str, str]:
+    model: dict[str, Any] = {} if agent.model is None else {"model": agent.model}
+    if agent.base_url is not None:
+        model |= {"model_provider": "own", "model_providers": {"own": own_provider(agent.base_url)}}
+    return {"CODEX_CONFIG": json.dumps(model)} if model else {}
 
 
 _COPILOT: Final = "https://agentclientprotocol.com/protocol/session-modes#"
@@ -103,7 +111,7 @@ MANNERS: Final[Mapping[str, Manners]] = {
     ),
     "codex-acp": Manners(
         kind="codex",
-        takes_url=False,
+        configured=_codex_config,
         modes=_modes(bypassPermissions="agent-full-access", default="read-only", acceptEdits="agent", plan="read-only"),
     ),
     "claude-agent-acp": Manners(
@@ -183,7 +191,7 @@ class AcpRuntime(CommandLineRuntime):
             argv=(self.program, *self.args, *model, *agent.args),
             stdin=b"",
             session_id="",  # ACP's agents choose it
-            env={**known.env, **asking, **self.env},
+            env={**known.env, **(manners.configured(agent) if manners.configured else {}), **asking, **self.env},
             is_live=True,
         )
 
@@ -193,7 +201,7 @@ class AcpRuntime(CommandLineRuntime):
         agent = options.agent
         mode = self._mode(options, asks=asks)
         settings = dict(self.modes.get(mode, {}))
-        if agent.model is not None and self.manners.model_flag is None:
+        if agent.model is not None and self.manners.model_flag is None and self.manners.configured is None:
             settings["model"] = agent.model
         return AcpCodec(
             agent=self.name,
@@ -239,7 +247,7 @@ class AcpRuntime(CommandLineRuntime):
             if value != default and name not in CARRIES:
                 told = f"ACP has nothing for {name}, and {self.name} would ignore it; leave it out"
                 raise ConfigError(name, value, "left out", told=told)
-        if options.agent.base_url is not None and not (self.manners.kind in KINDS and self.manners.takes_url):
+        if options.agent.base_url is not None and self.manners.kind not in KINDS:
             allowed = "left out: name the variable that it reads in AcpRuntime(env={...})"
             raise ConfigError("base_url", options.agent.base_url, allowed)
         mode = options.agent.permission_mode

@@ -69,8 +69,7 @@ class CodexRuntime(AgentRuntime):
         }
         if agent.base_url is not None:
             settings["model_provider"] = "own"
-            own = {"name": "own", "base_url": agent.base_url, "env_key": KEY, "wire_api": "responses"}
-            settings |= {f"model_providers.own.{name}": value for name, value in own.items()}
+            settings |= {f"model_providers.own.{name}": value for name, value in own_provider(agent.base_url).items()}
         verb, session = (
             ([], []) if options.resume is None else (["fork" if options.fork else "resume"], [options.resume])
         )
@@ -93,6 +92,11 @@ class CodexRuntime(AgentRuntime):
     def reader(self, options: ExecuteOptions) -> Reader:
         """Its dialect. In a session that goes on it counts what it uses from that one's start, so it is not told."""
         return _CodexReader(counts_from_start=options.resume is not None, shaped=options.json_schema is not None)
+
+
+def own_provider(url: str) -> dict[str, str]:
+    """The API at *url* in its configuration."""
+    return {"name": "own", "base_url": url, "env_key": KEY, "wire_api": "responses"}
 
 
 def _setting(name: str, value: object) -> list[str]:

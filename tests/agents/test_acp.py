@@ -160,9 +160,12 @@ def test_where_the_api_is_is_told_where_there_is_a_way() -> None:
     url = "http://127.0.0.1:1"
 
     assert url in AcpRuntime("gemini").live(options(base_url=url), asks=False, tools=()).env.values()
-    for program in ("codex-acp", "goose"):
-        with pytest.raises(ConfigError, match="base_url"):
-            AcpRuntime(program).live(options(base_url=url), asks=False, tools=())
+    codex = AcpRuntime("codex-acp").live(options(base_url=url, model="own"), asks=False, tools=())
+    config = json.loads(codex.env["CODEX_CONFIG"])
+    assert (config["model"], "model" in codec("codex-acp", model="own").settings) == ("own", False)
+    assert config["model_providers"][config["model_provider"]]["base_url"] == url
+    with pytest.raises(ConfigError, match="base_url"):
+        AcpRuntime("goose").live(options(base_url=url), asks=False, tools=())
 
 
 def test_the_host_is_refused() -> None:

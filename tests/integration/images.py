@@ -44,6 +44,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cont
 
 TESTS = Path(__file__).parent.parent
 CLAUDE_VERSION = "2.1.330"
+CODEX_ACP_VERSION = "2.6.0"
 AGENT_SDK_VERSION = "0.2.189"
 
 CLAUDE_OFFLINE = """\
@@ -77,6 +78,12 @@ python3 /opt/model_apis.py --port {STAND_IN.rpartition(":")[2]} --port-file "$po
 until [ -s "$port" ]; do sleep 0.05; done
 program=${{0##*/}}
 exec "${{program%-offline}}" "$@"
+"""
+
+
+CODEX_ACP = """\
+#!/bin/sh
+CODEX_PATH=/usr/local/bin/codex exec node /usr/local/lib/codex-acp.mjs
 """
 
 
@@ -148,7 +155,7 @@ class Images:
 
     @cached_property
     def agents(self) -> str:
-        """About 1.3 GB: Debian, git, Python 3, and the real codex, gemini, qwen, opencode and copilot.
+        """About 1.3 GB: Debian, git, Python 3, and the real codex, codex-acp, gemini, qwen, opencode and copilot.
 
         Each has a `codex-offline` beside it, which starts the stand-ins of `model_apis.py` in the same container, at
         `STAND_IN`.
@@ -157,10 +164,16 @@ class Images:
             Unavailable: its parts are not in the cache and can not be fetched.
         """
         base = agents_base()
+        adapter = npm_package(f"@agentclientprotocol/codex-acp@{CODEX_ACP_VERSION}", f"codex-acp-{CODEX_ACP_VERSION}")
 
         def add(archive: tarfile.TarFile) -> None:
             copy_archive(base, archive)
-            for name in AGENTS:
+            with tarfile.open(adapter) as package:  # 2 MB in one file, for the Node.js and the codex that are there
+                source = package.extractfile("package/dist/index.js")
+                assert source is not None
+                add_file(archive, "usr/local/lib/codex-acp.mjs", source.read())
+            add_file(archive, "usr/local/bin/codex-acp", CODEX_ACP.encode(), mode=0o755)
+            for name in (*AGENTS, "codex-acp"):
                 add_file(archive, f"usr/local/bin/{name}-offline", AGENT_OFFLINE.encode(), mode=0o755)
             for name in ("messages_api.py", "model_apis.py"):
                 add_file(archive, f"opt/{name}", (TESTS / name).read_bytes())

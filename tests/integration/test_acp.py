@@ -214,6 +214,8 @@ KEYS = {
     "opencode": "OPENAI_API_KEY",
     "copilot": "COPILOT_PROVIDER_API_KEY",
 }
+LOOK = "bash: grep -o 'word of the [h]ost' /tmp/requests.jsonl | head -1"
+"""Sees that the model was told of `whisper`, of an agent whose way to call it the stand-in does not have."""
 CALLS = {
     "gemini": 'tool: mcp_container_runner_whisper {"word": "hello"}',
     "opencode": 'tool: container_runner_whisper {"word": "hello"}',
@@ -302,4 +304,39 @@ def has_its_session(box: Box, name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         path.rename(path.with_name(f"session-2026-01-01T00-00-{resume[:8]}.jsonl"))
     assert "again" in anyio.run(second, resume, backend=backend)
     assert (box.workspace / "again.txt").read_text() == "again\n"
+    assert box.containers() == []
+
+
+@on("podman")
+@pytest.mark.claude
+@pytest.mark.usefixtures("agents_image")
+def test_codex_by_its_adapter(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for nothing: in its other modes it wants a sandbox of its own, which no box lets it make."""
+    monkeypatch.setenv("CODEX_API_KEY", "any-key-of-twenty-letters")
+    runtime = AcpRuntime("codex-acp-offline", like="codex-acp")
+    runner = box.runner(runtime, image=box.engine.images.agents, credentials="env")
+    base_url = f"{STAND_IN}/v1"
+    agent = Agent(name="tester", workspace=box.workspace, model="stand-in", base_url=base_url)
+
+    async def work(prompt: str, resume: str | None = None) -> str | None:
+        options = ExecuteOptions(prompt="", agent=agent, resume=resume)
+        async with runner.open_session(options, tools=[whisper]) as session:
+            assert (await session.turn("say: hello")).text == "hello"
+            assert (await session.turn(prompt)).text.endswith("Output:\nhi\n")
+            await session.send("bash: touch up; tail -f /dev/null")
+            while not (box.workspace / "up").exists():
+                await anyio.sleep(0.05)
+            (box.workspace / "up").unlink()
+            with anyio.fail_after(20):
+                await session.interrupt()
+            cut = [each async for each in session.receive() if isinstance(each, ResultMessage)]
+            assert [each.stop_reason for each in cut] == ["cancelled"]
+            assert "word of the host" in (await session.turn(LOOK)).text
+            refused = await session.turn("error: 401")
+            assert refused.is_error
+            return session.session_id
+
+    first = anyio.run(work, "bash: echo hi >made.txt; cat made.txt", backend="trio")
+    assert (box.workspace / "made.txt").read_text() == "hi\n"
+    assert anyio.run(work, "bash: cat made.txt", first, backend="trio") == first
     assert box.containers() == []
