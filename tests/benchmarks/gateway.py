@@ -90,7 +90,8 @@ class Figures:
 def gateway_rows(bench: Bench, *, short: bool) -> list[Row]:
     """First byte, one stream, our processor time for it, and the start of a run, beside what the bare client takes."""
     try:
-        image = bench.engine.images.claude  # which has a python3 and a perl
+        images = bench.engine.images
+        image = images.python if short else images.claude  # which has a perl too
     except Unavailable as reason:
         print(f"the gateway is left out: {reason}", file=sys.stderr)
         return []
@@ -101,7 +102,7 @@ def gateway_rows(bench: Bench, *, short: bool) -> list[Row]:
     with service() as here, service(None if daemon is None else daemon.pid) as there:
         for turn in range(turns + 1):
             for network, port, found in (("gateway", here, ours), ("bridge", there, theirs)):
-                figures = measured(bench, network, port, times, size)
+                figures = measured(bench, network, port, times, size, image=image)
                 if turn:
                     found.append(figures)
     engine, megabytes = bench.engine.name, size / 10**6
@@ -131,8 +132,8 @@ def gateway_rows(bench: Bench, *, short: bool) -> list[Row]:
         is_promised = engine == "docker" and row.theirs == "bridge"
         rows.append(attrs.evolve(row, target=1 + START / row.figures[1] if is_promised else None))
     bare: dict[str, Timed] = {
-        "none and an exec": partial(bare_start, bench, "none", beside=BESIDE),
-        **{network: partial(bare_start, bench, network) for network in ("bridge", "none")},
+        "none and an exec": partial(bare_start, bench, "none", image=image, beside=BESIDE_SHORT if short else BESIDE),
+        **{network: partial(bare_start, bench, network, image=image) for network in ("bridge", "none")},
     }
     return [*rows, *compare("bare CLI, first byte", engine, bare, ["none and an exec"], 2 * turns, {})]
 
@@ -140,13 +141,16 @@ def gateway_rows(bench: Bench, *, short: bool) -> list[Row]:
 BESIDE = ("sh", "-c", 'exec /usr/bin/perl -MSocket -MFcntl -e "$1"', "sh", 'print STDERR "up\\n"; <STDIN>')
 """What starts beside it: less than a forwarder, and nothing that carries bytes by an exec can start sooner."""
 
+BESIDE_SHORT = ("python3", "-S", "-c", 'import sys; print("up", file=sys.stderr, flush=True); sys.stdin.read()')
+"""The same in the small image, which has no perl."""
 
-def bare_start(bench: Bench, network: str, beside: tuple[str, ...] = ()) -> float:
+
+def bare_start(bench: Bench, network: str, *, image: str, beside: tuple[str, ...] = ()) -> float:
     """The seconds until a container says something by the bare client, which it does once what is *beside* has."""
     name = f"bare-{secrets.token_hex(6)}"
     run = bench.bare_run(name, "sh", "-c", "echo up >&2; read line; echo said")
     words = [f"--network={network}" if word == "--network=none" else word for word in run]
-    words[words.index(bench.image)] = bench.engine.images.claude
+    words[words.index(bench.image)] = image
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
 
@@ -178,10 +182,10 @@ def runner(bench: Bench, network: str, *command: str, image: str, port: int | No
     return ContainerRunner(CommandRuntime(command), box, state_dir=bench.state, records=False)
 
 
-def measured(bench: Bench, network: str, port: int, times: int, size: int) -> Figures:
+def measured(bench: Bench, network: str, port: int, times: int, size: int, *, image: str) -> Figures:
     """What the client in a box measures."""
     words = ("python3", "-c", CLIENT, str(port), str(times), str(size))
-    made = runner(bench, network, *words, image=bench.engine.images.claude, port=port)
+    made = runner(bench, network, *words, image=image, port=port)
     before = spent()
 
     async def figures() -> dict[str, float]:

@@ -138,6 +138,16 @@ class Images:
         return self._import("git", add)
 
     @cached_property
+    def python(self) -> str:
+        """`tiny` with this machine's Python, and of its library what the gateway and a client of it import: 20 MB."""
+
+        def add(archive: tarfile.TarFile) -> None:
+            add_tiny(archive)
+            add_python(archive)
+
+        return self._import("python", add)
+
+    @cached_property
     def claude(self) -> str:
         """About 600 MB: Debian, git, Python 3, and the real `claude`, with `claude-offline` beside it.
 
@@ -192,6 +202,27 @@ def add_tiny(archive: tarfile.TarFile) -> None:
     add_scripted(archive)
     for agent in (TESTS / "images").iterdir():
         add_file(archive, f"usr/local/bin/{agent.name}", agent.read_bytes(), mode=0o755)
+
+
+LISTED = """\
+import json, os, selectors, signal, socket, struct, sys, time
+"".encode("idna")
+print(sys.executable, *{it.__file__ for it in sys.modules.values() if getattr(it, "__file__", None)}, sep="\\n")
+"""
+
+
+def add_python(archive: tarfile.TarFile) -> None:
+    """Add this machine's Python as `python3`, and the modules of its library that `LISTED` imports."""
+    program = str(getattr(sys, "_base_executable", sys.executable))
+    listed = subprocess.run([program, "-I", "-c", LISTED], check=True, capture_output=True, text=True).stdout
+    program, *modules = map(os.path.realpath, listed.splitlines())
+    files = [file for file in modules if Path(file).is_file() and "site-packages" not in file]
+    for file in files:
+        if not file.endswith(".so"):
+            add_file(archive, file.lstrip("/"), Path(file).read_bytes())
+    loading = [program, *(file for file in files if file.endswith(".so"))]
+    add_programs(archive, {file.lstrip("/"): file for file in loading}, folder=".")  # at once: each library once
+    add_link(archive, "bin/python3", program)
 
 
 def import_image(engine: str, image: str, add: Callable[[tarfile.TarFile], None]) -> None:
