@@ -272,3 +272,22 @@ def test_a_manager_without_a_runner(box: Box) -> None:
         assert box.containers() == []
 
     anyio.run(main)
+
+
+@ON_OWN_ROOTFUL
+def test_a_live_agent_gets_an_input_that_ended_during_its_setup(box: Box) -> None:
+    async def main() -> None:
+        runner = box.runner(ephemeral=False)
+        pump = runner.pump(box.options("", setup="sleep 3"), argv=["sh", "-c", "cat; echo over"])
+        with anyio.fail_after(60):
+            await pump.start()
+            pump.send(b"first\n")
+            pump.end_input()
+            lines = [line async for line in pump]
+
+        assert lines == [b"first", b"over"]
+        assert (pump.error, pump.exit_code) == (None, 0)
+
+    anyio.run(main)
+    (container,) = box.containers()
+    box.engine.remove(container)
