@@ -36,6 +36,7 @@ from container_runner.session.codec import (
     Send,
     TurnEnded,
     Withdrawn,
+    shown,
 )
 from container_runner.session.settings import NotOfferedError, Settings, option_of
 from container_runner.session.updates import Updates
@@ -319,10 +320,10 @@ class AcpCodec(Codec):
             or error.code == jsonrpc.AUTHENTICATION_REQUIRED
             or error.status in (401, 403)
         ):
-            return AuthenticationError(f"The agent has no login: {error.message[:500]}")
+            return AuthenticationError(f"The agent has no login: {shown(error.message)}")
         if asked.method in _OPENING and self.resume is not None:
-            return SessionNotFoundError(f"The agent does not go on with this session: {error.message[:500]}")
-        return AgentFailedError(f"The agent did not take {asked.method!r}: {error.message[:500]}")
+            return SessionNotFoundError(f"The agent does not go on with this session: {shown(error.message)}")
+        return AgentFailedError(f"The agent did not take {asked.method!r}: {shown(error.message)}")
 
     def _take_request(self, call: jsonrpc.Call, size: int) -> list[Event]:
         if call.method != "session/request_permission":

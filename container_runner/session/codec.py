@@ -7,6 +7,7 @@ and the caller's functions.
 from __future__ import annotations
 
 import abc
+import textwrap
 from collections.abc import Sequence
 from typing import ClassVar, Final, NoReturn, TypeAlias
 
@@ -21,6 +22,14 @@ from container_runner.stream.messages import Message
 MOST_OPEN: Final = 64
 """How many asks may be open at a time. A codec answers those beyond with an error: each may start a function of the
 caller's, and an agent could ask without end."""
+
+
+def shown(reason: str) -> str:
+    """What an agent gives as a reason, in one line of 500 characters at most.
+
+    It is cut between words: of half a secret nobody would know that it is one.
+    """
+    return textwrap.shorten(reason, 500, placeholder=" …")
 
 
 @attrs.frozen

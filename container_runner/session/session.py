@@ -22,7 +22,7 @@ from container_runner.errors import (
 )
 from container_runner.session.answering import Answerer, Answering
 from container_runner.session.asks import Ask, Content, Decision, PermissionRequest, Question, content_blocks
-from container_runner.session.codec import Answer, Codec, Event, Ready, Request, Send, TurnEnded, Withdrawn
+from container_runner.session.codec import Answer, Codec, Event, Ready, Request, Send, TurnEnded, Withdrawn, shown
 from container_runner.session.stream import LiveStream
 from container_runner.session.tools import Tool
 from container_runner.stream.messages import AgentMessage, AssistantMessage, Message, ResultMessage
@@ -381,7 +381,7 @@ class Session:
         if answer is None:
             self._raise()
         elif answer.error is not None:
-            raise RequestRefusedError(f"{self.codec.agent} refuses {what}: {answer.error[:500]}")
+            raise RequestRefusedError(f"{self.codec.agent} refuses {what}: {shown(answer.error)}")
 
     async def _next(self, *, turn: bool) -> Said | None:
         await anyio.lowlevel.checkpoint()

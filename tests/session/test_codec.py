@@ -6,7 +6,7 @@ import pytest
 
 from container_runner.errors import RequestRefusedError
 from container_runner.session.asks import Ask, Content, Decision
-from container_runner.session.codec import Codec, Event, Request
+from container_runner.session.codec import Codec, Event, Request, shown
 from container_runner.stream.lines import OversizedLine
 
 
@@ -38,3 +38,10 @@ class Small(Codec):
 def test_what_an_agent_does_not_have_is_refused_by_name(request_: str) -> None:
     with pytest.raises(RequestRefusedError, match=f"small has no {request_} in a live session"):
         getattr(Small(), request_)("x")
+
+
+def test_a_reason_is_cut_between_words() -> None:
+    token = "sk-" + "a1" * 40
+
+    assert shown("no\nsuch  model") == "no such model"
+    assert shown("x " * 220 + token) == "x " * 220 + "…"
