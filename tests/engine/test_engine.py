@@ -234,6 +234,14 @@ def test_what_inspect_says_of_a_container() -> None:
     assert info.created == dt.datetime(2026, 11, 23, 10, 20, 30, 123456, dt.UTC)
 
 
+async def test_podman_looks_up_no_packages(folder: Path) -> None:
+    script = 'echo "false false 5.4.2 $DPKG_ADMINDIR"'
+    engine = await probe(folder, str(program(folder, "podman", script)))
+
+    assert engine.graph_root == "/nonexistent"
+    assert "DPKG_ADMINDIR" not in engine.environ
+
+
 @pytest.mark.parametrize(
     "raw",
     [
