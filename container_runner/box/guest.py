@@ -96,7 +96,7 @@ def _number(words: Sequence[str]) -> int | None:
 
 
 GO: Final = b"\n"
-"""What an agent whose gateway is started meanwhile waits for, behind its prompt."""
+"""What an agent whose gateway is started meanwhile waits for, in front of its prompt."""
 
 
 def header(
@@ -136,7 +136,7 @@ def header(
         setup: a command for the shell that comes before the agent; "": none.
         check: likewise one that comes after it.
         live: whether the agent's stdin is what FEED carries, and not the prompt.
-        gated: whether GO comes behind the prompt, and is waited for.
+        gated: whether GO is waited for: the prompt is left out, and comes behind that.
         exact: whether our lines on stdout begin where the agent has left off, in the middle of a line too, so that
             nothing is added to what it said.
         place: where the agent starts, if there is such a folder.
@@ -176,7 +176,7 @@ def header(
     if words := list(command):
         lines.append(f"set -- {shlex.join(words)}")
     text = "\n".join([*lines, ""])
-    return f"{text.count(chr(10))}\n{text}".encode("utf-8", "surrogateescape") + prompt
+    return f"{text.count(chr(10))}\n{text}".encode("utf-8", "surrogateescape") + (b"" if gated else prompt)
 
 
 def _written(path: str, text: str, before: str) -> str:

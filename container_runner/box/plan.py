@@ -265,7 +265,7 @@ class Plan:
     def stdin(self, *, with_command: bool = False, proven: bool = False) -> bytes:
         """What the agent's container or exec gets on stdin in front of its lease: header and prompt.
 
-        With a gateway, `guest.GO` comes behind it when that is there.
+        With a gateway, `guest.GO` and the prompt come behind it when that is there.
 
         Args:
             with_command: whether the command is among it, for a container that waited for it.
@@ -372,8 +372,8 @@ class Plan:
     def to_shell(self) -> str:
         """The commands as lines for a POSIX shell, with a comment that tells what the last one gets on stdin.
 
-        That is `stdin()`, an empty line if there is a gateway, and then nothing, for as long as the agent is to live.
-        Secrets are in none of the lines.
+        That is `stdin()`, with a gateway also an empty line and the prompt, and then nothing, for as long as the agent
+        is to live. Secrets are in none of the lines.
         """
         *first, last = map(shlex.join, self.commands)
         if not self.feed:

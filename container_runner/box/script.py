@@ -274,14 +274,13 @@ program=$(command -v "$1") || {{ hidden "$1" && refuse not-executable "$found"; 
 case $program in
   /*) if [ -d "$program" ] || [ ! -x "$program" ]; then refuse not-executable; fi ;;
 esac
+[ -z "$gated" ] || IFS= read -r line || exit {EXIT_NO_HEADER}
 ulimit -c 0 2>/dev/null
 (umask 077; head -c "$size" >"$tmp/prompt-$run")
 [ "$(wc -c <"$tmp/prompt-$run")" -eq "$size" ] || {{ rm -f "$tmp/prompt-$run"; refuse prompt-lost; }}
-exec 5<"$tmp/prompt-$run"
-rm -f "$tmp/prompt-$run"
-[ -z "$gated" ] || IFS= read -r line || exit {EXIT_NO_HEADER}
 [ -z "$live" ] || {{ mkdir -m 711 {INPUT}"$run" && mkfifo -m 622 {INPUT}"$run/fifo"; }} || refuse prompt-lost
-exec 6>&1 7>&2 2>/dev/null
+exec 5<"$tmp/prompt-$run" 6>&1 7>&2 2>/dev/null
+rm -f "$tmp/prompt-$run"
 [ -z "$live" ] || exec 5<>{INPUT}"$run/fifo" 8<{INPUT}"$run/fifo" 5<&8 8<&-
 
 path_of() {{
@@ -413,7 +412,8 @@ done
 
 RUN is the run's id and LIMIT the seconds after which it ends; with ":SECONDS" behind it, it also ends when the host has
 said nothing for so long, for a line that is cut ends no lease. stdin is the header (see `header`), the prompt, and then
-the lease. Where a gateway is started meanwhile, a line comes behind the prompt when it is there.
+the lease. Where a gateway is started meanwhile, an empty line and the prompt come when it is there: behind the prompt
+nothing may come before it was read, for a busybox's `head` reads ahead.
 Without a COMMAND it says "ready" first, and takes the command from the header.
 
 The agent is started by its path: a busybox that has programs built in would run them as our copy of it, which nobody

@@ -62,13 +62,13 @@ class Outlet:
             return await started()
         if gateway.is_started:
             gateway.become(plan.gateway)
-            process.give(guest.GO)
+            process.give(guest.GO + plan.prompt)
             return await started()
 
         async def forward() -> bool:
             with self._record.trace.span("gateway"):
                 await gateway.start(plan.forward_in(plan.container), self._engine.environ)
-            process.give(guest.GO)
+            process.give(guest.GO + plan.prompt)
             return True
 
         try:

@@ -25,7 +25,8 @@ class Stdin:
         words = shlex.split(b"\n".join(lines[:-1]).decode("utf-8", "surrogateescape"))
         fields = dict(word.partition("=")[::2] for word in words)
         exported = shlex.split(fields.get("variables", ""))[2::3]  # behind "command export"
-        prompt = lines[-1][: int(fields["size"])]
+        waited_for = guest.GO if "gated" in fields else b""
+        prompt = lines[-1].removeprefix(waited_for)[: int(fields["size"])]
         return cls(fields, dict(word.partition("=")[::2] for word in exported), prompt)
 
     @classmethod

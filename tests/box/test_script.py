@@ -69,7 +69,7 @@ class Script:
         )
 
     def tell(self, prompt: bytes = b"", **fields: Any) -> None:
-        """Write the header and the prompt."""
+        """Write the header and the prompt; the prompt not, if it waits for its gateway."""
         assert self.process.stdin is not None
         usual: dict[str, Any] = {
             "token": TOKEN, "grace": 1, "mounts": [], "kernel": "k", "other_mounts": True, "values": {}
@@ -233,9 +233,22 @@ def test_an_agent_waits_for_its_gateway(start: Start) -> None:
     assert select.select([script.process.stderr], [], [], 0) == ([], [], [])
 
     assert script.process.stdin is not None
-    script.process.stdin.write(guest.GO)
+    script.process.stdin.write(guest.GO + b"Hello")
     script.process.stdin.flush()
     script.hear(STARTED)
+    script.hear(f"ended {TOKEN} 0")
+    assert script.end().out.startswith("Hellostarted\n")
+
+
+def test_a_gateway_that_is_there_already_may_come_with_the_header(start: Start) -> None:
+    script = start(*sh("cat; echo started"))
+    header = guest.header(
+        b"Hello", token=TOKEN, grace=1, mounts=[], kernel="k", other_mounts=True, values={}, gated=True
+    )
+    assert script.process.stdin is not None
+    script.process.stdin.write(header + guest.GO + b"Hello")
+    script.process.stdin.flush()
+
     script.hear(f"ended {TOKEN} 0")
     assert script.end().out.startswith("Hellostarted\n")
 

@@ -82,8 +82,8 @@ case $1 in
     until [ -e forwarding ]; do sleep 0.01; done
     echo "container-runner: ready $run" >&2
     READ_HEADER
-    head -c "$size" >prompt
     read -r go || exit 70
+    head -c "$size" >prompt
     echo "container-runner: started $token" >&2
     echo said
     echo "container-runner: ended $token 0" >&2
