@@ -1,4 +1,7 @@
-"""Whether the head of a Ray cluster answers somewhere, which Ray itself would try to find out for minutes."""
+"""Whether the head of a Ray cluster answers somewhere, which Ray itself would try to find out for minutes.
+
+The few frames are read by hand: gRPC opens a window by nothing, for which the library for HTTP/2 ends a connection.
+"""
 
 from __future__ import annotations
 
