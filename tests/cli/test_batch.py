@@ -460,7 +460,7 @@ def test_jobs_at_work_have_a_bar_each_and_one_for_all(place: Place) -> None:
 def test_ctrl_c_stops_all_agents_and_the_next_time_goes_on(place: Place) -> None:
     file = write(place, GOOD, *({"id": f"slow-{number}", "prompt": "sleep 1000"} for number in range(3)))
     with at_terminal(place, str(file), "-j3") as terminal:
-        terminal.wait_for(lambda text: text.count("waiting for the model") == 3)
+        terminal.wait_for(lambda text: "✓ good" in text and text.count("waiting for the model") == 3)
         began = time.monotonic()
         terminal.type("\x03")
         terminal.wait_for("SIGINT: stopping the agents…")
