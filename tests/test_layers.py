@@ -43,7 +43,7 @@ PURE = {
     *(module for module in MODULES if module.startswith("config.") and module != "config.tiers"),
     *(
         f"gateway.{name}"
-        for name in ("forwarder", "inject", "offered", "plan", "proxy", "refused", "route", "told", "veil")
+        for name in ("forwarder", "inject", "offered", "plan", "proxy", "refused", "route", "scrubber", "told", "veil")
     ),
     *("workspace.findings", "workspace.names"),
     *(f"stream.{name}" for name in ("blocks", "decode", "lines", "messages", "own")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,16 +30,12 @@ from container_runner.config.values import Mount
 from container_runner.errors import ConfigError
 from container_runner.gateway.forwarder import forwarder
 from container_runner.gateway.plan import GatewayPlan
-from container_runner.gateway.veil import forms
+from container_runner.gateway.scrubber import Scrubber
 from container_runner.workspace.carry import Carry
 from container_runner.workspace.shadow import Start
 
 LONGEST_VARIABLE = 128 * 1024
 """The longest variable in bytes, its name included, that Linux gives to a program (MAX_ARG_STRLEN)."""
-
-
-SHORTEST = 8
-"""How long a hidden value is at least that is looked for in a text of ours: a shorter one is in many by chance."""
 
 PROOF = ".container-runner-"
 """How the name of a file begins that shows a box that its folders are this machine's."""
@@ -53,9 +48,7 @@ def _shown(command: tuple[str, ...]) -> str:
 
 def _told(command: Sequence[str], hidden: Mapping[str, str]) -> str:
     """A command on one line, whatever is in it, with names in the place of what is hidden."""
-    names = {form: f"[{name}]" for name, value in hidden.items() for form in forms(value) if len(form) >= SHORTEST}
-    pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-    words = [re.sub(pattern, lambda found: names[found[0]], word) if names else word for word in command]
+    words = map(Scrubber(hidden, plain=hidden).text, command)  # a short value is in many a text of ours by chance
     return " ".join(shlex.quote(it) if it.isprintable() else json.dumps(it, ensure_ascii=False) for it in words)
 
 

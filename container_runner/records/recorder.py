@@ -23,9 +23,9 @@ from container_runner.config.converter import shown_time
 from container_runner.config.limits import RecordLimits
 from container_runner.errors import ContainerRunnerError, SessionNotFoundError
 from container_runner.folders import open_folder
+from container_runner.gateway.scrubber import Scrubber
 from container_runner.options import ExecuteOptions
 from container_runner.records.records import FOLDER, RESERVE, RunRecord, clean_after, clean_once, lock, stamp
-from container_runner.records.scrubber import Scrubber
 from container_runner.records.summary import Outcome, RunSummary, Work, shortened
 from container_runner.records.tally import with_turns
 from container_runner.records.tracing import RunTrace

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import re
 import resource
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
+from pytest_subprocess import FakeProcess
 
 from container_runner.agents import CommandRuntime
+from container_runner.box.plan import Plan
 from container_runner.config.limits import RecordLimits
 from container_runner.errors import AgentFailedError
 from container_runner.options import Agent
 from container_runner.records.recorder import Recorder
+from container_runner.runner.planning import make_plan
 from container_runner.stream.lines import OversizedLine
 from container_runner.stream.messages import Message, OutputLine, ResultMessage, parse_message
 from container_runner.testing import FakeEngine
@@ -374,3 +379,135 @@ async def test_records_keep_no_descriptor(fake_engine: FakeEngine, state: Path) 
         await all_of(runner(state))
 
     assert open_fds() <= before + 1  # the event loop's own may come
+
+
+# What is not written
+
+
+def nested(text: str, times: int, **how: Any) -> str:
+    """*text* as JSON in JSON has it."""
+    for _ in range(times):
+        text = json.dumps({"x": text}, **how)
+    return text
+
+
+HARD = 'p"a\\ss\nwört/<&>☃'
+FORMS: dict[str, Callable[[str], bytes]] = {
+    "as it is": lambda value: json.dumps({"text": value}, ensure_ascii=False).encode(),
+    "escaped to ASCII": lambda value: json.dumps({"text": value}).encode(),
+    "every character escaped": lambda value: (
+        b'{"text":"' + "".join(f"\\u{ord(char):04x}" for char in value).encode() + b'"}'
+    ),
+    "every character escaped, capitals": lambda value: (
+        b'{"text":"' + "".join(f"\\u{ord(char):04X}" for char in value).encode() + b'"}'
+    ),
+    "slashes escaped": lambda value: json.dumps({"text": value}).replace("/", "\\/").encode(),
+    "as browsers like it": lambda value: (
+        json.dumps({"text": value}).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026").encode()
+    ),
+    "in other words": lambda value: json.dumps({"text": f"it is {value}, he said"}).encode(),
+    "as a key": lambda value: json.dumps({"env": {value: 1}}).encode(),
+    "in a list": lambda value: json.dumps({"content": [[{"text": [value]}]]}).encode(),
+    "JSON in JSON": lambda value: json.dumps({"text": nested(value, 1)}).encode(),
+    "JSON in JSON, not ASCII": lambda value: json.dumps({"text": nested(value, 1, ensure_ascii=False)}).encode(),
+    "JSON in JSON in JSON": lambda value: json.dumps({"text": nested(value, 2)}).encode(),
+    "not JSON": lambda value: b"it is " + json.dumps(value).encode(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("value", [KEY, HARD, "密码密码密码", "0123456789"], ids=["key", "hard", "unicode", "digits"])
+def test_a_secret_is_in_no_transcript_however_it_is_spelled(
+    state: Path, value: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", value)
+    with recorder(state, secrets=("TOKEN",)) as at_work:
+        take(at_work, b'{"type":"assistant"}', FORMS[form](value), b'{"type":"assistant"}')
+
+    _, before, line, after = lines(state)
+    shown = json.dumps(line, ensure_ascii=False)
+    assert "[TOKEN]" in shown
+    for escaped in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
+        assert escaped not in shown
+    assert before["message"] == after["message"] == {"type": "assistant"}
+
+
+async def test_what_another_plan_than_the_first_has_is_in_no_record(
+    fake_engine: FakeEngine, fp: FakeProcess, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def planned(*args: Any, **more: Any) -> Plan:
+        made.append(f"t0ken-number-{len(made)}")
+        plan = make_plan(*args, **more)
+        return attrs.evolve(plan, hidden={**plan.hidden, "TOKEN": made[-1]})
+
+    monkeypatch.setattr("container_runner.runner.runner.make_plan", planned)
+    busy = "docker: Error response from daemon: context deadline exceeded"
+    fp.register(["docker", "run", fp.any()], returncode=125, stderr=busy)
+    fake_engine.messages([*(f"it is t0ken-number-{number}" for number in range(3)), RESULT])
+
+    await all_of(runner(state))
+
+    assert len(made) == 3  # the first one, one with our folders, and one for the second start
+    written = b"".join(path.read_bytes() for path in (state / "runs" / "bot").iterdir()).decode()
+    assert written.count("it is [TOKEN]") == 3
+    assert "t0ken" not in written
+
+
+async def test_what_is_in_a_mounted_login_file_is_in_no_record_and_no_error(
+    fake_engine: FakeEngine, state: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".claude").mkdir()
+    login = tmp_path / ".claude/.credentials.json"
+    login.write_text(json.dumps({"claudeAiOauth": {"accessToken": KEY, "expiresAt": 9e15}}))
+    login.chmod(0o644)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    fake_engine.messages([f"it is {KEY}", {**RESULT, "is_error": True, "result": KEY}], exit_code=1, stderr=KEY)
+
+    *_, error = await all_of(runner(state), options())
+
+    written = b"".join(path.read_bytes() for path in (state / "runs" / "bot").iterdir()).decode()
+    assert KEY not in written + repr(error) + error.to_json().decode()
+    assert "[.credentials.json:claudeAiOauth.accessToken]" in written
+
+
+async def test_secrets_are_scrubbed_of_all_that_a_run_leaves(
+    fake_engine: FakeEngine, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    monkeypatch.setenv("PIN", "4711")
+    failed = {**RESULT, "is_error": True, "result": f"Bad key {KEY}"}
+    fake_engine.messages(
+        [{"type": "system", "session_id": "s", "env": {"k": KEY}}, f"PIN is 4711, {KEY}", failed],
+        exit_code=1, stderr=f"rejected {KEY}\n",
+    )  # fmt: skip
+
+    given_ = options(f"use {KEY} and 4711 and host=db.example.org")
+    await all_of(runner(state, secrets=("PIN",), env={"HOST": "db.example.org"}), given_)
+
+    written = b"".join(path.read_bytes() for path in (state / "runs" / "bot").iterdir()).decode()
+    assert "api03" not in written
+    assert "db.example.org" not in written
+    assert "4711" not in written
+    assert "[ANTHROPIC_API_KEY]" in written
+    assert summary(state)["message"] == "claude failed: Bad key [ANTHROPIC_API_KEY]"
+
+
+def test_each_line_of_a_secret_of_many_lines_is_scrubbed(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEM", "-----BEGIN KEY-----\nMIIEowIBAAKCAQEA0Z3VS5JJ\nshort\n-----END KEY-----\n")
+    with recorder(state, secrets=("PEM",)) as at_work:
+        take(at_work, json.dumps({"text": "  2\tMIIEowIBAAKCAQEA0Z3VS5JJ"}).encode())
+
+    assert said(state) == [{"text": "  2\t[PEM]"}]
+
+
+def test_an_open_variable_with_a_common_value_does_not_mangle_the_transcript(state: Path) -> None:
+    line = b'{"type":"assistant","message":{"role":"assistant","ok":true,"text":"main is assistant"}}'
+    with recorder(state, env={"A": "assistant", "B": "true", "C": "main"}) as at_work:
+        take(at_work, line)
+
+    expected = {"type": "assistant", "message": {"role": "assistant", "ok": True, "text": "main is [A]"}}
+    assert said(state) == [expected]
