@@ -170,11 +170,8 @@ class Engine:
             if _DOCKER_VERSION.match(version):
                 return attrs.evolve(guess, version=_version(version))
         words = "{{.Host.ServiceIsRemote}} {{.Host.Security.Rootless}} {{.Version.Version}} {{.Store.GraphRoot}}"
-        # podman looks up the packages of its helpers whatever it is asked for, and with dpkg that takes four fifths of
-        # it. No one reads them here.
-        quick = attrs.evolve(guess, environ={**guess.environ, "DPKG_ADMINDIR": "/nonexistent"})
         try:
-            answer = await quick.ask("info", f"--format={words}")
+            answer = await guess.ask_podman(words)
         except EngineError as error:
             if "evaluate field Host" not in error.stderr:
                 raise
@@ -297,7 +294,7 @@ class Engine:
         theirs = await self.ask("image", "inspect", "--format={{.Architecture}}", "--", image)
         if self.dialect.name == "docker":
             return theirs, await self.ask("version", "--format={{.Server.Arch}}")
-        return theirs, await self.ask("info", "--format={{.Host.Arch}}")
+        return theirs, await self.ask_podman("{{.Host.Arch}}")
 
     async def find(self, labels: Mapping[str, str]) -> list[str]:
         """The ids of all containers that carry every one of *labels*; the value "" stands for any."""
@@ -337,6 +334,15 @@ class Engine:
             return await commands.run(command, env=self.environ, cwd=cwd, timeout=timeout, patience=patience)
         except OSError as error:
             raise spawn_error(command, error) from None
+
+    async def ask_podman(self, template: str) -> str:
+        """What podman's `info` says to a template.
+
+        It looks up the packages of its helpers whatever it is asked for, and with dpkg that takes four fifths of it. No
+        one reads them here.
+        """
+        quick = attrs.evolve(self, environ={**self.environ, "DPKG_ADMINDIR": "/nonexistent"})
+        return await quick.ask("info", f"--format={template}")
 
     async def ask(self, *words: str) -> str:
         """What the program prints for some words, such as "--version"."""
