@@ -74,8 +74,8 @@ def changes(
     async def look(found: Changes) -> str:
         if diff or stat:
             return await found.diff(stat=stat)
-        later = None if run else _mounted_after(found.run, flags)
-        return "\n".join([*rows_of(found, is_last=not run), *later_rows(later)])
+        later = "" if run else _told_of_later(found.run, flags)
+        return "\n".join([*rows_of(found, is_last=not run), *(["", later] if later else [])])
 
     found, text = with_changes(run, flags, lambda found: _both(found, look), may_be_empty=empty)
     if json:
@@ -160,16 +160,6 @@ def next_rows(run: str) -> list[str]:
     ]
 
 
-def later_rows(run: str | None) -> list[str]:
-    """What is told of a run that was the last one, and on the folder itself."""
-    if run is None:
-        return []
-    return [
-        "",
-        f"Run {run[:12]} was the last, with the folder mounted: what it did is there, and nothing is to be fetched.",
-    ]
-
-
 def shown(path: bytes) -> str:
     """A path on one line of a terminal."""
     return one_line(path.decode("utf-8", "backslashreplace"))
@@ -198,6 +188,16 @@ def _mounted_after(run: str, flags: WorkFlags) -> str | None:
         if has_worked and summary.workspace is not None and Path(summary.workspace).resolve() == workspace:
             return record.run_id if summary.changes is None else None  # a carried one that was discarded has them
     return None
+
+
+def _told_of_later(run: str, flags: WorkFlags) -> str:
+    """What is told of a run that came after *run* and was on the folder itself; "" if there is none."""
+    later = _mounted_after(run, flags)
+    if later is None:
+        return ""
+    return (
+        f"Run {later[:12]} was the last, with the folder mounted: what it did is there, and nothing is to be fetched."
+    )
 
 
 async def _both(found: Changes, look: Callable[[Changes], Awaitable[str]]) -> tuple[Changes, str]:
@@ -230,8 +230,8 @@ async def _find(run: str, flags: WorkFlags, *, may_be_empty: bool) -> tuple[Shad
         if not kept:
             allowed = "a run, or a folder that an agent has worked on with --workspace-mode=carried"
             allowed = f"{allowed}; `container-runner logs --list --all` has all runs"
-            rows = [row for row in later_rows(_mounted_after("", flags)) if row]
-            raise ConfigError("RUN", None, allowed, told=" ".join([*rows, f"RUN must be {allowed}"]) if rows else None)
+            later = _told_of_later("", flags)
+            raise ConfigError("RUN", None, allowed, told=f"{later} RUN must be {allowed}" if later else None)
         return shadow, kept[-1]
     found = [name for name in kept if name.startswith(run)]
     if len(found) == 1:
