@@ -26,9 +26,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             assert {engine_of(item.nodeid)} == engine_names(item), f"{item.nodeid} would run in a process of its own"
         if os.environ.get("CI") == "true":
             # A busy machine fails now and then by itself, and one of ten thousand tests must not decide. What was
-            # tried again is listed at the end; what fails thrice fails. What is left behind is told once, at the end of
+            # tried again is listed at the end; what fails twice fails. What is left behind is told once, at the end of
             # a process's last test, and would be gone for a second try.
-            item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=2, rerun_except=[LeftBehindError.__name__]))
+            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=1, rerun_except=[LeftBehindError.__name__]))
         if {"claude_image", "agents_image"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.timeout(600))
     items.sort(key=turn)  # with `pytest -n` the groups are dealt out in this order
