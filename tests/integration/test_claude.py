@@ -114,13 +114,19 @@ SUB_AGENT = {
 }
 
 
+@pytest.fixture
+def gitconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Git's configuration of somebody who has a name."""
+    path = tmp_path / "config"
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(path))
+    path.write_text("[user]\nname = Me\nemail = me@home\n")
+    return path
+
+
 @ON_OWN_ROOTFUL
-def test_sub_agents_work_in_worktrees_in_one_run_as_in_the_next(
-    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("gitconfig")
+def test_sub_agents_work_in_worktrees_in_one_run_as_in_the_next(box: Box) -> None:
     """Also where the project has settings for claude, which are read-only."""
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
-    (tmp_path / "config").write_text("[user]\nname = Me\nemail = me@home\n")
     (box.workspace / ".claude").mkdir()
     (box.workspace / ".claude/settings.json").write_text("{}")
     for path in (box.workspace / ".claude", box.workspace / ".claude/settings.json"):
@@ -156,11 +162,11 @@ CARRIED = "\n".join(
 
 @ON_OWN_ROOTFUL
 def test_what_claude_and_its_sub_agent_commit_comes_out_of_a_carried_workspace(
-    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    box: Box, tmp_path: Path, gitconfig: Path
 ) -> None:
     """Also in a submodule."""
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
-    (tmp_path / "config").write_text('[user]\nname = Me\nemail = me@home\n[protocol "file"]\nallow = always\n')
+    with gitconfig.open("a") as file:
+        file.write('[protocol "file"]\nallow = always\n')
     (library := tmp_path / "library").mkdir()
 
     def git(folder: Path, *words: str) -> str:

@@ -160,8 +160,10 @@ class Live:
             "9",
             "claude",
         ]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen([program, *words], env=variables, **pipes)  # type: ignore[call-overload]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen([program, *words], env=variables, stdin=pipe, stdout=pipe, stderr=pipe)
+        assert process.stdin is not None
+        assert process.stderr is not None
         header = guest.header(
             b"", token="t0k3n", grace=0, mounts=(), kernel="", other_mounts=True, values={}, live=True
         )
